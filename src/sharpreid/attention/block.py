@@ -1,0 +1,40 @@
+"""The sharp attention block (paper Sec. III-A, Eq. 1-2)."""
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from sharpreid.attention.context import ContextUnit
+
+
+class Attended(NamedTuple):
+    """What an attention block returns."""
+
+    output: Tensor
+    """F_i of Eq. 2, (B, C, H, W), dtype of the trunk: what the next stage reads."""
+    attended: Tensor
+    """A_i of Eq. 1, (B, C, H, W), float32: what the total variation of Eq. 6 is taken of."""
+    mask: Tensor
+    """M_i, (B, C, H, W), float32, in [0, 1]."""
+
+
+class SharpAttentionBlock(nn.Module):
+    """Attends a stage's output: A = M(T) * T (Eq. 1) and F = T + A (Eq. 2).
+
+    Args:
+        sampler: maps the mask branch to a mask of the same shape in [0, 1]: `MaskSampler`, or
+            `SigmoidGate` for the soft attention that the paper compares with.
+        context: the context-aware unit in front of the sampler (Sec. III-D), or None: the mask is made
+            from the stage's output itself.
+    """
+
+    def __init__(self, *, sampler: nn.Module, context: ContextUnit | None) -> None:
+        super().__init__()
+        self.sampler = sampler
+        self.context = context
+
+    def forward(self, trunk: Tensor) -> Attended:
+        """Attend ``trunk`` (T of Eq. 1), float, (B, C, H, W)."""
+        mask: Tensor = self.sampler(trunk if self.context is None else self.context(trunk))
+        attended = mask * trunk
+        return Attended((trunk + attended).to(trunk.dtype), attended, mask)

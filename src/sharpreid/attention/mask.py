@@ -1,0 +1,209 @@
+"""The mask generator: adaptive sampling of activations (paper Sec. III-A, Eq. 3-5).
+
+All arithmetic is float32 (float64 input stays float64), also under autocast: in bfloat16
+``1 - 1e-6`` is 1, and the logit of Eq. 5 loses half a unit.
+"""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+TestMask = Literal["noise_free", "expected", "hard", "sample"]
+
+
+def keep_probability(x: Tensor, eps: float) -> Tensor:
+    """Keep-probability of each activation (Eq. 3): min-max over space, per sample and channel.
+
+    Args:
+        x: mask-branch input, float, (B, C, H, W), unitless activations.
+        eps: distance kept from 0 and 1, so that log(pi) in Eq. 5 is finite; in [0, 0.5). Not the paper's.
+
+    Returns:
+        pi, shape of ``x``, float32 (float64 for float64 input), in [eps, 1 - eps]. A constant channel
+        (max - min < 1e-19, e.g. dead ReLU), where Eq. 3 is 0/0, gives eps: nothing attended.
+
+    Raises:
+        ValueError: ``x`` is not 4-D and floating, or ``eps`` is out of range.
+
+    >>> keep_probability(torch.tensor([[[[0.0, 1.0], [2.0, 4.0]]]]), eps=0.0).flatten().tolist()
+    [0.0, 0.25, 0.5, 1.0]
+    """
+    x = _checked(x, eps)
+    low, high, constant = _range_over_space(x)
+    unit = torch.where(constant, 1.0, high - low)
+    return (torch.where(constant, 0.0, x - low) / unit).clamp(eps, 1 - eps)
+
+
+def keep_logit(x: Tensor, eps: float) -> Tensor:
+    """logit(pi) of Eq. 3's keep-probability, as log(x - min) - log(max - x).
+
+    Near pi = 1 the difference ``max - x`` is exact where ``1 - pi`` has lost its digits. Arguments as
+    `keep_probability`, with eps in (0, 0.5); a constant channel gives logit(eps) and no gradient.
+
+    Returns:
+        logit(pi), shape of ``x``, float32 or float64, in [logit(eps), logit(1 - eps)].
+
+    Raises:
+        ValueError: ``x`` is not 4-D and floating, or ``eps`` is out of range.
+
+    >>> logit = keep_logit(torch.tensor([[[[0.0, 1.0], [2.0, 4.0]]]]), eps=1e-6).flatten()
+    >>> [round(value, 3) for value in logit.tolist()]  # the second is log(1 / 3)
+    [-13.816, -1.099, 0.0, 13.816]
+    """
+    if eps <= 0:
+        raise ValueError(f"eps must be > 0 for a finite logit, got {eps}")
+    x = _checked(x, eps)
+    low, high, constant = _range_over_space(x)
+    unit = torch.where(constant, 1.0, high - low)
+    above = torch.where(constant, 0.0, x - low)
+    below = torch.where(constant, 1.0, high - x)
+    nearest, farthest = eps * unit, (1 - eps) * unit
+    return torch.log(_between(above, nearest, farthest)) - torch.log(_between(below, nearest, farthest))
+
+
+def gumbel_mask(pi: Tensor, tau: float | Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Relaxed Bernoulli mask (Eq. 5), one draw per activation.
+
+    The two-class softmax of Eq. 5 equals sigmoid((logit(pi) + g1 - g0) / tau), and the difference of two
+    Gumbel draws is one logistic draw: the same distribution at half the noise. P(mask > 0.5) = pi at
+    every tau; the *mean* of the mask is not pi.
+
+    Args:
+        pi: keep-probabilities (Eq. 3), float, any shape, in (0, 1).
+        tau: softmax temperature, > 0, unitless.
+        generator: source of the noise; None takes torch's global one.
+
+    Returns:
+        Mask, shape of ``pi``, float32 or float64, in [0, 1].
+
+    Raises:
+        ValueError: ``tau`` <= 0.
+
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> masks = gumbel_mask(torch.full((20_000,), 0.3), tau=0.5, generator=generator)
+    >>> round((masks > 0.5).float().mean().item(), 2)
+    0.3
+    """
+    _check_temperature(tau)
+    pi = _at_least_float32(pi)
+    return relaxed_mask(torch.logit(pi), logistic_noise(pi.shape, pi, generator), tau)
+
+
+def relaxed_mask(logit: Tensor, noise: Tensor | float, tau: float | Tensor) -> Tensor:
+    """Eq. 5 for given noise: sigmoid((logit(pi) + g1 - g0) / tau), in [0, 1]."""
+    return torch.sigmoid((logit + noise) / tau)
+
+
+def logistic_noise(shape: torch.Size, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Finite Logistic(0, 1) draws (g1 - g0 of Eq. 5) of ``shape``, with dtype and device of ``like``."""
+    u = torch.rand(shape, dtype=like.dtype, device=like.device, generator=generator)
+    limits = torch.finfo(like.dtype)
+    return torch.logit(u.clamp(limits.tiny, 1 - limits.eps))
+
+
+class MaskSampler(nn.Module):
+    """Soft mask of an activation map: Eq. 3-5 with a temperature that the training loop sets.
+
+    In training mode the mask is one draw of Eq. 5. In evaluation mode the paper is silent; ``test_mask``:
+
+    - ``noise_free``: Eq. 5 without noise at the current tau;
+    - ``expected``: pi itself;
+    - ``hard``: 1 where pi > 0.5, else 0;
+    - ``sample``: the average of ``draws`` seeded draws. The noise has shape (1, C, H, W), so the result
+      of an image depends neither on its batch nor on earlier calls.
+
+    Args:
+        eps: see `keep_logit`; in (0, 0.5).
+        test_mask: the mask in evaluation mode.
+        draws: number of draws of ``sample``, >= 1.
+        seed: seed of ``sample``.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    tau: Tensor
+
+    def __init__(
+        self, *, eps: float, test_mask: TestMask = "noise_free", draws: int = 8, seed: int = 0
+    ) -> None:
+        super().__init__()
+        if not 0 < eps < 0.5:
+            raise ValueError(f"eps must be in (0, 0.5), got {eps}")
+        if test_mask not in get_args(TestMask):
+            raise ValueError(f"test_mask must be one of {', '.join(get_args(TestMask))}; got {test_mask!r}")
+        if draws < 1:
+            raise ValueError(f"draws must be at least 1, got {draws}")
+        self.eps = eps
+        self.test_mask: TestMask = test_mask
+        self.draws = draws
+        self.seed = seed
+        self.noise_seed: int | None = None
+        """Seed of the next draws in training mode; None draws from torch's global generator."""
+        self.register_buffer("tau", torch.tensor(1.0))
+
+    def set_temperature(self, tau: float) -> None:
+        """Set tau of Eq. 5 (unitless, > 0); ValueError otherwise."""
+        _check_temperature(tau)
+        self.tau.fill_(tau)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mask of ``x`` (B, C, H, W), same shape, float32 or float64, in [0, 1]."""
+        with torch.autocast(x.device.type, enabled=False):
+            if self.training:
+                logit = keep_logit(x, self.eps)
+                return relaxed_mask(logit, logistic_noise(logit.shape, logit, self._generator(x)), self.tau)
+            if self.test_mask == "expected":
+                return keep_probability(x, self.eps)
+            logit = keep_logit(x, self.eps)
+            if self.test_mask == "hard":
+                return (logit > 0).to(logit.dtype)
+            if self.test_mask == "noise_free":
+                return relaxed_mask(logit, 0.0, self.tau)
+            return self._averaged_draws(logit)
+
+    def extra_repr(self) -> str:
+        return f"eps={self.eps}, test_mask={self.test_mask}"
+
+    def _generator(self, x: Tensor) -> torch.Generator | None:
+        return None if self.noise_seed is None else torch.Generator(x.device).manual_seed(self.noise_seed)
+
+    def _averaged_draws(self, logit: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed)
+        total = torch.zeros_like(logit)
+        for _ in range(self.draws):
+            noise = logistic_noise(logit.shape[1:], torch.empty((), dtype=logit.dtype), generator)
+            total += relaxed_mask(logit, noise.to(logit.device), self.tau)
+        return total / self.draws
+
+
+def _checked(x: Tensor, eps: float) -> Tensor:
+    if x.ndim != 4 or not x.is_floating_point():
+        raise ValueError(f"x must be a float (B, C, H, W), got {x.dtype} of shape {tuple(x.shape)}")
+    if not 0 <= eps < 0.5:
+        raise ValueError(f"eps must be in [0, 0.5), got {eps}")
+    return _at_least_float32(x)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _range_over_space(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Minimum and maximum of each channel and whether it is constant, (B, C, 1, 1) each.
+
+    Constant is a channel whose range is below the root of the smallest normal number (1e-19 in float32):
+    dividing by less overflows in the gradients of Eq. 3 and 5.
+    """
+    low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+    return low, high, ~(high - low >= torch.finfo(x.dtype).tiny ** 0.5)
+
+
+def _between(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    return torch.minimum(torch.maximum(x, low), high)
+
+
+def _check_temperature(tau: float | Tensor) -> None:
+    if not tau > 0:
+        raise ValueError(f"tau must be > 0, got {float(tau)}")

@@ -1,0 +1,110 @@
+"""Where the configs are, and what they need to be composed and built."""
+
+import hashlib
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import hydra.utils
+import pytorch_lightning as pl
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from sharpreid.callbacks.progress import ProgressWithTimeLeft
+from sharpreid.data.datamodule import ReIDDataModule
+from sharpreid.module import ReIDModule
+from sharpreid.report.comparison import parse_override
+from sharpreid.report.sweep import planned_jobs, swept_keys
+
+_PACKAGED = Path(__file__).parent / "conf"
+_LONGEST_NAME = 120
+_LONGEST_LABEL = 60
+
+CONF_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "conf"
+"""The Hydra configs: inside the installed package, or conf/ of the checkout."""
+
+
+def register_resolvers() -> None:
+    """Make ``${job_dir:...}`` and ``${run_label:...}`` known to OmegaConf."""
+    OmegaConf.register_new_resolver("job_dir", job_dir, replace=True)
+    OmegaConf.register_new_resolver("run_label", run_label, replace=True)
+    OmegaConf.register_new_resolver("sweep_jobs", planned_jobs, replace=True)
+    OmegaConf.register_new_resolver("sweep_job", _job_number, replace=True)
+
+
+def job_dir(override_dirname: str) -> str:
+    """Directory name of a run: its overrides, without characters that file systems refuse, of bounded length.
+
+    >>> job_dir("model.blocks=[1,2],model.trunk.weights=/a/b.pth")
+    'model.blocks=[1,2],model.trunk.weights=_a_b.pth'
+    >>> job_dir("")
+    'default'
+    """
+    name = re.sub(r"[^\w.=,+\[\]-]", "_", override_dirname) or "default"
+    if len(name) <= _LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(override_dirname.encode()).hexdigest()[:8]
+    return f"{name[: _LONGEST_NAME - 9]}-{digest}"
+
+
+def run_label(name: str) -> str:
+    """What to call the running job, briefly: in a sweep what varies, else its overrides or ``name``."""
+    overrides = [parse_override(override) for override in HydraConfig.get().overrides.task]
+    varying = swept_keys()
+    shown = [f"{key}={value}" for key, value in overrides if not varying or key in varying]
+    return textwrap.shorten(" ".join(shown), _LONGEST_LABEL, placeholder=" ...") or name
+
+
+def _job_number() -> int | None:
+    """Place of the running job in a sweep that this process goes through, from 1; None outside of one."""
+    return None if planned_jobs() is None else HydraConfig.get().job.num + 1
+
+
+def build_data(cfg: DictConfig) -> ReIDDataModule:
+    """The LightningDataModule of a composed config."""
+    data: ReIDDataModule = hydra.utils.instantiate(cfg.data)
+    return data
+
+
+def build_module(cfg: DictConfig) -> ReIDModule:
+    """The LightningModule of a composed config."""
+    parts: Any = hydra.utils.instantiate
+    return ReIDModule(
+        network=parts(cfg.model),
+        objective=parts(cfg.objective),
+        optimizer=parts(cfg.optimizer),
+        temperature=parts(cfg.schedule.temperature),
+        learning_rate_factor=parts(cfg.schedule.learning_rate_factor),
+        beta1=parts(cfg.schedule.beta1),
+        protocol=parts(cfg.protocol),
+        re_ranking=parts(cfg.get("re_ranking")),  # not in the configs of early runs
+        channels_last=cfg.channels_last,
+        seed=cfg.seed,
+    )
+
+
+def build_trainer(cfg: DictConfig, *, training: bool) -> pl.Trainer:
+    """The Trainer of a composed config; for evaluation alone without its loggers and callbacks."""
+    if training:
+        callbacks, loggers = (
+            [*map(hydra.utils.instantiate, nodes.values())] for nodes in (cfg.callbacks, cfg.logger)
+        )
+    else:
+        callbacks, loggers = [ProgressWithTimeLeft()], []
+    trainer: pl.Trainer = hydra.utils.instantiate(
+        cfg.trainer,
+        callbacks=callbacks,
+        logger=loggers,
+        enable_checkpointing=training,
+        limit_val_batches=1.0 if cfg.data.validation_identities else 0,
+    )
+    if training and (trainer.max_epochs or 0) < 1:
+        raise ValueError(f"trainer.max_epochs must be at least 1, got {cfg.trainer.max_epochs}")
+    if trainer.world_size > 1:
+        raise ValueError(
+            f"trainer.devices={cfg.trainer.devices} on {cfg.trainer.get('num_nodes', 1)} node(s) starts "
+            f"{trainer.world_size} processes, each of which would run the whole command again; use "
+            "trainer.devices=1, and one process per GPU for the jobs of a sweep"
+        )
+    return trainer

@@ -1,0 +1,105 @@
+"""PK identity sampling: every batch holds P identities with K images each (paper Sec. IV-B)."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from sharpreid.data.reid_data import random_stream
+
+
+class Draw(NamedTuple):
+    """One image of one batch. ``(seed, epoch, position)`` seeds its augmentation."""
+
+    image: int
+    """Index into the training images."""
+    epoch: int
+    position: int
+    """In the epoch's stream of images, over all ranks."""
+
+
+class PKBatchSampler(Sampler[list[Draw]]):
+    """Batches of P identities x K images, for one of several ranks.
+
+    One epoch is one pass over the identities in a random order, cut into batches of P; the last, incomplete
+    batch is dropped. Of each identity K images are drawn without replacement; an identity with fewer than
+    K gives all of its images and then repeats. A batch is a function of (labels, seed, epoch, step) alone.
+    Rank r of W takes identities r * P / W to (r + 1) * P / W of each batch, so the ranks are disjoint and
+    their union, in rank order, is the batch of a single process.
+
+    Args:
+        labels: identity of each training image.
+        identities_per_batch: P, over all ranks.
+        images_per_identity: K, at least 2: an anchor needs a positive.
+        seed: of order and choice.
+        rank: of this process.
+        world_size: number of processes; divides P.
+
+    Raises:
+        ValueError: an argument is out of range, or there are fewer than P identities.
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[int],
+        *,
+        identities_per_batch: int,
+        images_per_identity: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if identities_per_batch < 2 or images_per_identity < 2:
+            raise ValueError(
+                "a batch needs at least 2 identities with 2 images each, got "
+                f"P = {identities_per_batch} and K = {images_per_identity}"
+            )
+        if world_size < 1 or identities_per_batch % world_size or not 0 <= rank < world_size:
+            raise ValueError(
+                f"identities_per_batch = {identities_per_batch} is the number over all processes and must be "
+                f"a multiple of their number; got rank {rank} of {world_size}"
+            )
+        self.images_of = {pid: np.flatnonzero(np.asarray(labels) == pid) for pid in sorted(set(labels))}
+        if len(self.images_of) < identities_per_batch:
+            raise ValueError(
+                f"identities_per_batch = {identities_per_batch}, but there are only {len(self.images_of)} "
+                "training identities; lower data.identities_per_batch or hold out fewer for validation"
+            )
+        self.identities_per_batch = identities_per_batch
+        self.images_per_identity = images_per_identity
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+
+    @property
+    def sampler(self) -> "PKBatchSampler":
+        """Itself: Lightning announces the epoch to ``batch_sampler.sampler``."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch (0-based) that the next iteration yields."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Batches per epoch, the same on every rank."""
+        return len(self.images_of) // self.identities_per_batch
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        """This rank's part of each batch of the current epoch."""
+        epoch = self.epoch
+        rng = random_stream("sampling", self.seed, epoch)
+        order = rng.permutation(list(self.images_of))
+        indices = np.concatenate([self._draw_images(pid, rng) for pid in order])
+        share = self.identities_per_batch // self.world_size * self.images_per_identity
+        for step in range(len(self)):
+            start = (step * self.world_size + self.rank) * share
+            yield [Draw(int(indices[i]), epoch, i) for i in range(start, start + share)]
+
+    def _draw_images(self, pid: int, rng: np.random.Generator) -> np.ndarray:
+        images = rng.permutation(self.images_of[pid])
+        missing = self.images_per_identity - len(images)
+        if missing > 0:
+            images = np.concatenate([images, rng.choice(images, missing)])
+        return images[: self.images_per_identity]

@@ -1,0 +1,176 @@
+"""From an image file to normalised tensors: the paper's augmentation and test-time crops (Sec. IV-B)."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from sharpreid.data.reid_data import DataError
+
+Crops = Literal["plain", "flip", "ten_crop"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+TEN_CROP_SCALE = 9 / 8
+"""Ten-crop testing resizes to 288 x 144 before it cuts 256 x 128: the convention of reference [15]."""
+
+
+def read_image(path: Path, content: bytes | None = None) -> Image.Image:
+    """Decode an image file as RGB.
+
+    Args:
+        path: of the file.
+        content: its bytes, where they have been read already.
+
+    Raises:
+        DataError: names the file that cannot be decoded.
+    """
+    with _opened(path, content) as image:
+        return image.convert("RGB")
+
+
+def image_size(path: Path, content: bytes | None = None) -> tuple[int, int]:
+    """Width and height, pixels, without decoding; arguments and error of `read_image`."""
+    with _opened(path, content) as image:
+        return image.size
+
+
+@contextmanager
+def _opened(path: Path, content: bytes | None) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
+            yield image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: cannot be read as an image ({error}); restore the file") from error
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """RGB image to float32 (3, H, W), normalised by the mean and deviation of ImageNet."""
+    pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1).float().div_(255)
+    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    return pixels.sub_(mean[:, None, None]).div_(std[:, None, None])
+
+
+def draw_crop(
+    width: int,
+    height: int,
+    *,
+    area: tuple[float, float],
+    ratio: tuple[float, float],
+    tries: int,
+    rng: np.random.Generator,
+) -> tuple[int, int, int, int]:
+    """Box of the paper's random crop: area fraction and height/width ratio uniform, position uniform.
+
+    Unlike torchvision's RandomResizedCrop, the ratio is height over width and not log-uniform, and after
+    ``tries`` boxes that do not fit the whole image is taken.
+
+    Args:
+        width: of the image, pixels.
+        height: of the image, pixels.
+        area: range of the box's share of the image's area, in (0, 1].
+        ratio: range of the box's height / width.
+        tries: attempts to fit a box.
+        rng: source of the draws.
+
+    Returns:
+        (left, upper, right, lower), pixels.
+    """
+    for _ in range(tries):
+        target = rng.uniform(*area) * width * height
+        aspect = rng.uniform(*ratio)
+        crop_height = round((target * aspect) ** 0.5)
+        crop_width = round((target / aspect) ** 0.5)
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            left = int(rng.integers(width - crop_width, endpoint=True))
+            upper = int(rng.integers(height - crop_height, endpoint=True))
+            return left, upper, left + crop_width, upper + crop_height
+    return 0, 0, width, height
+
+
+class TrainTransform:
+    """The paper's augmentation: random crop, resize, horizontal flip, normalisation.
+
+    Args:
+        height: of the result, pixels.
+        width: of the result, pixels.
+        area: see `draw_crop`.
+        ratio: see `draw_crop`.
+        tries: see `draw_crop`.
+        flip_probability: in [0, 1].
+    """
+
+    def __init__(
+        self,
+        *,
+        height: int,
+        width: int,
+        area: tuple[float, float],
+        ratio: tuple[float, float],
+        tries: int,
+        flip_probability: float,
+    ) -> None:
+        _check_size(height, width)
+        if not 0 < area[0] <= area[1] <= 1 or not 0 < ratio[0] <= ratio[1] or tries < 0:
+            raise ValueError(
+                "area must be a range in (0, 1], ratio a range above 0 and tries >= 0; got "
+                f"{area}, {ratio} and {tries}"
+            )
+        if not 0 <= flip_probability <= 1:
+            raise ValueError(f"flip_probability must be in [0, 1], got {flip_probability}")
+        self.height, self.width = height, width
+        self.area, self.ratio, self.tries = area, ratio, tries
+        self.flip_probability = flip_probability
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
+        """RGB image to a view, float32, (3, H, W); all randomness comes from ``rng``."""
+        box = draw_crop(*image.size, area=self.area, ratio=self.ratio, tries=self.tries, rng=rng)
+        image = image.resize((self.width, self.height), Image.Resampling.BILINEAR, box=box)
+        if rng.random() < self.flip_probability:
+            image = ImageOps.mirror(image)
+        return to_tensor(image)
+
+
+class EvalTransform:
+    """The views of a test image whose embeddings are averaged.
+
+    Args:
+        height: of a view, pixels.
+        width: of a view, pixels.
+        crops: ``plain`` (one resized view), ``flip`` (and its mirror image), or ``ten_crop`` (the paper's:
+            resize to 9/8, centre and four corners, each with its mirror image).
+    """
+
+    def __init__(self, *, height: int, width: int, crops: Crops) -> None:
+        _check_size(height, width)
+        if crops not in get_args(Crops):
+            raise ValueError(f"crops must be one of {', '.join(get_args(Crops))}; got {crops!r}")
+        self.height, self.width, self.crops = height, width, crops
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """RGB image to its views, float32, (V, 3, H, W)."""
+        views = self._crops(image)
+        if self.crops != "plain":
+            views = [mirrored for view in views for mirrored in (view, ImageOps.mirror(view))]
+        return torch.stack([to_tensor(view) for view in views])
+
+    def _crops(self, image: Image.Image) -> list[Image.Image]:
+        if self.crops != "ten_crop":
+            return [image.resize((self.width, self.height), Image.Resampling.BILINEAR)]
+        width, height = round(self.width * TEN_CROP_SCALE), round(self.height * TEN_CROP_SCALE)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        right, lower = width - self.width, height - self.height
+        corners = [(0, 0), (right, 0), (0, lower), (right, lower), (right // 2, lower // 2)]
+        return [image.crop((x, y, x + self.width, y + self.height)) for x, y in corners]
+
+
+def _check_size(height: int, width: int) -> None:
+    if height < 1 or width < 1:
+        raise ValueError(f"height and width must be positive numbers of pixels, got {height} and {width}")

@@ -1,0 +1,155 @@
+"""Score a run's checkpoint again: ``python -m sharpreid.evaluate checkpoint=RUN/checkpoints/final.ckpt``."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sharpreid.config import CONF_DIR, build_data, build_module, build_trainer, register_resolvers
+from sharpreid.evaluation.ranking import RankingScores
+from sharpreid.models.weights import read_tensors
+from sharpreid.module import ReIDModule
+from sharpreid.records import describe_scores, write_json
+from sharpreid.report.table import print_run_table
+from sharpreid.train import quieten, reason, score
+
+_ABSENT = object()
+_OVERRIDABLE = (
+    "data_root",
+    "data.source.root",
+    "data.source.manifest",
+    "data.source.images",
+    "data.source.distractors",
+    "data.source.multi_query",
+    "data.source.allow_subset",
+    "data.eval_",
+    "data.num_workers",
+    "data.cache",
+    "image.",
+    "model.sampler.",
+    "protocol.",
+    "re_ranking",
+    "trainer.accelerator",
+    "trainer.precision",
+)
+
+USAGE = """\
+usage: python -m sharpreid.evaluate checkpoint=RUN/checkpoints/final.ckpt [key=value ...] [output=FILE.json]
+
+Scores the checkpoint by its run's own config (RUN/config.yaml). Without further values the score is that of
+RUN/scores.json, digit for digit on the same machine. What concerns the scoring can be overridden:
+
+  data.eval_transform.crops=ten_crop     plain | flip | ten_crop
+  model.sampler.test_mask=expected       noise_free | expected | hard | sample
+  re_ranking=k_reciprocal                none | k_reciprocal | query_expansion, with the values of
+                                         conf/re_ranking/; then re_ranking.k1=30 changes one of them
+  data_root=/path data.source.root=/path trainer.accelerator=cpu data.num_workers=0
+  image.height=256 image.width=128 trainer.precision=32-true protocol.denominator=all_queries
+
+output=FILE.json also writes the scores to a file.
+"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command; exit status 2 for a wrong call, 1 for a checkpoint that cannot be scored."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(USAGE)
+        sys.exit(0 if arguments else 2)
+    quieten()
+    try:
+        evaluate(arguments)
+    except (OSError, ValueError, RuntimeError, OmegaConfBaseException, HydraException) as error:
+        print(f"error: {reason(error)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def evaluate(arguments: list[str]) -> RankingScores:
+    """Score as the arguments (``key=value``) say; prints a table.
+
+    Raises:
+        FileNotFoundError: the checkpoint or its run's config is missing.
+        ValueError: an argument is not key=value, or names a key that the config does not have.
+    """
+    given = _parse(arguments)
+    if "checkpoint" not in given:
+        raise ValueError(f"checkpoint=... is missing\n{USAGE}")
+    checkpoint, output = Path(str(given.pop("checkpoint"))), given.pop("output", None)
+    cfg = load_config(checkpoint)
+    if "re_ranking" in given:
+        cfg.re_ranking = load_re_ranking(str(given.pop("re_ranking")))
+    for key, value in given.items():
+        if not key.startswith(_OVERRIDABLE):
+            raise ValueError(f"{key} does not concern the scoring; allowed are {', '.join(_OVERRIDABLE)}")
+        if OmegaConf.select(cfg, key, default=_ABSENT) is _ABSENT:
+            raise ValueError(f"{key}: the config of {checkpoint} has no such key; see config.yaml beside it")
+        OmegaConf.update(cfg, key, value)
+    data, module = build_data(cfg), build_empty_module(cfg)
+    content = read_tensors(checkpoint)
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise ValueError(f"{checkpoint}: no checkpoint of a run; expected RUN/checkpoints/final.ckpt")
+    module.load_state_dict(content["state_dict"])
+    trainer = build_trainer(cfg, training=False)
+    scores = score(trainer, module, data)
+    record = {
+        "name": f"{cfg.name}, evaluated again",
+        **describe_scores(cfg, module.test_metric.protocol, data.data, scores),
+        "checkpoint": str(checkpoint),
+    }
+    print_run_table(record)
+    if output is not None:
+        write_json(Path(str(output)), record)
+        print(f"written to {output}")
+    return scores
+
+
+def build_empty_module(cfg: DictConfig) -> ReIDModule:
+    """The module of a run for its checkpoint to fill, without the weights that the run started from."""
+    cfg = cfg.copy()
+    cfg.model.trunk.weights = "none"
+    return build_module(cfg)
+
+
+def load_config(checkpoint: Path) -> DictConfig:
+    """The config of the run that wrote ``checkpoint``; FileNotFoundError if there is none."""
+    if not checkpoint.is_file():
+        raise FileNotFoundError(f"{checkpoint}: no such file; expected RUN/checkpoints/final.ckpt of a run")
+    path = checkpoint.resolve().parents[1] / "config.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: the config of the run is missing; keep a checkpoint in its run's directory"
+        )
+    register_resolvers()
+    cfg = OmegaConf.load(path)
+    if not isinstance(cfg, DictConfig):
+        raise ValueError(f"{path}: not the config of a run")
+    return cfg
+
+
+def load_re_ranking(name: str) -> DictConfig | None:
+    """The config of a re-ranking by the name of its file in conf/re_ranking; None for "none".
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    folder = CONF_DIR / "re_ranking"
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name not in known:
+        raise ValueError(f"re_ranking={name}: no such re-ranking; expected one of {', '.join(known)}")
+    cfg = OmegaConf.load(folder / f"{name}.yaml")
+    return None if name == "none" or not isinstance(cfg, DictConfig) else cfg
+
+
+def _parse(arguments: list[str]) -> dict[str, Any]:
+    wrong = [argument for argument in arguments if "=" not in argument]
+    if wrong:
+        raise ValueError(f"{' '.join(wrong)}: arguments are key=value\n{USAGE}")
+    pairs = (argument.split("=", 1) for argument in arguments)
+    return {key: OmegaConf.from_dotlist([f"value={value}"]).value for key, value in pairs}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""The training objective (paper Sec. III-B, Eq. 8)."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from sharpreid.losses.total_variation import Reduction, check_reduction, squared_total_variation
+from sharpreid.losses.triplet import TripletLoss, batch_hard_triplet_loss
+
+
+class ObjectiveValue(NamedTuple):
+    """Eq. 8 and its terms."""
+
+    total: Tensor
+    """Scalar: what is minimised."""
+    triplet: TripletLoss
+    total_variation: tuple[Tensor, ...]
+    """Scalar of Eq. 6 per active attention block, before mu; empty without attention or with mu = 0."""
+
+
+class Objective:
+    """L = L_triplet + mu * sum over blocks of TV(A_i) (Eq. 8).
+
+    Args:
+        margin: of the triplet loss, > 0.
+        mu: weight of the total variation, >= 0; 0 leaves the term out (and costs nothing).
+        reduction: of the total variation, see `squared_total_variation`.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(self, *, margin: float, mu: float, reduction: Reduction) -> None:
+        if not margin > 0:
+            raise ValueError(f"margin must be > 0, got {margin}")
+        if not mu >= 0:
+            raise ValueError(f"mu must be >= 0, got {mu}")
+        check_reduction(reduction)
+        self.margin = margin
+        self.mu = mu
+        self.reduction: Reduction = reduction
+
+    def __call__(self, embeddings: Tensor, identities: Tensor, attended: Sequence[Tensor]) -> ObjectiveValue:
+        """Objective of one batch.
+
+        Args:
+            embeddings: float, (B, D): the global batch, of all devices.
+            identities: integer, (B,).
+            attended: A_i of Eq. 1 per active block, float, each (b, C, H, W): this device's images.
+        """
+        triplet = batch_hard_triplet_loss(embeddings, identities, self.margin)
+        if self.mu == 0:
+            return ObjectiveValue(triplet.loss, triplet, ())
+        variations = tuple(squared_total_variation(a, self.reduction) for a in attended)
+        return ObjectiveValue(triplet.loss + self.mu * sum(variations), triplet, variations)

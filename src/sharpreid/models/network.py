@@ -1,0 +1,128 @@
+"""The sharp attention network (paper Sec. III, Fig. 3; Sec. IV-B)."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from sharpreid.attention.block import SharpAttentionBlock
+from sharpreid.attention.context import ContextUnit
+from sharpreid.attention.mask import MaskSampler
+from sharpreid.models.trunk import NUM_STAGES, ResNetTrunk
+
+
+class Output(NamedTuple):
+    """What the network returns."""
+
+    embedding: Tensor
+    """(B, D), not normalised."""
+    attended: tuple[Tensor, ...]
+    """A_i of Eq. 1, (B, C_i, H_i, W_i), one per active block in ascending order."""
+
+
+class EmbeddingHead(nn.Sequential):
+    """Pooled features to the embedding: linear, batch norm, ReLU, linear (Sec. IV-B).
+
+    Args:
+        in_features: channels of the last stage.
+        hidden_features: width between (paper: 1024).
+        embedding_dim: D (paper: 128).
+        init_std: standard deviation of the last layer's initial weights.
+    """
+
+    def __init__(
+        self, *, in_features: int, hidden_features: int, embedding_dim: int, init_std: float
+    ) -> None:
+        first = nn.Linear(in_features, hidden_features)
+        last = nn.Linear(hidden_features, embedding_dim)
+        super().__init__(first, nn.BatchNorm1d(hidden_features), nn.ReLU(inplace=True), last)
+        nn.init.kaiming_normal_(first.weight, mode="fan_out")
+        nn.init.normal_(last.weight, std=init_std)
+        nn.init.zeros_(first.bias)
+        nn.init.zeros_(last.bias)
+
+
+class SharpAttentionNetwork(nn.Module):
+    """ResNet whose stages may each be followed by a sharp attention block; see Fig. 3.
+
+    Args:
+        trunk: the ResNet.
+        head: maps (B, channels of the last stage) to (B, D).
+        blocks: stages followed by attention, a subset of 1-4 in any order; none is the plain baseline.
+        context_blocks: those of ``blocks`` with a context-aware unit, a subset of 1-3.
+        sampler: builds one block's mask sampler: `MaskSampler`, or `SigmoidGate` for soft attention.
+        context_unit: builds one block's `ContextUnit` from the keyword ``channels``.
+
+    Raises:
+        ValueError: ``blocks`` or ``context_blocks`` is not such a subset.
+    """
+
+    def __init__(
+        self,
+        *,
+        trunk: ResNetTrunk,
+        head: nn.Module,
+        blocks: Sequence[int],
+        context_blocks: Sequence[int],
+        sampler: Callable[[], nn.Module],
+        context_unit: Callable[..., ContextUnit],
+    ) -> None:
+        super().__init__()
+        _check_blocks(blocks, context_blocks)
+        self.trunk = trunk
+        self.head = head
+        self.attention = nn.ModuleDict(
+            {
+                str(stage): SharpAttentionBlock(
+                    sampler=sampler(),
+                    context=context_unit(channels=trunk.channels[stage - 1])
+                    if stage in context_blocks
+                    else None,
+                )
+                for stage in sorted(blocks)
+            }
+        )
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Stages followed by attention, ascending, 1-based."""
+        return tuple(int(stage) for stage in self.attention)
+
+    def set_temperature(self, tau: float) -> None:
+        """Set tau of Eq. 5 in every block (unitless, > 0)."""
+        for module in self.modules():
+            if isinstance(module, MaskSampler):
+                module.set_temperature(tau)
+
+    def seed_noise(self, seeds: Sequence[int]) -> None:
+        """Seed the next draws of Eq. 5, one non-negative seed per stage of the trunk."""
+        for stage, block in self.attention.items():
+            if isinstance(block.sampler, MaskSampler):
+                block.sampler.noise_seed = seeds[int(stage) - 1]
+
+    def forward(self, images: Tensor) -> Output:
+        """Embed normalised images, float, (B, 3, H, W)."""
+        x = self.trunk.stem(images)
+        attended = []
+        for number, stage in enumerate(self.trunk.stages, start=1):
+            x = stage(x)
+            if str(number) in self.attention:
+                x, a, _ = self.attention[str(number)](x)
+                attended.append(a)
+        return Output(self.head(x.mean((2, 3))), tuple(attended))
+
+
+def _check_blocks(blocks: Sequence[int], context_blocks: Sequence[int]) -> None:
+    allowed = set(range(1, NUM_STAGES + 1))
+    if len(set(blocks)) != len(blocks) or not set(blocks) <= allowed:
+        raise ValueError(f"blocks must be different numbers of 1-{NUM_STAGES}, got {list(blocks)}")
+    if NUM_STAGES in context_blocks:
+        raise ValueError(
+            f"context_blocks: block {NUM_STAGES} cannot have a context-aware unit: the unit is the next "
+            f"stage's down-sampling bottleneck and block {NUM_STAGES} is the last; use a subset of 1-3"
+        )
+    if len(set(context_blocks)) != len(context_blocks) or not set(context_blocks) <= set(blocks):
+        raise ValueError(
+            f"context_blocks must be different numbers among the attention blocks {sorted(blocks)}, "
+            f"got {list(context_blocks)}"
+        )

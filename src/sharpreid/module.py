@@ -1,0 +1,181 @@
+"""The LightningModule: wires network, objective, schedules and score together; no maths of its own."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+
+from sharpreid.data.datamodule import EvalBatch, ReIDDataModule, TrainBatch
+from sharpreid.data.reid_data import random_stream
+from sharpreid.evaluation.metric import ReIDMetric
+from sharpreid.evaluation.ranking import Protocol, RankingScores, ReRanking
+from sharpreid.losses.objective import Objective, ObjectiveValue
+from sharpreid.models.network import SharpAttentionNetwork
+from sharpreid.models.trunk import NUM_STAGES
+
+Schedule = Callable[[int], float]
+"""A pure function of the 0-based epoch."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss or its gradient is NaN or infinite; the parameters are those before the batch."""
+
+
+class ReIDModule(pl.LightningModule):
+    """Trains a network by Eq. 8 and scores it by a protocol.
+
+    Args:
+        network: the network.
+        objective: Eq. 8.
+        optimizer: builds the optimizer from the parameters.
+        temperature: tau of Eq. 9 by epoch.
+        learning_rate_factor: factor on the learning rate by epoch.
+        beta1: Adam's first beta by epoch; None leaves it alone.
+        protocol: the rules of the scores.
+        re_ranking: of the test set; None ranks by distance alone. Held-out identities, by which a
+            checkpoint may be chosen, are never re-ranked.
+        channels_last: memory format of images and weights; faster on most devices, same numbers to rounding.
+        seed: of the masks' noise, which is a function of (seed, epoch, batch, process, block).
+    """
+
+    def __init__(
+        self,
+        *,
+        network: SharpAttentionNetwork,
+        objective: Objective,
+        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
+        temperature: Schedule,
+        learning_rate_factor: Schedule,
+        beta1: Schedule | None,
+        protocol: Protocol,
+        re_ranking: ReRanking | None,
+        channels_last: bool,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        movable: Any = network  # torch's types do not know to(memory_format=...) of a module
+        self.network: SharpAttentionNetwork = movable.to(memory_format=self.memory_format)
+        self.objective = objective
+        self.optimizer_builder = optimizer
+        self.temperature = temperature
+        self.learning_rate_factor = learning_rate_factor
+        self.beta1 = beta1
+        self.seed = seed
+        self.validation_metric = ReIDMetric(protocol=protocol)
+        self.test_metric = ReIDMetric(protocol=protocol, re_ranking=re_ranking)
+        self.test_scores: RankingScores | None = None
+        """Scores of the last test, in [0, 1]."""
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """The optimizer, and the learning-rate schedule per epoch."""
+        optimizer = self.optimizer_builder(self.network.parameters())
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.learning_rate_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+
+    def on_train_epoch_start(self) -> None:
+        """Set what is a function of the epoch: tau (Eq. 9) and beta1."""
+        self.network.set_temperature(self.temperature(self.current_epoch))
+        if self.beta1 is not None:
+            for group in self.trainer.optimizers[0].param_groups:
+                group["betas"] = (self.beta1(self.current_epoch), group["betas"][1])
+
+    def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
+        """Eq. 8 on the global batch: embeddings and labels of all processes, with gradients to each."""
+        noise = random_stream("noise", self.seed, self.current_epoch, batch_idx, self.global_rank)
+        self.network.seed_noise(noise.integers(2**63, size=NUM_STAGES).tolist())
+        output = self.network(batch.images.to(memory_format=self.memory_format))
+        embeddings, labels = self._gather(output.embedding), self._gather(batch.labels)
+        value = self.objective(embeddings, labels, output.attended)
+        self._refuse_non_finite(value.total, "loss", batch.indices)
+        self._indices = batch.indices
+        self._log_training(value, embeddings, len(batch.images))
+        return value.total
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the gradient's norm, and stop on one that is not finite."""
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self.trainer.precision != "16-mixed":  # where the scaler skips such a step and goes on
+            self._refuse_non_finite(norm, "gradient", self._indices)
+        self.log("train/grad_norm", norm)
+
+    def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
+        """Embed held-out images."""
+        self._embed(batch, self.validation_metric)
+
+    def on_validation_epoch_end(self) -> None:
+        """Score the held-out identities."""
+        self._score(self.validation_metric, "val")
+
+    def on_test_epoch_start(self) -> None:
+        """Expect every image of the test set exactly once."""
+        self.test_metric.reset()
+        if self._data is not None:
+            self.test_metric.expected = len(self._data.test)
+            self.test_metric.pooled_into = self._data.test.pooled_into
+
+    def test_step(self, batch: EvalBatch, batch_idx: int) -> None:
+        """Embed query and gallery images."""
+        self._embed(batch, self.test_metric)
+
+    def on_test_epoch_end(self) -> None:
+        """Score the test set."""
+        self.test_scores = self._score(self.test_metric, "test")
+
+    def embed_views(self, views: Tensor) -> Tensor:
+        """Embeddings (B, D), float32, of views (B, V, 3, H, W): the mean over each image's views."""
+        images = views.flatten(0, 1).to(memory_format=self.memory_format)
+        embeddings: Tensor = self.network(images).embedding.float()
+        return embeddings.view(*views.shape[:2], -1).mean(1)
+
+    @property
+    def _data(self) -> ReIDDataModule | None:
+        data = getattr(self.trainer, "datamodule", None)
+        return data if isinstance(data, ReIDDataModule) else None
+
+    def _gather(self, x: Tensor) -> Tensor:
+        if self.trainer.world_size == 1:
+            return x
+        return cast(Tensor, self.all_gather(x, sync_grads=x.requires_grad)).flatten(0, 1)
+
+    def _refuse_non_finite(self, value: Tensor, what: str, indices: Tensor) -> None:
+        if torch.isfinite(value):
+            return
+        numbers = indices.tolist()
+        names = [self._data.train.samples[n].path.name for n in numbers] if self._data else map(str, numbers)
+        raise NonFiniteLossError(
+            f"the {what} is {value.item()} in epoch {self.current_epoch}, step {self.global_step}; the "
+            "weights were not updated. Lower optimizer.lr, set trainer.gradient_clip_val, or look at the "
+            f"batch's images: {', '.join(names)}"
+        )
+
+    def _log_training(self, value: ObjectiveValue, embeddings: Tensor, batch_size: int) -> None:
+        logged = {
+            "train/loss": value.total,
+            "train/triplet": value.triplet.loss,
+            "train/active_triplets": value.triplet.active,
+            "train/positive_distance": value.triplet.hardest_positive.mean(),
+            "train/negative_distance": value.triplet.hardest_negative.mean(),
+            "train/embedding_norm": embeddings.detach().float().norm(dim=1).mean(),
+            "train/tau": self.temperature(self.current_epoch),
+            "train/lr": self.trainer.optimizers[0].param_groups[0]["lr"],
+        }
+        for block, variation in zip(self.network.blocks, value.total_variation, strict=False):
+            logged[f"train/tv_block{block}"] = variation
+        self.log_dict(logged, batch_size=batch_size)
+
+    def _embed(self, batch: EvalBatch, metric: ReIDMetric) -> None:
+        metric.update(self.embed_views(batch.views), batch.pids, batch.camids, batch.is_query, batch.indices)
+
+    def _score(self, metric: ReIDMetric, stage: str) -> RankingScores:
+        scores: RankingScores = metric.compute()
+        metric.reset()
+        plain = scores.plain or scores
+        self.log_dict({f"{stage}/{name}": value for name, value in plain.as_dict().items()})
+        if scores.plain is not None:
+            self.log_dict({f"{stage}/re_ranked/{name}": value for name, value in scores.as_dict().items()})
+        return scores

@@ -1,0 +1,205 @@
+"""Check a data set and decode it once: ``python -m sharpreid.prepare data=market1501``."""
+
+import hashlib
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra.utils
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from sharpreid.config import CONF_DIR, register_resolvers
+from sharpreid.data.pixel_cache import Built, CachedFile, build_cache, cache_folder
+from sharpreid.data.progress_bar import progress_bar
+from sharpreid.data.reid_data import ReIDData, Sample, some
+from sharpreid.files import replacing, write_rows
+
+READY, PROBLEMS, WRONG_CALL, INTERRUPTED = 0, 1, 2, 130
+
+_SMALLEST_SIDE = 16
+
+USAGE = """\
+usage: python -m sharpreid.prepare data=NAME [key=value ...] [--json]
+
+Checks the data set (counts against the published ones, file names, identities shared by training and test,
+every image that is used decoded, equal files, image sizes) and stores the decoded pixels in
+<data_root>/cache/NAME, from where training reads them. An interrupted call goes on where it was when it is
+repeated. Options and values are those of sharpreid.train:
+
+  data=market1501 data_root=/path data.source.root=/path data.source.allow_subset=true data.cache=/path
+
+Leaves files.csv (path, identity, camera, split, SHA-256) and report.json beside the pixels; --json prints
+the report instead of the text. Exit status: 0 ready, 1 the data set has problems (each is named), 2 wrong
+call, 130 interrupted.
+"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(USAGE)
+        sys.exit(READY if arguments else WRONG_CALL)
+    as_json = "--json" in arguments
+    overrides = [argument for argument in arguments if argument != "--json"]
+    try:
+        report = prepare(overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        print(f"error: {error}\n\n{USAGE}", file=sys.stderr)
+        sys.exit(WRONG_CALL)
+    except KeyboardInterrupt:
+        print("interrupted; the same call goes on where this one was", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except (OSError, ValueError, TypeError) as error:
+        report = {"ready": False, "problems": [_reason(error)]}
+    print(json.dumps(report, indent=2) if as_json else describe(report))
+    sys.exit(READY if report["ready"] else PROBLEMS)
+
+
+def prepare(overrides: Sequence[str]) -> dict[str, Any]:
+    """Check the data set that ``overrides`` (of the training config) name, and cache its pixels.
+
+    Returns:
+        The report: ready, data, counts, problems, remarks, image sizes, the cache's folder, and a digest of
+        all files; ready for JSON.
+
+    Raises:
+        HydraException, OmegaConfBaseException: an override is wrong.
+        DataError, OSError: see the data set's loader; the cache's folder cannot be written.
+    """
+    register_resolvers()
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        cfg = compose("train", [*overrides])
+    if cfg.data.cache is None:
+        raise ValueError("data.cache is null; name a folder for the decoded pixels: data.cache=/path")
+    (cache_folder(cfg.data.cache, cfg.data.source.name) / "report.json").unlink(missing_ok=True)
+    data: ReIDData = hydra.utils.instantiate(cfg.data.source)()
+    folder = cache_folder(cfg.data.cache, data.name)
+    further = tuple(sample for group in data.multi_query or () for sample in group)
+    roles = {"train": data.train, "query": data.query, "gallery": data.gallery, "multi_query": further}
+    paths = sorted({sample.path for samples in roles.values() for sample in samples})
+    built = _build(paths, folder, data.name)
+    report = {
+        "ready": not built.unreadable,
+        "data": data.name,
+        "subset": data.subset,
+        "counts": data.counts(),
+        "files": len(paths),
+        "problems": list(built.unreadable),
+        "remarks": _remarks(built.files, roles),
+        "image_sizes": _sizes(built.files),
+        "cache": str(folder),
+        "sha256": hashlib.sha256("".join(file.sha256 for file in built.files).encode()).hexdigest(),
+    }
+    if report["ready"]:
+        _write_files(folder / "files.csv", roles, built.files)
+    with replacing(folder / "report.json") as temporary:
+        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return report
+
+
+def describe(report: dict[str, Any]) -> str:
+    """The report as text.
+
+    >>> print(describe({"ready": False, "problems": ["a.jpg: cannot be read as an image"]}))
+    not ready: 1 problem
+      a.jpg: cannot be read as an image
+    """
+    problems = report["problems"]
+    lines = [f"not ready: {len(problems)} problem{'s' * (len(problems) != 1)}", *(f"  {p}" for p in problems)]
+    if report["ready"]:
+        subset = f" (subset: {report['subset']})" if report["subset"] else ""
+        lines = [f"ready: {report['data']}{subset}, {report['files']:,} files, decoded in {report['cache']}"]
+    lines += [f"  {count:8,d} {what.replace('_', ' ')}" for what, count in report.get("counts", {}).items()]
+    lines += [f"  {what}: {value}" for what, value in report.get("image_sizes", {}).items()]
+    lines += [f"  remark: {remark}" for remark in report.get("remarks", ())]
+    if "sha256" in report:
+        lines.append(f"  SHA-256 of all files: {report['sha256']}")
+    return "\n".join(lines)
+
+
+def _build(paths: Sequence[Path], folder: Path, name: str) -> Built:
+    with progress_bar(f"decoding {name}") as progress:
+        try:
+            return build_cache(paths, folder, progress)
+        except OSError as error:
+            raise OSError(
+                f"{folder}: decoded images cannot be written ({error.strerror or error}); make room, or name "
+                "another folder: data.cache=/path"
+            ) from error
+
+
+def _remarks(files: Sequence[CachedFile], roles: dict[str, tuple[Sample, ...]]) -> list[str]:
+    """What is unusual but does not stop a training."""
+    seen: dict[str, set[tuple[bool, int]]] = {}
+    for role, samples in roles.items():
+        for sample in samples:
+            seen.setdefault(_place(sample), set()).add((role == "train", sample.pid))
+    copies: dict[str, list[str]] = {}
+    for file in files:
+        copies.setdefault(file.sha256, []).append(file.path)
+    equal = [same for same in copies.values() if len(same) > 1]
+    remarks = []
+    if equal:
+        remarks.append(f"{len(equal)} images are there more than once: {some(map(_names, equal))}")
+    conflicting = [same for same in equal if len(set().union(*(seen[path] for path in same))) > 1]
+    if conflicting:
+        remarks.append(
+            f"{len(conflicting)} of these have different identities, or are in training and test: "
+            f"{some(map(_names, conflicting))}"
+        )
+    small = [Path(file.path).name for file in files if min(file.width, file.height) < _SMALLEST_SIDE]
+    if small:
+        remarks.append(f"{len(small)} images have a side below {_SMALLEST_SIDE} pixels: {some(small)}")
+    return remarks
+
+
+def _names(paths: Sequence[str]) -> str:
+    return " = ".join(Path(path).name for path in paths)
+
+
+def _sizes(files: Sequence[CachedFile]) -> dict[str, str]:
+    if not files:
+        return {}
+    sizes = Counter((file.width, file.height) for file in files)
+    (width, height), count = sizes.most_common(1)[0]
+    widths, heights = ([getattr(file, side) for file in files] for side in ("width", "height"))
+    return {
+        "width": f"{min(widths)} to {max(widths)}",
+        "height": f"{min(heights)} to {max(heights)}",
+        "most common size": f"{width} x {height} ({count:,} of {len(files):,})",
+    }
+
+
+def _write_files(path: Path, roles: dict[str, tuple[Sample, ...]], files: Sequence[CachedFile]) -> None:
+    digest = {file.path: file.sha256 for file in files}
+    write_rows(
+        path,
+        ("path", "identity", "camera", "split", "box", "sha256"),
+        (
+            (sample.path.absolute(), sample.pid, sample.camid, role, _box(sample), digest[_place(sample)])
+            for role, samples in roles.items()
+            for sample in samples
+        ),
+    )
+
+
+def _box(sample: Sample) -> str:
+    return " ".join(map(str, sample.box or ()))
+
+
+def _place(sample: Sample) -> str:
+    return str(sample.path.absolute())
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""What a run leaves behind beside checkpoints and logs: job.json, scores.json, config.yaml."""
+
+import functools
+import json
+import platform
+import secrets
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torchvision
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig, OmegaConf
+
+import sharpreid
+from sharpreid.data.reid_data import ReIDData
+from sharpreid.evaluation.ranking import Protocol, RankingScores
+from sharpreid.files import replacing
+from sharpreid.recipe import departures
+
+_KEPT = ("previous", "train.log", ".lock")
+
+PROCESS = secrets.token_hex(8)
+"""Names this process in every job.json that it writes."""
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file whole or not at all."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def claim(output_dir: Path) -> Iterator[None]:
+    """Have ``output_dir``, which is made if missing, to oneself.
+
+    Raises:
+        RuntimeError: another run is writing there, or an earlier job of this sweep did.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(output_dir / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RuntimeError(f"{output_dir}: another run is writing there; wait for it, or stop it") from None
+    try:
+        _refuse_same_sweep(output_dir)
+        yield
+    finally:
+        lock.release()
+
+
+def _refuse_same_sweep(output_dir: Path) -> None:
+    path = output_dir / "job.json"
+    if path.is_file() and f'"process": "{PROCESS}"' in path.read_text(encoding="utf-8"):
+        raise RuntimeError(
+            f"{output_dir}: an earlier job of this sweep wrote there. Jobs that differ only in what changes "
+            "no result (hydra.job.config.override_dirname.exclude_keys of conf/train.yaml) share one place"
+        )
+
+
+def set_earlier_run_aside(output_dir: Path) -> Path | None:
+    """Move what an earlier run left in ``output_dir`` to ``previous/<n>`` in it; the place, or None."""
+    left = [entry for entry in sorted(output_dir.iterdir()) if entry.name not in _KEPT]
+    if not left:
+        return None
+    number = 1
+    while (place := output_dir / "previous" / str(number)).exists():
+        number += 1
+    place.mkdir(parents=True)
+    for entry in left:
+        shutil.move(entry, place / entry.name)
+    return place
+
+
+def describe_scores(
+    cfg: DictConfig, protocol: Protocol, data: ReIDData, scores: RankingScores
+) -> dict[str, Any]:
+    """Scores with what they mean nothing without: protocol, test-time views, mask, data set, reductions.
+
+    Re-ranked scores have those without re-ranking beside them.
+    """
+    return {
+        "scores": scores.as_dict(),
+        "not_re_ranked": scores.plain and scores.plain.as_dict(),
+        "protocol": describe_protocol(
+            protocol,
+            crops=cfg.data.eval_transform.crops,
+            test_mask=cfg.model.sampler.get("test_mask", "sigmoid") if cfg.model.blocks else "none",
+            re_ranking=scores.re_ranking,
+        )
+        | _rules_of_data(protocol, data),
+        "dataset": {
+            "name": data.name,
+            "synthetic": data.synthetic,
+            "subset": data.subset,
+            "split": data.split,
+            "variant": data.variant,
+            "counts": data.counts(),
+        },
+        "reduced": departures(cfg),
+        "seed": cfg.seed,
+    }
+
+
+def describe_protocol(protocol: Protocol, *, crops: str, test_mask: str, re_ranking: str) -> dict[str, Any]:
+    """The rules of a score: those of the ranking, and of the embeddings that are ranked."""
+    rules = {**protocol.as_dict(), "ap": "step"}
+    return {**rules, "crops": crops, "test_mask": test_mask, "re_ranking": re_ranking}
+
+
+def describe_config(cfg: DictConfig) -> str:
+    """The config of a run as YAML, ready to be loaded and overridden outside of Hydra.
+
+    Values that others refer to (image size, seed, folder of the data) stay references; what only this run's
+    Hydra can resolve is resolved.
+    """
+    written: DictConfig = cfg.copy()
+    for key in ("output_dir", "data_root", "callbacks", "logger"):
+        value = cfg[key]
+        written[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    return OmegaConf.to_yaml(written)
+
+
+def _rules_of_data(protocol: Protocol, data: ReIDData) -> dict[str, Any]:
+    rules = {}
+    if data.multi_query is not None:
+        rules["name"] = f"{protocol.name} multi-query (mean)"
+    if not data.cameras_known:
+        rules["cameras"] = "unknown: matches from the query's own camera count"
+    return rules
+
+
+def describe_environment(trainer: pl.Trainer) -> dict[str, Any]:
+    """Versions and device of a run."""
+    return {
+        "versions": {
+            "sharpreid": sharpreid.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "pytorch_lightning": version("pytorch-lightning"),
+        },
+        "device": _device(trainer),
+        "world_size": trainer.world_size,
+        "precision": str(trainer.precision),
+    }
+
+
+def _device(trainer: pl.Trainer) -> str:
+    if trainer.strategy.root_device.type == "cuda":
+        return torch.cuda.get_device_name(trainer.strategy.root_device)
+    return f"{trainer.strategy.root_device.type} ({torch.get_num_threads()} threads)"
+
+
+@functools.cache
+def describe_code() -> dict[str, Any]:
+    """Commit of the checkout that the code runs from, and whether it was changed; None outside of one.
+
+    What it is when first asked: later the checkout may have moved on, but not the code that was loaded.
+    """
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        tracked = subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True)
+        if tracked.returncode:
+            return {"commit": None, "dirty": None}
+        commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
+        status = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True)
+    except OSError:
+        return {"commit": None, "dirty": None}
+    return {"commit": commit.stdout.strip() or None, "dirty": bool(status.stdout.strip())}

@@ -1,0 +1,1 @@
+"""What a person reads after a run or a sweep: tables and figures made from the recorded scores."""

@@ -1,0 +1,239 @@
+"""The end of a sweep: one row per job, one table and one figure (as Fig. 5 a and b) of all of them.
+
+Runs by itself at the end of a Hydra multirun (``hydra.callbacks``), or by hand over a folder:
+
+    python -m sharpreid.report.sweep DIR --baseline 'model.blocks=[]'
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ValueType
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sharpreid.report.bars import draw
+from sharpreid.report.comparison import (
+    COMPARED,
+    Job,
+    Row,
+    all_caveats,
+    configurations,
+    describe_data,
+    load_jobs,
+    names,
+    split_by_data,
+    summarise,
+    unfinished,
+)
+from sharpreid.report.summary_files import points, write_csv, write_markdown
+from sharpreid.report.table import percent
+
+
+def _mean(values: Sequence[float], shown: Callable[[float], str], deviation: float | None = None) -> str:
+    mean = shown(fmean(values)) if values else "-"
+    return mean if deviation is None else f"{mean} \N{PLUS-MINUS SIGN} {shown(deviation)}"
+
+
+def _screen_table(rows: Sequence[Row], title: str, labels: Mapping[str, str] | None) -> Table:
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("scores in %", overflow="fold")
+    for heading in ("mAP", "gain", "rank-1", "gain", "untrained mAP", "jobs"):
+        table.add_column(heading, justify="right")
+    for one in configurations(rows, labels):
+        compared = [
+            cell
+            for metric in COMPARED
+            for cell in (
+                _mean(one.scores(metric), percent, one.deviation(metric)),
+                _mean(one.deltas(metric), points),
+            )
+        ]
+        table.add_row(
+            Text(one.label + (" (baseline)" if one.is_baseline else "")),
+            *compared,
+            _mean(one.untrained("mAP"), percent),
+            f"{len(one.done)}/{len(one.rows)}",
+            style=None if len(one.done) == len(one.rows) else "red",
+        )
+    return table
+
+
+def report(
+    folder: Path,
+    *,
+    since: float = 0.0,
+    baseline: str | None = None,
+    title: str = "",
+    labels: Mapping[str, str] | None = None,
+    planned: int | None = None,
+    console: Console | None = None,
+) -> None:
+    """Write ``summary.csv``, ``summary.md`` and ``summary.png`` of a sweep into its folder and print them.
+
+    Args:
+        folder: where the sweep wrote to. If all its jobs are in one data set's folder below, the files go
+            there.
+        since: see `load_jobs`.
+        baseline: see `summarise`.
+        title: heading of the page and the figure; the jobs' name by default.
+        labels: see `configurations`.
+        planned: how many jobs there should be; None does not check.
+        console: where to print; the standard output by default.
+
+    Raises:
+        SystemExit: status 1, after everything is written, if a job has no score or is missing; or there is no
+            job.
+        ValueError: the baseline is not of the form key=value.
+    """
+    console = console or Console()
+    jobs = load_jobs(folder, since)
+    if not jobs:
+        raise SystemExit(f"{folder}: no job.json of this sweep below this folder; did any job start?")
+    rows = summarise(jobs, baseline)
+    folder = _folder_of_data(folder, jobs)
+    files = {name: folder / name for name in ("summary.csv", "summary.md", "summary.png")}
+    write_csv(rows, files["summary.csv"])
+    write_markdown(rows, files["summary.md"], title=title, labels=labels)
+    draw(rows, files["summary.png"], title=title, labels=labels)
+    for part in split_by_data(rows):
+        console.print(_screen_table(part, title or names(rows), labels))
+        console.print(Text(describe_data(part)), soft_wrap=True)
+        for caveat in all_caveats(part):
+            console.print(Text(caveat, style="bold yellow"), soft_wrap=True)
+    for path in files.values():
+        console.print(Text(str(path)), soft_wrap=True)
+    failed = unfinished(jobs)
+    for job in failed:
+        line = f"{job.status}: {' '.join(job.overrides)}\n  {job.folder}\n  {job.error}"
+        console.print(Text(line, style="bold red"), soft_wrap=True)
+    if failed:
+        console.print(Text(f"{len(failed)} of {len(jobs)} jobs have no score.", style="bold red"))
+    missing = 0 if planned is None else planned - len(jobs)
+    if missing:
+        line = f"{missing} of {planned} jobs left nothing below {folder}: see their errors above."
+        console.print(Text(line, style="bold red"))
+    if failed or missing:
+        raise SystemExit(1)
+
+
+def _folder_of_data(folder: Path, jobs: Sequence[Job]) -> Path:
+    """The folder of all jobs' data set in <folder>/<data set>/<overrides>/seed=<seed>; else ``folder``."""
+    places = [job.folder.relative_to(folder).parts for job in jobs]
+    first = {place[:1] for place in places}
+    return folder.joinpath(*first.pop()) if len(first) == 1 and min(map(len, places)) > 2 else folder
+
+
+def count_choices(config: DictConfig) -> dict[str, int] | None:
+    """How many values Hydra's basic sweeper goes through for each key; None for other sweepers and for globs.
+
+    Args:
+        config: the sweep's composed config, with its ``hydra`` node.
+    """
+    sweeper = config.hydra.sweeper
+    if not str(sweeper.get("_target_", "")).endswith("BasicSweeper"):
+        return None
+    wanted = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+    wanted += list(config.hydra.overrides.task)
+    choices: dict[str, int] = {}
+    for override in OverridesParser.create().parse_overrides(wanted):
+        if not override.is_sweep_override():
+            choices[override.get_key_element()] = 1
+        elif override.is_discrete_sweep() and override.value_type is not ValueType.GLOB_CHOICE_SWEEP:
+            choices[override.get_key_element()] = len(list(override.sweep_string_iterator()))
+        else:
+            return None
+    return choices
+
+
+_choices: dict[str, int] | None = None
+
+
+def planned_jobs() -> int | None:
+    """How many jobs the sweep that runs in this process has; None in a job's own process, or if unknown."""
+    return None if _choices is None else math.prod(_choices.values())
+
+
+def swept_keys() -> set[str]:
+    """The keys that vary in the sweep that runs in this process; empty where that is not known."""
+    return {key.lstrip("+") for key, count in (_choices or {}).items() if count > 1}
+
+
+class SweepSummary(Callback):
+    """Hydra callback: at the end of a multirun, the sweep's table and figure, and its exit status.
+
+    Hydra turns an exception of a callback into a warning. So a failure leaves as SystemExit, which
+    passes; it also ends the callbacks that Hydra would have called after this one. Hydra calls no
+    callback at all after a sweep whose task raised: the task has to record its own failure in
+    ``job.json`` and return.
+    """
+
+    def __init__(
+        self, *, baseline: str | None, title: str = "", labels: Mapping[str, str] | None = None
+    ) -> None:
+        """
+        Args:
+            baseline: the override that marks the baseline, e.g. ``model.blocks=[]``; None for none.
+            title: heading of the page and the figure; the jobs' name by default.
+            labels: override value, or key=value, -> what to call it.
+        """
+        self.baseline = baseline
+        self.title = title
+        self.labels = {str(value): str(label) for value, label in (labels or {}).items()}
+        self.since = 0.0
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Note the time: jobs that started earlier belong to another sweep."""
+        global _choices
+        self.since = time.time()
+        _choices = count_choices(config)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Report on the jobs below ``hydra.sweep.dir``, wherever their processes ran."""
+        global _choices
+        planned, _choices = planned_jobs(), None
+        folder = Path(str(config.hydra.runtime.cwd)) / str(config.hydra.sweep.dir)
+        try:
+            report(
+                folder,
+                since=self.since,
+                baseline=self.baseline,
+                title=self.title,
+                labels=self.labels,
+                planned=planned,
+            )
+        except Exception as error:
+            again = f"python -m sharpreid.report.sweep {folder}"
+            raise SystemExit(f"no summary of the sweep ({error!r}); to try again: {again}") from error
+
+
+def _one_label(text: str) -> tuple[str, str]:
+    value, equals, label = text.rpartition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"expected VALUE=LABEL, got {text!r}")
+    return value, label
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line: report on every job below a folder, however old."""
+    parser = argparse.ArgumentParser(prog="python -m sharpreid.report.sweep", description=main.__doc__)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="where the sweep wrote to")
+    parser.add_argument("--baseline", help="override that marks the baseline, e.g. 'model.blocks=[]'")
+    parser.add_argument("--title", default="", help="heading of the page and the figure")
+    parser.add_argument("--label", type=_one_label, action="append", default=[], metavar="VALUE=LABEL")
+    given = parser.parse_args(arguments)
+    report(given.folder, baseline=given.baseline, title=given.title, labels=dict(given.label))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""The end of a run: one compact table of its scores, with everything a score must be printed with."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sharpreid.evaluation.ranking import Protocol
+
+SCORE_TITLES = {
+    "mAP": "mAP",
+    "mAP_trapezoid": "mAP (trapezoid)",
+    "rank1": "rank-1",
+    "rank5": "rank-5",
+    "rank10": "rank-10",
+}
+
+
+def score_of(scores: Mapping[str, Any] | None, metric: str) -> float | None:
+    """One score in [0, 1], or None if it was not taken or is not a finite number.
+
+    >>> score_of({"mAP": 0.41}, "mAP"), score_of({"mAP": float("nan")}, "mAP"), score_of(None, "mAP")
+    (0.41, None, None)
+    """
+    value = (scores or {}).get(metric)
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def percent(score: float | None) -> str:
+    """A score in [0, 1] as the percentage that tables show; a missing one is a dash.
+
+    >>> percent(0.4137), percent(None)
+    ('41.4', '-')
+    """
+    return "-" if score is None else f"{100 * score:.1f}"
+
+
+def dataset_line(dataset: Mapping[str, Any]) -> str:
+    """The data set's name and, where another than the usual whole of it was scored, which variant and part.
+
+    >>> dataset_line({"name": "market1501", "synthetic": False, "subset": "every 5th identity"})
+    'market1501 (every 5th identity)'
+    """
+    name = str(dataset.get("name", "unknown"))
+    notes = "; ".join(str(dataset[key]) for key in ("variant", "subset") if dataset.get(key))
+    return f"{name} ({notes})" if notes else name
+
+
+def protocol_line(protocol: Mapping[str, Any]) -> str:
+    """The evaluation protocol in one line: name, crops, mask, re-ranking, then every unusual rule.
+
+    >>> protocol_line({"name": "market1501", "ap": "step", "crops": "plain", "test_mask": "noise_free",
+    ...                "re_ranking": "none", "denominator": "all_queries"})
+    'market1501, crops plain, mask noise_free, re-ranking none, denominator all_queries'
+    """
+    titles = {"crops": "crops", "test_mask": "mask", "re_ranking": "re-ranking"}
+    shown = [str(protocol.get("name", "unknown"))]
+    shown += [f"{title} {protocol.get(key, 'unknown')}" for key, title in titles.items()]
+    usual = {**Protocol(name="").as_dict(), "ap": "step"}
+    if str(protocol.get("gallery_per_identity")) != "None":
+        usual |= {"seed": None, "split": None}  # of the draws: always said
+    others = {
+        key: value
+        for key, value in protocol.items()
+        if key != "name" and key not in titles and str(value) != str(usual.get(key))
+    }
+    return ", ".join(shown + [f"{key.replace('_', ' ')} {value}" for key, value in others.items()])
+
+
+def caveats(record: Mapping[str, Any]) -> list[str]:
+    """Why a run's scores may not stand beside the paper's, one sentence each; empty if they may.
+
+    Args:
+        record: the run's ``scores.json``.
+
+    >>> caveats({"dataset": {"synthetic": True, "subset": None}, "reduced": ""})
+    ["Synthetic data: not the paper's numbers, not comparable with the paper."]
+    """
+    dataset, re_ranking = record.get("dataset", {}), record.get("protocol", {}).get("re_ranking", "none")
+    found = []
+    if dataset.get("synthetic"):
+        found.append("Synthetic data: not the paper's numbers, not comparable with the paper.")
+    if subset := dataset.get("subset"):
+        found.append(f"Scored on a part of the data set ({subset}): not comparable with the paper.")
+    if re_ranking != "none":
+        found.append(f"Re-ranked ({re_ranking}): not comparable with the paper.")
+    if reduced := str(record.get("reduced") or "").strip().rstrip("."):
+        found.append(f"Not the paper's recipe ({reduced}): not comparable with the paper.")
+    return found
+
+
+def _score_table(record: Mapping[str, Any]) -> Table:
+    stages = {
+        "untrained": record.get("untrained"),
+        "trained": record.get("scores"),
+        "not re-ranked": record.get("not_re_ranked"),
+    }
+    table = Table(title=Text(str(record.get("name", "run"))), title_justify="left")
+    table.add_column("%")
+    for title in SCORE_TITLES.values():
+        table.add_column(title, justify="right")
+    table.add_column("queries", justify="right")
+    for stage, scores in stages.items():
+        if scores is None:
+            continue
+        table.add_row(
+            stage,
+            *(percent(score_of(scores, metric)) for metric in SCORE_TITLES),
+            str(scores.get("num_valid_queries", "-")),
+            style="bold" if stage == "trained" else None,
+        )
+    return table
+
+
+def _queries_left_out(record: Mapping[str, Any]) -> str:
+    left_out = (record.get("scores") or {}).get("num_invalid_queries", 0)
+    return f", {left_out} queries without a match left out" if left_out else ""
+
+
+def print_run_table(record: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print what one training run reached, and what its scores were taken on.
+
+    Args:
+        record: the content of the run's ``scores.json``; scores in [0, 1], shown as percentages.
+        console: where to print; the standard output by default.
+    """
+    console = console or Console()
+    console.print(_score_table(record))
+    minutes = record.get("minutes")
+    lines = {
+        "data set": dataset_line(record.get("dataset", {})),
+        "protocol": protocol_line(record.get("protocol", {})) + _queries_left_out(record),
+        "seed": str(record.get("seed", "-")),
+        "minutes": "-" if minutes is None else f"{minutes:.1f}",
+        "checkpoint": str(record.get("checkpoint") or "-"),
+    }
+    for title, line in lines.items():
+        console.print(Text(f"{title:<10}  ", style="dim").append(line, style="default"), soft_wrap=True)
+    for caveat in caveats(record):
+        console.print(Text(f"Warning: {caveat}", style="bold yellow"), soft_wrap=True)

@@ -1,0 +1,68 @@
+"""The annealing of tau (paper Sec. IV-B, Eq. 9) and of the learning rate.
+
+Both count 0-based epochs; an epoch is one pass over the identities.
+"""
+
+import math
+
+
+def temperature(epoch: int, rate: float, floor: float) -> float:
+    """Softmax temperature tau of an epoch (Eq. 9), unitless: max(floor, exp(-rate * epoch)).
+
+    Args:
+        epoch: 0-based, >= 0.
+        rate: per epoch, >= 0; 0 keeps tau at 1.
+        floor: lowest tau, in (0, 1].
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    >>> [round(temperature(t, rate=0.008, floor=0.5), 4) for t in (0, 50, 86, 87)]
+    [1.0, 0.6703, 0.5026, 0.5]
+    """
+    if epoch < 0 or rate < 0 or not 0 < floor <= 1:
+        raise ValueError(
+            f"expected epoch >= 0, rate >= 0 and floor in (0, 1], got {epoch}, {rate} and {floor}"
+        )
+    return max(floor, math.exp(-rate * epoch))
+
+
+def exponential_decay_factor(epoch: int, start: int, end: int, final: float) -> float:
+    """Factor on the learning rate: 1 until ``start``, then final^((epoch - start) / (end - start)).
+
+    Args:
+        epoch: 0-based, >= 0.
+        start: last epoch at the full rate.
+        end: epoch at which the factor would be ``final``, > start.
+        final: in (0, 1].
+
+    Raises:
+        ValueError: an argument is out of range.
+    Source: Hermans et al. (reference [15]), Eq. 6, in epochs.
+
+    >>> paper = {"start": 100, "end": 150, "final": 0.001}
+    >>> [round(exponential_decay_factor(epoch, **paper), 6) for epoch in (0, 100, 101, 125, 150)]
+    [1.0, 1.0, 0.870964, 0.031623, 0.001]
+    """
+    if epoch < 0 or end <= start or not 0 < final <= 1:
+        raise ValueError(
+            f"expected epoch >= 0, end > start and final in (0, 1], got {epoch}, {start}..{end} and {final}"
+        )
+    return float(final ** (max(0, epoch - start) / (end - start)))
+
+
+def beta1(epoch: int, start: int, before: float, after: float) -> float:
+    """Adam's first beta of an epoch: ``before`` up to and including ``start``, then ``after``.
+
+    Args:
+        epoch: 0-based.
+        start: last epoch at ``before``: where the learning rate starts to decay.
+        before: in [0, 1).
+        after: in [0, 1).
+
+    Source: Hermans et al. (reference [15]), Sec. 4.
+
+    >>> [beta1(epoch, start=100, before=0.9, after=0.5) for epoch in (0, 100, 101)]
+    [0.9, 0.9, 0.5]
+    """
+    return before if epoch <= start else after

@@ -1,0 +1,49 @@
+"""The Weights & Biases logger; nothing else in the suite imports wandb."""
+
+import logging
+import netrc
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlparse
+
+from pytorch_lightning.loggers import WandbLogger
+
+log = logging.getLogger(__name__)
+
+
+def build_wandb_logger(
+    *, project: str, group: str, name: str, tags: Sequence[str], save_dir: str
+) -> WandbLogger:
+    """A logger that never asks: online where a key is configured, else offline.
+
+    ``WANDB_MODE`` wins if it is set. An offline run is uploaded later by
+    ``wandb sync <save_dir>/wandb/offline-run-*``.
+
+    Args:
+        project: W&B project.
+        group: under which a sweep's runs are gathered.
+        name: of the run.
+        tags: of the run.
+        save_dir: folder for the run's files.
+    """
+    mode = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
+    offline = mode in {"offline", "dryrun"}
+    if offline:
+        os.environ.setdefault("WANDB_SILENT", "true")
+    Path(save_dir).mkdir(parents=True, exist_ok=True)
+    log.info("W&B mode: %s; files are in %s/wandb", mode, save_dir)
+    return WandbLogger(
+        project=project, group=group, name=name, tags=list(tags), save_dir=save_dir, offline=offline
+    )
+
+
+def has_key() -> bool:
+    """Whether an API key is configured, by ``WANDB_API_KEY`` or by ``wandb login`` (a netrc file)."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, UnicodeDecodeError, netrc.NetrcParseError):
+        return False

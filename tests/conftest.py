@@ -1,0 +1,77 @@
+"""Fixtures: a tiny data set in Market-1501's layout, and a run of the whole chain on it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+from PIL import Image
+
+from sharpreid.config import CONF_DIR, register_resolvers
+
+TRAIN_IDENTITIES = range(1, 9)
+TEST_IDENTITIES = range(9, 13)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _single_thread() -> None:
+    """On a busy machine the tiny tensors of these tests wait for each other's threads."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_market(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """8 training and 4 test identities, seen twice by each of two cameras; each has a colour of its own."""
+    root = tmp_path_factory.mktemp("market")
+    rng = np.random.default_rng(0)
+    for folder in ("bounding_box_train", "bounding_box_test", "query"):
+        (root / folder).mkdir()
+    for pid in (*TRAIN_IDENTITIES, *TEST_IDENTITIES):
+        colour = rng.integers(40, 216, 3)
+        for camera in (1, 2):
+            for number in range(2):
+                test_folder = "bounding_box_test" if number else "query"
+                folder = "bounding_box_train" if pid in TRAIN_IDENTITIES else test_folder
+                pixels = np.clip(colour + rng.integers(-30, 31, (32, 16, 3)), 0, 255).astype(np.uint8)
+                name = f"{pid:04d}_c{camera}s1_{number:06d}_00.jpg"
+                Image.fromarray(pixels).save(root / folder / name)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_overrides(tiny_market: Path) -> list[str]:
+    """What makes the whole chain small enough to run in a second or two."""
+    return [
+        "data=market1501",
+        f"data.source.root={tiny_market}",
+        "data.source.allow_subset=true",
+        "data.identities_per_batch=4",
+        "data.images_per_identity=2",
+        "data.num_workers=0",
+        "data.cache=null",
+        "data.eval_transform.crops=plain",
+        "image.height=32",
+        "image.width=16",
+        "model.trunk.depths=[1,1,1,1]",
+        "model.trunk.weights=none",
+        "trainer.max_epochs=2",
+        "trainer.accelerator=cpu",
+        "trainer.devices=1",
+        "trainer.check_val_every_n_epoch=1",
+        "logger=csv",
+    ]
+
+
+@pytest.fixture(scope="session")
+def composed(tiny_overrides: list[str]) -> Callable[..., DictConfig]:
+    """Compose the config of a tiny run with further overrides."""
+
+    def build(*overrides: str) -> DictConfig:
+        register_resolvers()
+        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+            return compose("train", [*tiny_overrides, *overrides])
+
+    return build

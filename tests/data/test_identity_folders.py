@@ -1,0 +1,120 @@
+"""A folder per identity becomes a data set whose cameras are not known."""
+
+from pathlib import Path
+
+import pytest
+
+from sharpreid.data.identity_folders import load_identity_folders
+from sharpreid.data.reid_data import DataError, identities
+
+
+def plant(root: Path, files: dict[str, tuple[str, ...]]) -> Path:
+    for folder, names in files.items():
+        (root / folder).mkdir(parents=True)
+        for name in names:
+            (root / folder / name).touch()
+    return root
+
+
+@pytest.fixture
+def sorted_tree(tmp_path: Path) -> Path:
+    """Two people to train on, three to test on, one of them with a single image."""
+    return plant(
+        tmp_path / "shop floor",
+        {
+            "train/anna": ("2.JPG", "1.jpg", "notes.txt", "Thumbs.db"),
+            "train/Zoë K": ("bild 1.png", "bild 2.jpeg", "._bild 2.jpeg"),
+            "test/bo": ("1.bmp", "2.jpg", "3.jpg"),
+            "test/carl": ("only.jpg",),
+            "test/東": ("b.jpg", "a.jpg"),
+            "test/.trash": ("x.jpg",),
+        },
+    )
+
+
+@pytest.fixture
+def unsorted_tree(tmp_path: Path) -> Path:
+    return plant(tmp_path / "people", {f"person {n}": ("1.jpg", "2.jpg") for n in range(9)})
+
+
+def test_the_first_image_of_a_test_identity_is_its_query_and_the_others_are_gallery(
+    sorted_tree: Path,
+) -> None:
+    data = load_identity_folders(root=sorted_tree, name="shop")
+    assert [str(one.path.relative_to(sorted_tree)) for one in data.query] == [
+        "test/bo/1.bmp",
+        "test/東/a.jpg",
+    ]
+    assert [str(one.path.relative_to(sorted_tree)) for one in data.gallery] == [
+        "test/bo/2.jpg",
+        "test/bo/3.jpg",
+        "test/carl/only.jpg",
+        "test/東/b.jpg",
+    ]
+    assert {one.camid for one in data.query} == {0}
+    assert {one.camid for one in data.gallery} == {1}
+    assert not data.cameras_known
+
+
+def test_identities_are_numbered_from_one_in_the_order_of_their_names(sorted_tree: Path) -> None:
+    data = load_identity_folders(root=sorted_tree, name="shop")
+    assert [one.path.parent.name for one in data.train] == ["Zoë K"] * 2 + ["anna"] * 2
+    assert [one.pid for one in data.train] == [1, 1, 2, 2]
+    assert identities(data.gallery) == {3, 4, 5}
+
+
+def test_half_of_the_identities_is_drawn_for_the_test_where_that_is_asked_for(unsorted_tree: Path) -> None:
+    data = load_identity_folders(root=unsorted_tree, name="people", test_half_seed=0)
+    assert (len(identities(data.train)), len(identities(data.query))) == (5, 4)
+    assert identities(data.train).isdisjoint(identities(data.gallery))
+    assert data == load_identity_folders(root=unsorted_tree, name="people", test_half_seed=0)
+    draws = {
+        frozenset(
+            identities(load_identity_folders(root=unsorted_tree, name="people", test_half_seed=n).query)
+        )
+        for n in range(6)
+    }
+    assert len(draws) > 1
+
+
+def test_folders_without_train_and_test_say_what_to_do(unsorted_tree: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"no train/ and test/ in it, but 9 other folders.*data\.source\.test_half_seed=0"
+    ):
+        load_identity_folders(root=unsorted_tree, name="people")
+
+
+def test_a_draw_is_refused_where_train_and_test_are_given(sorted_tree: Path) -> None:
+    with pytest.raises(DataError, match=r"has train/ and test/, so leave data\.source\.test_half_seed"):
+        load_identity_folders(root=sorted_tree, name="shop", test_half_seed=0)
+
+
+def test_train_without_test_is_refused(sorted_tree: Path) -> None:
+    (sorted_tree / "test").rename(sorted_tree / "elsewhere")
+    with pytest.raises(FileNotFoundError, match="train/ is there, but the other one of train/ and test/"):
+        load_identity_folders(root=sorted_tree, name="shop")
+
+
+def test_an_identity_in_train_and_test_is_refused_by_name(sorted_tree: Path) -> None:
+    plant(sorted_tree, {"test/anna": ("5.jpg",)})
+    with pytest.raises(DataError, match="identities anna are both in train/ and in test/"):
+        load_identity_folders(root=sorted_tree, name="shop")
+
+
+def test_a_folder_without_images_is_named(sorted_tree: Path) -> None:
+    plant(sorted_tree, {"train/dora": ("notes.txt",)})
+    with pytest.raises(DataError, match=r"dora: no image; expected files that end in \.jpg, \.jpeg, \.png"):
+        load_identity_folders(root=sorted_tree, name="shop")
+
+
+def test_test_identities_with_a_single_image_each_are_refused(tmp_path: Path) -> None:
+    root = plant(tmp_path / "shop", {"train/a": ("1.jpg",), "test/b": ("1.jpg",), "test/c": ("1.jpg",)})
+    with pytest.raises(DataError, match="none of the 2 test identities has two images, so no query"):
+        load_identity_folders(root=root, name="shop")
+
+
+def test_a_missing_or_empty_root_says_what_was_expected(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no such folder; .*data\.source\.root=/path"):
+        load_identity_folders(root=tmp_path / "nowhere", name="shop")
+    with pytest.raises(DataError, match="no folder in it; expected a folder per identity"):
+        load_identity_folders(root=tmp_path, name="shop")

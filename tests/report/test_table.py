@@ -1,0 +1,119 @@
+import io
+from typing import Any
+
+from rich.console import Console
+
+from sharpreid.report.table import caveats, print_run_table, protocol_line
+
+
+def scores(mAP: float) -> dict[str, Any]:
+    return {
+        "mAP": mAP,
+        "mAP_trapezoid": mAP - 0.02,
+        "rank1": mAP + 0.1,
+        "rank5": mAP + 0.2,
+        "rank10": mAP + 0.3,
+        "rank20": mAP + 0.4,
+        "num_valid_queries": 200,
+        "num_invalid_queries": 0,
+    }
+
+
+def record(**changes: Any) -> dict[str, Any]:
+    return {
+        "name": "block_ablation",
+        "scores": scores(0.41),
+        "untrained": scores(0.11),
+        "protocol": {
+            "name": "market1501",
+            "crops": "plain",
+            "test_mask": "noise_free",
+            "re_ranking": "none",
+            "ap": "step",
+            "denominator": "all_queries",
+        },
+        "dataset": {"name": "market1501", "synthetic": False, "subset": None},
+        "reduced": "",
+        "seed": 3,
+        "minutes": 0.84,
+        "checkpoint": "checkpoints/[last].ckpt",
+    } | changes
+
+
+def printed(run: dict[str, Any], width: int = 80) -> str:
+    text = io.StringIO()
+    print_run_table(run, Console(file=text, width=width))
+    return text.getvalue()
+
+
+def line_with(text: str, word: str) -> str:
+    return next(line for line in text.splitlines() if word in line)
+
+
+def test_untrained_and_trained_scores_stand_below_each_other_in_percent() -> None:
+    text = printed(record())
+    untrained = [cell.strip() for cell in line_with(text, " untrained ").strip("│").split("│")]
+    assert untrained == ["untrained", "11.0", "9.0", "21.0", "31.0", "41.0", "200"]
+    assert "41.0" in line_with(text, " trained ")
+    assert "200" in line_with(text, " trained ")
+
+
+def test_every_score_is_printed_with_what_it_was_taken_on() -> None:
+    text = printed(record())
+    assert line_with(text, "data set").endswith("market1501")
+    assert line_with(text, "protocol").endswith(
+        "market1501, crops plain, mask noise_free, re-ranking none, denominator all_queries"
+    )
+    assert line_with(text, "seed").endswith("  3")
+    assert line_with(text, "minutes").endswith("  0.8")
+    assert line_with(text, "checkpoint").endswith("checkpoints/[last].ckpt"), "brackets are not markup"
+
+
+def test_nothing_is_cut_off_on_a_usual_terminal() -> None:
+    assert "…" not in printed(record(), width=80)
+
+
+def test_full_run_on_real_data_carries_no_warning() -> None:
+    assert "Warning" not in printed(record())
+
+
+def test_run_that_the_paper_does_not_compare_with_says_so() -> None:
+    dataset = {"name": "synthetic", "synthetic": True, "subset": "every 5th identity"}
+    text = printed(record(dataset=dataset, reduced="12 epochs instead of 150."))
+    assert [line for line in text.splitlines() if line.startswith("Warning")] == [
+        "Warning: Synthetic data: not the paper's numbers, not comparable with the paper.",
+        "Warning: Scored on a part of the data set (every 5th identity): not comparable with the paper.",
+        "Warning: Not the paper's recipe (12 epochs instead of 150): not comparable with the paper.",
+    ]
+    assert "synthetic (every 5th identity)" in text
+
+
+def test_re_ranked_scores_stand_above_those_without_and_are_not_the_paper_s() -> None:
+    run = record(not_re_ranked=scores(0.37))
+    run["protocol"]["re_ranking"] = "k_reciprocal k1=20 k2=6 lambda=0.3"
+    text = printed(run)
+    assert "41.0" in line_with(text, " trained ")
+    assert "37.0" in line_with(text, " not re-ranked ")
+    assert "re-ranking k_reciprocal k1=20 k2=6 lambda=0.3" in line_with(text, "protocol")
+    assert "Re-ranked (k_reciprocal k1=20 k2=6 lambda=0.3): not comparable with the paper." in text
+    assert "…" not in text
+
+
+def test_run_without_untrained_scores_has_one_line() -> None:
+    text = printed(record(untrained=None))
+    assert "untrained" not in text
+    assert "41.0" in line_with(text, " trained ")
+
+
+def test_queries_without_a_match_are_mentioned() -> None:
+    left_out = scores(0.41) | {"num_invalid_queries": 7}
+    assert "7 queries without a match left out" in printed(record(scores=left_out))
+
+
+def test_missing_and_undefined_scores_are_dashes() -> None:
+    assert line_with(printed(record(scores={"mAP": float("nan")})), " trained ").count(" - ") == 6
+
+
+def test_record_without_data_or_protocol_is_not_an_error() -> None:
+    assert caveats({}) == []
+    assert protocol_line({}) == "unknown, crops unknown, mask unknown, re-ranking unknown"

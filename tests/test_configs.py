@@ -1,0 +1,207 @@
+import re
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
+from omegaconf import DictConfig, OmegaConf
+
+from sharpreid.config import CONF_DIR, build_data, build_module, build_trainer, register_resolvers, run_label
+from sharpreid.recipe import departures
+from sharpreid.report.sweep import SweepSummary
+
+EXPERIMENTS = sorted(CONF_DIR.glob("experiment/**/*.yaml"))
+CUHK03 = tuple(sorted(path.stem for path in CONF_DIR.glob("data/cuhk03_*.yaml")))
+DATA = ("synthetic", "market1501", "duke", "msmt17", "manifest", "folders", *CUHK03)
+
+
+def composed(*overrides: str) -> DictConfig:
+    register_resolvers()
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        return compose("train", list(overrides), return_hydra_config=True)
+
+
+def keys(node: object, prefix: str = "") -> set[str]:
+    if not isinstance(node, dict):
+        return {prefix}
+    return {prefix} | {key for name, child in node.items() for key in keys(child, f"{prefix}.{name}")}
+
+
+def own_keys(cfg: DictConfig) -> set[str]:
+    content = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(content, dict)
+    hydra = content.pop("hydra")
+    assert isinstance(hydra, dict)
+    return keys(content) | keys(hydra["callbacks"], "hydra.callbacks") | keys(hydra["help"], "hydra.help")
+
+
+def groups_of(experiment: Path) -> list[str]:
+    """The groups that an experiment file selects, as overrides of the base config."""
+    return [
+        f"{group}={option}"
+        for group, option in re.findall(r"override /([\w/]+): (\w+)", experiment.read_text(encoding="utf-8"))
+    ]
+
+
+def test_there_are_experiments() -> None:
+    assert {"block_ablation", "market1501_cpu", "cuhk03_splits"} <= {path.stem for path in EXPERIMENTS}
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_an_experiment_has_no_key_that_its_groups_lack(path: Path) -> None:
+    experiment = str(path.relative_to(CONF_DIR / "experiment").with_suffix(""))
+    added = own_keys(composed(f"+experiment={experiment}")) - own_keys(composed(*groups_of(path)))
+    assert not added
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_everything_of_an_experiment_can_be_built(path: Path, tmp_path: Path) -> None:
+    cfg = composed(f"+experiment={path.stem}", f"output_dir={tmp_path}", "logger=csv")
+    cfg.model.trunk.weights = "none"
+    cfg.callbacks.progress.label = "label"
+    assert build_module(cfg).network.head[-1].out_features == 128
+    assert build_data(cfg).images_per_identity == 4
+    assert build_trainer(cfg, training=True).max_epochs == cfg.trainer.max_epochs
+    summary: Any = hydra.utils.instantiate(cfg.hydra.callbacks.summary)
+    assert isinstance(summary, SweepSummary)
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+def test_several_devices_are_refused_before_anything_starts(devices: int) -> None:
+    cfg = composed("output_dir=out", f"trainer.devices={devices}", "trainer.accelerator=cpu")
+    with pytest.raises(ValueError, match=f"starts {devices} processes.*use trainer.devices=1"):
+        build_trainer(cfg, training=False)
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_a_recipe_has_no_key_that_the_groups_lack(data: str) -> None:
+    paper = own_keys(composed(f"data={data}", "recipe=paper"))
+    assert own_keys(composed(f"data={data}")) == paper
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_an_experiment_opens_with_its_claim_and_its_command(path: Path) -> None:
+    head = path.read_text(encoding="utf-8")[:800]
+    assert head.startswith("# @package _global_\n# ")
+    assert f"python -m sharpreid.train +experiment={path.stem}" in head
+
+
+def test_block_ablation_sweeps_the_paper_s_combinations_and_knows_its_baseline() -> None:
+    hydra = composed("+experiment=block_ablation").hydra
+    assert hydra.mode.name == "MULTIRUN"
+    assert hydra.sweeper.params["model.blocks"] == "[],[1],[2],[3],[4],[1,2],[1,2,3],[1,2,3,4]"
+    assert hydra.callbacks.summary.baseline == "model.blocks=[]"
+
+
+PAPER = {
+    # Sec. IV-B, and where it is silent the public recipe behind it
+    "image": {"height": 256, "width": 128},
+    "channels_last": True,
+    "data.train_transform": {
+        "height": 256,
+        "width": 128,
+        "area": [0.64, 1.0],
+        "ratio": [2, 3],
+        "tries": 10,
+        "flip_probability": 0.5,
+    },
+    "data.eval_transform": {"height": 256, "width": 128, "crops": "ten_crop"},
+    "data.identities_per_batch": 64,
+    "data.images_per_identity": 4,
+    "data.validation_identities": 0,
+    "model.trunk": {"depths": [3, 4, 6, 3], "strides": "v1.5", "weights": "imagenet"},
+    "model.head": {"in_features": 2048, "hidden_features": 1024, "embedding_dim": 128, "init_std": 0.001},
+    "model.blocks": [1, 2, 3, 4],
+    "model.context_blocks": [],
+    "model.sampler.eps": 1e-6,
+    "model.sampler.test_mask": "noise_free",
+    "objective": {"margin": 0.5, "mu": 0.0, "reduction": "mean"},
+    "optimizer": {"lr": 2e-4, "weight_decay": 5e-4},
+    "schedule.temperature": {"rate": 0.008, "floor": 0.5},
+    "schedule.learning_rate_factor": {"start": 100, "end": 150, "final": 0.001},
+    "schedule.beta1": None,
+    "protocol": {
+        "name": "market1501",
+        "exclusion": "same_identity_and_camera",
+        "denominator": "valid_queries",
+        "max_rank": 50,
+    },
+    "trainer.max_epochs": 150,
+    "trainer.precision": "32-true",
+    "trainer.gradient_clip_val": None,
+}
+
+
+@pytest.mark.parametrize("key", PAPER)
+def test_on_market1501_nothing_departs_from_the_paper_s_recipe(key: str) -> None:
+    cfg = composed("+experiment=block_ablation", "data=market1501")
+    value = OmegaConf.select(cfg, key)
+    if OmegaConf.is_config(value):
+        value = OmegaConf.to_container(value, resolve=True)
+    if isinstance(value, dict):
+        value = {name: one for name, one in value.items() if not name.startswith("_")}
+    assert value == PAPER[key]
+
+
+def test_cuhk03_has_five_variants() -> None:
+    assert len(CUHK03) == 5
+
+
+@pytest.mark.parametrize("data", [name for name in DATA if name != "synthetic"])
+def test_on_real_data_sets_nothing_departs_from_the_paper_s_recipe(data: str) -> None:
+    assert departures(composed("+experiment=block_ablation", f"data={data}")) == ""
+
+
+def test_the_recipe_of_an_experiment_follows_its_data_set() -> None:
+    cfg = composed("+experiment=market1501_cpu")
+    assert cfg.data.source.name == "market1501"
+    assert list(cfg.model.trunk.depths) == [3, 4, 6, 3]
+
+
+def test_a_misspelt_override_is_refused() -> None:
+    with pytest.raises(ConfigCompositionException, match="modle"):
+        composed("modle.blocks=[1]")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("model.blocks=[]",),
+        ("model/sampler=sigmoid",),
+        ("objective=tv", "schedule=beta1_drop"),
+        ("model.context_blocks=[1,2,3]", "model.context_unit.upsample=nearest"),
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_the_options_of_the_model_are_built(overrides: tuple[str, ...]) -> None:
+    module = build_module(composed(*overrides))
+    assert module.network.head[-1].out_features == 128
+
+
+@pytest.mark.parametrize(
+    ("overrides", "swept", "label"),
+    [
+        ([], [], "name"),
+        (["seed=3", "model.blocks=[1, 2]"], [], "seed=3 model.blocks=[1,2]"),
+        (
+            ["seed=3", "model.blocks=[1,2]", "+optimizer.eps=1"],
+            ["seed", "optimizer.eps"],
+            "seed=3 optimizer.eps=1",
+        ),
+        ([f"data.source.root=/{'far/' * 30}", "seed=3"], ["seed"], "seed=3"),
+        (["seed=3", f"data.source.root=/{'far/' * 30}"], [], "seed=3 ..."),
+    ],
+)
+def test_a_job_is_called_by_what_varies(
+    overrides: list[str], swept: list[str], label: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job: Any = OmegaConf.create({"overrides": {"task": overrides}})
+    monkeypatch.setattr("sharpreid.config.HydraConfig.get", lambda: job)
+    monkeypatch.setattr("sharpreid.config.swept_keys", lambda: {*swept})
+    assert run_label("name") == label
+
+
+def test_the_csv_logger_needs_no_wandb() -> None:
+    assert "wandb" not in OmegaConf.to_yaml(composed("logger=csv").logger)

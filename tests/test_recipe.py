@@ -1,0 +1,65 @@
+"""Every score says how its run departs from the paper's recipe."""
+
+from collections.abc import Callable
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from sharpreid.config import CONF_DIR, register_resolvers
+from sharpreid.recipe import departures
+
+
+def composed_plainly(*overrides: str) -> DictConfig:
+    register_resolvers()
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        return compose("train", [*overrides])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("data=market1501",),
+        (
+            "data=market1501",
+            "model.blocks=[1]",
+            "objective=tv",
+            "schedule=beta1_drop",
+            "model/sampler=sigmoid",
+        ),
+        ("data=market1501", "model.trunk.weights=/my/resnet50.pth", "seed=3"),
+    ],
+    ids=["recipe", "what the paper ablates", "weights from a file"],
+)
+def test_the_paper_s_recipe_departs_in_nothing(overrides: tuple[str, ...]) -> None:
+    assert departures(composed_plainly(*overrides)) == ""
+
+
+def test_the_demo_names_all_that_it_shrinks() -> None:
+    assert departures(composed_plainly()) == (
+        "64 x 32 images (paper: 256 x 128), bottlenecks per stage 1 1 1 1 (3 4 6 3), "
+        "weights none (imagenet), P 16 (64), held-out identities 20 (0), test views plain (ten_crop), "
+        "learning rate 0.0005 (0.0002), epochs 20 (150)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("image.width=64", "256 x 64 images (paper: 256 x 128)"),
+        ("trainer.max_epochs=3", "epochs 3 (150)"),
+        ("data.images_per_identity=2", "K 2 (4)"),
+        ("data.train_transform.ratio=[1,2]", "crop ratio 1 2 (2 3)"),
+        ("data.eval_transform.crops=flip", "test views flip (ten_crop)"),
+        ("trainer.precision=bf16-mixed", "precision bf16-mixed (32-true)"),
+        ("+trainer.limit_train_batches=2", "2 of the batches of an epoch"),
+    ],
+)
+def test_any_override_of_the_recipe_is_named(override: str, said: str) -> None:
+    assert departures(composed_plainly("data=market1501", override)) == said
+
+
+def test_a_preset_with_a_further_override_names_what_ran(composed: Callable[..., DictConfig]) -> None:
+    said = departures(composed_plainly("+experiment=market1501_cpu", "image.height=256", "image.width=128"))
+    assert "images" not in said
+    assert "P 16 (64)" in said

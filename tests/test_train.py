@@ -1,0 +1,332 @@
+import itertools
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+
+from sharpreid.config import build_data, build_module
+from sharpreid.data.reid_data import random_stream
+from sharpreid.evaluate import evaluate, load_config
+from sharpreid.module import NonFiniteLossError
+from sharpreid.records import claim
+
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "use_distributed_sampler": False,
+}
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sharpreid.train", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
+
+
+def fitted(cfg: DictConfig, **trainer: Any) -> tuple[pl.Trainer, Any, Any]:
+    pl.seed_everything(cfg.seed, verbose=False)
+    built = pl.Trainer(**{**QUIET, "max_epochs": 1, "limit_val_batches": 0, **trainer})
+    module, data = build_module(cfg), build_data(cfg)
+    built.fit(module, data)
+    return built, module, data
+
+
+@pytest.mark.slow
+def test_a_run_leaves_its_record_and_evaluate_repeats_its_scores(
+    tmp_path: Path, tiny_overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = run(tmp_path, *tiny_overrides, "data.validation_identities=2")
+    assert done.returncode == 0, done.stderr
+    (record_path,) = tmp_path.rglob("scores.json")
+    record = json.loads(record_path.read_text())
+    assert record["epochs"] == 2
+    assert record["dataset"]["subset"].startswith("32 train images instead of 12,936")
+    assert record["protocol"]["name"] == "market1501"
+    assert record["untrained"].keys() == record["scores"].keys()
+    assert json.loads((record_path.parent / "job.json").read_text())["status"] == "done"
+    columns = (record_path.parent / "csv" / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"train/loss", "train/triplet", "train/tau", "train/lr", "train/active_triplets"} <= {*columns}
+    assert {"train/embedding_norm", "train/positive_distance", "train/negative_distance"} <= {*columns}
+    assert {"val/mAP", "test/mAP"} <= {*columns}
+    monkeypatch.chdir(tmp_path)
+    checkpoint = f"checkpoint={record_path.parent / record['checkpoint']}"
+    assert evaluate([checkpoint]).as_dict() == record["scores"]
+    evaluate([checkpoint, f"output={tmp_path / 'again.json'}"])
+    again = json.loads((tmp_path / "again.json").read_text())
+    assert all(again[key] == record[key] for key in ("scores", "protocol", "dataset", "reduced", "seed"))
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        evaluate([checkpoint, f"data.source.root={tmp_path / 'nowhere'}"])
+    saved = load_config(record_path.parent / record["checkpoint"])
+    saved.image.height = 64
+    assert (saved.data.eval_transform.height, saved.data.train_transform.height) == (64, 64)
+
+
+@pytest.mark.slow
+def test_a_sweep_survives_a_failing_job_and_reports_it(tmp_path: Path, tiny_overrides: list[str]) -> None:
+    blocks = "model.blocks=[],[1],[7]"
+    done = run(tmp_path, "--multirun", *tiny_overrides, blocks, "score_untrained=false", "name=sweep")
+    assert done.returncode == 1
+    summary = tmp_path / "outputs" / "sweep" / "market1501"
+    table = (summary / "summary.md").read_text()
+    assert "blocks must be different numbers of 1-4" in done.stdout
+    assert table.count("\n| [") >= 2
+    assert (summary / "summary.png").stat().st_size > 0
+    statuses = [json.loads(path.read_text())["status"] for path in summary.rglob("job.json")]
+    assert sorted(statuses) == ["done", "done", "failed"]
+
+
+@pytest.mark.slow
+def test_a_sweep_over_two_data_sets_counts_the_jobs_of_both(
+    tmp_path: Path, tiny_overrides: list[str]
+) -> None:
+    names = "data.source.name=one,two"
+    done = run(tmp_path, "--multirun", *tiny_overrides, names, "score_untrained=false", "name=both")
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / "outputs" / "both" / "summary.md").read_text()
+    assert "data set one" in table
+    assert "data set two" in table
+
+
+@pytest.mark.slow
+def test_jobs_that_share_a_place_do_not_replace_each_other_in_silence(
+    tmp_path: Path, tiny_overrides: list[str]
+) -> None:
+    roots = f"data_root={tmp_path},{tmp_path}/."
+    done = run(tmp_path, "--multirun", *tiny_overrides, roots, "score_untrained=false", "name=shared")
+    assert done.returncode == 1
+    assert "an earlier job of this sweep wrote there" in done.stdout + done.stderr
+    assert "1 of 2 jobs left nothing below" in done.stdout
+    assert len([*tmp_path.rglob("scores.json")]) == 1
+
+
+@pytest.mark.slow
+def test_a_file_that_a_loader_s_process_cannot_read_ends_in_one_line(
+    tmp_path: Path, tiny_overrides: list[str], tiny_market: Path
+) -> None:
+    root = tmp_path / "Market"
+    shutil.copytree(tiny_market, root)
+    for path in (root / "bounding_box_train").iterdir():
+        path.write_bytes(path.read_bytes()[:-40])
+    place = (f"data.source.root={root}", "data.num_workers=1", "score_untrained=false")
+    done = run(tmp_path, *tiny_overrides, *place)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    (job,) = tmp_path.rglob("job.json")
+    error = json.loads(job.read_text())["error"]
+    assert re.fullmatch(r"DataError: .*\.jpg: cannot be read as an image .*; restore the file", error)
+
+
+def test_two_runs_in_one_place_do_not_write_at_the_same_time(tmp_path: Path) -> None:
+    with (
+        claim(tmp_path),
+        pytest.raises(RuntimeError, match="another run is writing there"),
+        claim(tmp_path),
+    ):
+        pass
+
+
+@pytest.mark.slow
+def test_a_second_run_in_the_same_place_sets_the_first_aside(
+    tmp_path: Path, tiny_overrides: list[str]
+) -> None:
+    for _ in range(2):
+        assert run(tmp_path, *tiny_overrides, "score_untrained=false").returncode == 0
+    assert len([*tmp_path.rglob("previous/1/scores.json")]) == 1
+    assert len([*tmp_path.rglob("scores.json")]) == 2
+
+
+@pytest.mark.slow
+def test_a_run_that_cannot_start_leaves_the_earlier_one_in_its_place(
+    tmp_path: Path, tiny_overrides: list[str]
+) -> None:
+    place = f"hydra.run.dir={tmp_path / 'run'}"
+    assert run(tmp_path, *tiny_overrides, "score_untrained=false", place).returncode == 0
+    before = (tmp_path / "run" / "scores.json").read_bytes()
+    for wrong in ("model.blocks=[5]", f"data.source.root={tmp_path / 'nowhere'}", "trainer.max_epochs=0"):
+        assert run(tmp_path, *tiny_overrides, place, wrong).returncode == 1
+    assert (tmp_path / "run" / "scores.json").read_bytes() == before
+    assert not (tmp_path / "run" / "previous").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_says_so_and_fails(
+    tmp_path: Path, tiny_overrides: list[str], number: int, status: int
+) -> None:
+    place = f"output_dir={tmp_path / 'deep' / 'run'}"
+    command = [sys.executable, "-m", "sharpreid.train", *tiny_overrides, "trainer.max_epochs=100000", place]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        metrics = tmp_path / "deep" / "run" / "csv" / "metrics.csv"
+        deadline = time.monotonic() + 120
+        while not metrics.exists() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == status, output
+    assert b"interrupted; what is done so far is in" in output
+    job = json.loads((tmp_path / "deep" / "run" / "job.json").read_text())
+    assert (job["status"], job["error"]) == ("failed", "interrupted")
+
+
+@pytest.mark.slow
+def test_a_missing_data_set_ends_in_one_clear_message(tmp_path: Path) -> None:
+    done = run(tmp_path, "data=market1501", "model.trunk.weights=none", "logger=csv", "data.num_workers=0")
+    assert done.returncode == 1
+    assert "Market-1501-v15.09.15/bounding_box_train: no such folder" in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_help_shows_groups_and_examples(tmp_path: Path) -> None:
+    done = run(tmp_path, "--help")
+    assert done.returncode == 0
+    for words in ("experiment: block_ablation", "+experiment=block_ablation"):
+        assert words in done.stdout
+
+
+@pytest.mark.slow
+def test_the_csv_logger_imports_no_wandb(tmp_path: Path, tiny_overrides: list[str]) -> None:
+    code = (
+        "import sys; from sharpreid.train import main\n"
+        "main()\n"
+        "sys.exit('wandb was imported' if 'wandb' in sys.modules else 0)"
+    )
+    command = [sys.executable, "-c", code, *tiny_overrides, "trainer.max_epochs=1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+
+
+def test_training_sets_tau_and_learning_rate_by_epoch(composed: Callable[..., DictConfig]) -> None:
+    cfg = composed("schedule.temperature.rate=0.1", "schedule.learning_rate_factor.start=0")
+    trainer, module, _ = fitted(cfg, max_epochs=3)
+    assert trainer.callback_metrics["train/tau"].item() == pytest.approx(torch.e**-0.2)
+    assert trainer.callback_metrics["train/lr"].item() == pytest.approx(2e-4 * 0.001 ** (2 / 150))
+    for block in module.network.attention.values():
+        assert block.sampler.tau.item() == pytest.approx(torch.e**-0.2)
+
+
+def test_beta1_drops_when_the_schedule_says_so(composed: Callable[..., DictConfig]) -> None:
+    cfg = composed("schedule=beta1_drop", "schedule.learning_rate_factor.start=0")
+    trainer, _, _ = fitted(cfg, max_epochs=2)
+    assert trainer.optimizers[0].param_groups[0]["betas"] == (0.5, 0.999)
+
+
+def test_total_variation_is_logged_per_block(composed: Callable[..., DictConfig]) -> None:
+    trainer, _, _ = fitted(composed("objective=tv", "model.blocks=[2,4]"))
+    logged = trainer.callback_metrics
+    assert {"train/tv_block2", "train/tv_block4"} <= logged.keys()
+    total = logged["train/triplet"] + 0.01 * (logged["train/tv_block2"] + logged["train/tv_block4"])
+    assert logged["train/loss"].item() == pytest.approx(total.item(), rel=1e-5)
+
+
+def test_the_same_seed_trains_the_same_network(composed: Callable[..., DictConfig]) -> None:
+    first, second, other = (
+        fitted(composed(f"seed={seed}"), max_epochs=2)[0].callback_metrics["train/loss"] for seed in (0, 0, 1)
+    )
+    assert first == second
+    assert first != other
+
+
+@pytest.mark.parametrize("options", [{"limit_val_batches": 1.0, "check_val_every_n_epoch": 1}, {}])
+def test_scores_taken_on_the_way_do_not_change_what_is_trained(
+    composed: Callable[..., DictConfig], options: dict[str, Any]
+) -> None:
+    cfg = composed("data.validation_identities=2")
+    plain, _, _ = fitted(cfg, max_epochs=2)
+    module, data = build_module(cfg), build_data(cfg)
+    pl.seed_everything(cfg.seed, verbose=False)
+    module = build_module(cfg)
+    trainer = pl.Trainer(**QUIET, max_epochs=2, **({"limit_val_batches": 0} | options))
+    trainer.test(module, data, verbose=False)
+    trainer.fit(module, data)
+    assert trainer.callback_metrics["train/loss"] == plain.callback_metrics["train/loss"]
+
+
+def test_blocks_steps_and_processes_draw_noise_of_their_own(composed: Callable[..., DictConfig]) -> None:
+    drawn = set()
+    for epoch, batch, rank in itertools.product(range(2), repeat=3):
+        noise = random_stream("noise", 0, epoch, batch, rank)
+        drawn |= {*noise.integers(2**63, size=4).tolist()}
+    assert len(drawn) == 32
+    _, module, _ = fitted(composed("model.blocks=[1,2]"))
+    seeds = {block.sampler.noise_seed for block in module.network.attention.values()}
+    assert len(seeds) == 2
+    assert None not in seeds
+
+
+def test_an_image_s_embedding_is_the_mean_over_its_views(composed: Callable[..., DictConfig]) -> None:
+    module = build_module(composed()).eval()
+    views = torch.randn(2, 3, 3, 32, 16)
+    with torch.no_grad():
+        each = torch.stack([module.network(views[:, view]).embedding for view in range(3)])
+        torch.testing.assert_close(module.embed_views(views), each.mean(0))
+    assert not torch.allclose(each[0], each.mean(0), rtol=1e-2)
+
+
+def test_a_test_image_that_was_never_embedded_is_missed(composed: Callable[..., DictConfig]) -> None:
+    module, data = build_module(composed()), build_data(composed())
+    data.eval_batch_size = 5
+    with pytest.raises(ValueError, match="6 of 16 samples are missing"):
+        pl.Trainer(**QUIET, limit_test_batches=2).test(module, data, verbose=False)
+
+
+def test_gradients_are_clipped_where_asked(composed: Callable[..., DictConfig]) -> None:
+    seen = []
+
+    class Norm(pl.Callback):
+        def on_before_zero_grad(self, trainer: Any, module: Any, optimizer: Any) -> None:
+            grads = [p.grad for p in module.network.parameters() if p.grad is not None]
+            if grads:
+                seen.append(torch.nn.utils.get_total_norm(grads).item())
+
+    fitted(composed(), callbacks=[Norm()], max_epochs=2)
+    assert max(seen) > 1e-3
+    seen.clear()
+    fitted(composed(), callbacks=[Norm()], max_epochs=2, gradient_clip_val=1e-3)
+    assert seen
+    assert max(seen) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_a_non_finite_gradient_stops_before_the_update(composed: Callable[..., DictConfig]) -> None:
+    cfg = composed()
+    module, data = build_module(cfg), build_data(cfg)
+    module.network.trunk.conv1.weight.register_hook(lambda gradient: gradient * torch.inf)
+    before = module.network.head[-1].weight.clone()
+    with pytest.raises(NonFiniteLossError, match=r"gradient is (nan|inf) in epoch 0, step 0.*_c1s1_"):
+        pl.Trainer(**QUIET, max_epochs=1, limit_val_batches=0).fit(module, data)
+    assert torch.equal(module.network.head[-1].weight, before)
+
+
+def test_a_non_finite_loss_stops_before_the_update_and_names_the_batch(
+    composed: Callable[..., DictConfig],
+) -> None:
+    cfg = composed()
+    module, data = build_module(cfg), build_data(cfg)
+    with torch.no_grad():
+        module.network.head[-1].bias[0] = torch.nan
+    before = module.network.trunk.conv1.weight.clone()
+    trainer = pl.Trainer(**QUIET, max_epochs=1, limit_val_batches=0)
+    with pytest.raises(NonFiniteLossError, match=r"loss is nan in epoch 0, step 0.*_c1s1_"):
+        trainer.fit(module, data)
+    assert torch.equal(module.network.trunk.conv1.weight, before)
+
+
+def test_bf16_autocast_trains_with_finite_losses(composed: Callable[..., DictConfig]) -> None:
+    # Not smaller: the weight gradient of torch's own bf16 convolution on the CPU (2.12.1: 3 x 3, stride 2) is
+    # not finite on a 2 x 1 map.
+    size = ("image.height=64", "image.width=32")
+    trainer, _, _ = fitted(composed("model.context_blocks=[1,2,3]", *size), precision="bf16-mixed")
+    assert torch.isfinite(trainer.callback_metrics["train/loss"])
