@@ -1,5 +1,6 @@
 import itertools
 import json
+import os
 import re
 import shutil
 import signal
@@ -14,12 +15,14 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from sharpreid.config import build_data, build_module
 from sharpreid.data.reid_data import random_stream
 from sharpreid.evaluate import evaluate, load_config
 from sharpreid.module import NonFiniteLossError
 from sharpreid.records import claim
+from sharpreid.train import stopping_on_sigterm
 
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
@@ -179,6 +182,32 @@ def test_an_interrupted_run_says_so_and_fails(
     assert b"interrupted; what is done so far is in" in output
     job = json.loads((tmp_path / "deep" / "run" / "job.json").read_text())
     assert (job["status"], job["error"]) == ("failed", "interrupted")
+
+
+class _Terminate(pl.Callback):
+    def on_test_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_termination_in_the_last_batch_of_a_test_is_not_forgotten(
+    composed: Callable[..., DictConfig],
+) -> None:
+    cfg = composed("model.blocks=[]")
+    before = signal.getsignal(signal.SIGTERM)
+    trainer = pl.Trainer(**QUIET, callbacks=[_Terminate()])
+    with stopping_on_sigterm(), pytest.raises(SIGTERMException):
+        trainer.test(build_module(cfg), build_data(cfg), verbose=False)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_second_termination_does_not_stop_the_clearing_up() -> None:
+    with stopping_on_sigterm(), pytest.raises(SIGTERMException):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            cleared = True
+    assert cleared
 
 
 @pytest.mark.slow

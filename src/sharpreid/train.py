@@ -2,10 +2,15 @@
 
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
 import hydra
@@ -43,9 +48,9 @@ def main(cfg: DictConfig) -> float:
     quieten()
     output_dir = Path(cfg.output_dir)
     try:
-        with claim(output_dir):
+        with stopping_on_sigterm(), claim(output_dir):
             return run_job(cfg, output_dir)
-    except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns the signals into these
+    except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns the first into the second
         log.error("interrupted; what is done so far is in %s", output_dir)
         sys.exit(143 if isinstance(stop, SIGTERMException) else 130)
     except Exception as error:
@@ -56,6 +61,33 @@ def main(cfg: DictConfig) -> float:
             sys.exit(1)
         log.error("this job failed; the sweep goes on")
         return float("nan")
+
+
+@contextmanager
+def stopping_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM stop a job wherever it stands, as an interrupt from the keyboard does: SIGTERMException.
+
+    Lightning alone notes the signal in a flag that the next pass clears: one that comes while the untrained
+    network is scored would be forgotten, and one before the first pass would end the process without a word.
+    """
+    if threading.current_thread() is not threading.main_thread():  # where no handler can be set
+        yield
+        return
+    owner, stopping = os.getpid(), False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal stopping
+        if os.getpid() != owner:  # a data loader's process, which inherits this handler
+            os._exit(128 + number)
+        if not stopping:  # a second one must not stop the clearing up
+            stopping = True
+            raise SIGTERMException
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Parts(NamedTuple):
