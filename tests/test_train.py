@@ -201,13 +201,10 @@ def test_a_termination_in_the_last_batch_of_a_test_is_not_forgotten(
 
 
 def test_a_second_termination_does_not_stop_the_clearing_up() -> None:
-    with stopping_on_sigterm(), pytest.raises(SIGTERMException):
-        try:
+    with stopping_on_sigterm():
+        with pytest.raises(SIGTERMException):
             os.kill(os.getpid(), signal.SIGTERM)
-        finally:
-            os.kill(os.getpid(), signal.SIGTERM)
-            cleared = True
-    assert cleared
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.mark.slow
