@@ -172,6 +172,12 @@ def test_a_misspelt_override_is_refused() -> None:
         ("model/sampler=sigmoid",),
         ("objective=tv", "schedule=beta1_drop"),
         ("model.context_blocks=[1,2,3]", "model.context_unit.upsample=nearest"),
+        (
+            "model/context_unit=residual_attention",
+            "model/sampler=none",
+            "model.blocks=[1,2,3]",
+            "model.context_blocks=[1,2,3]",
+        ),
     ],
     ids=lambda overrides: overrides[0],
 )
@@ -201,6 +207,19 @@ def test_a_job_is_called_by_what_varies(
     monkeypatch.setattr("sharpreid.config.HydraConfig.get", lambda: job)
     monkeypatch.setattr("sharpreid.config.swept_keys", lambda: {*swept})
     assert run_label("name") == label
+
+
+@pytest.mark.parametrize("blocks", ["[1,2,3,4]", "[4]"])
+def test_a_block_without_anything_to_make_its_mask_is_refused(blocks: str) -> None:
+    context = blocks.replace(",4", "").replace("4", "")
+    cfg = composed(
+        "model/context_unit=residual_attention",
+        "model/sampler=none",
+        f"model.blocks={blocks}",
+        f"model.context_blocks={context}",
+    )
+    with pytest.raises(Exception, match=r"needs nn\.Identity as its sampler \(model/sampler=none\)"):
+        build_module(cfg)
 
 
 def test_the_csv_logger_needs_no_wandb() -> None:

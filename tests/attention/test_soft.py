@@ -1,6 +1,10 @@
-import torch
+from typing import Any
 
-from sharpreid.attention.soft import SigmoidGate
+import pytest
+import torch
+from torch import nn
+
+from sharpreid.attention.soft import ResidualAttentionMask, SigmoidGate
 
 
 def test_gate_is_the_logistic_function_of_each_element() -> None:
@@ -31,3 +35,68 @@ def test_gate_of_extreme_input_is_0_or_1_with_finite_gradients() -> None:
 
 def test_gate_has_nothing_to_learn() -> None:
     assert not SigmoidGate().state_dict()
+
+
+def residual(channels: int = 8, lowest: int = 32, strides: Any = "v1.5") -> ResidualAttentionMask:
+    torch.manual_seed(0)
+    return ResidualAttentionMask(channels=channels, lowest_channels=lowest, strides=strides)
+
+
+@pytest.mark.parametrize("strides", ["v1", "v1.5"])
+@pytest.mark.parametrize(
+    ("channels", "weights", "printed"),
+    [(256, 15_826_944, 15.84), (512, 15_073_280, 15.08), (1024, 12_058_624, 12.06)],
+)
+def test_residual_mask_has_the_parameters_of_table_iv(
+    channels: int, weights: int, printed: float, strides: Any
+) -> None:
+    with torch.device("meta"):
+        made = residual(channels, 2048, strides)
+    convolutions = [module for module in made.modules() if isinstance(module, nn.Conv2d)]
+    assert sum(module.weight.numel() for module in convolutions) == weights
+    assert all(module.bias is None for module in convolutions)
+    assert weights / 1e6 == pytest.approx(printed, rel=1e-3)
+
+
+@pytest.mark.parametrize("size", [(8, 4), (7, 5), (9, 3), (1, 1)])
+@pytest.mark.parametrize("lowest", [16, 64])
+def test_residual_mask_has_the_size_of_its_input_and_lies_between_0_and_1(
+    size: tuple[int, int], lowest: int
+) -> None:
+    x = torch.randn(4, 8, *size)
+    mask = residual(lowest=lowest).train()(x)
+    assert mask.shape == x.shape
+    assert ((mask >= 0) & (mask <= 1)).all()
+
+
+def test_residual_mask_may_suppress_also_where_its_input_is_positive() -> None:
+    mask = residual().train()(torch.rand(4, 8, 16, 8))
+    assert 0.25 < (mask < 0.5).float().mean() < 0.75
+
+
+def test_residual_mask_of_a_place_depends_on_far_ones() -> None:
+    made = residual(lowest=64).eval()
+    x = torch.rand(1, 8, 32, 16, requires_grad=True)
+    made(x)[0, 0, 0, 0].backward()
+    assert x.grad is not None
+    assert x.grad[0, :, 8:].any()
+
+
+def test_gradients_reach_every_weight_of_the_residual_mask() -> None:
+    made = residual().train()
+    (made(torch.rand(4, 8, 8, 4)) * torch.rand(4, 8, 8, 4)).sum().backward()
+    assert all(torch.isfinite(p.grad).all() and p.grad.any() for p in made.parameters())
+
+
+@pytest.mark.parametrize(
+    ("channels", "lowest", "message"),
+    [
+        (7, 28, "channels must be even and positive, got 7"),
+        (8, 8, r"lowest_channels must be channels = 8 times 2, 4, 8, \.\.\.; got 8"),
+        (8, 24, "got 24"),
+        (8, 4, "got 4"),
+    ],
+)
+def test_residual_mask_refuses_channels_that_do_not_fit(channels: int, lowest: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        residual(channels, lowest)

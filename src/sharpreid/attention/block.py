@@ -5,6 +5,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from sharpreid.attention.context import ContextUnit
+from sharpreid.attention.soft import ResidualAttentionMask
 
 
 class Attended(NamedTuple):
@@ -22,14 +23,22 @@ class SharpAttentionBlock(nn.Module):
     """Attends a stage's output: A = M(T) * T (Eq. 1) and F = T + A (Eq. 2).
 
     Args:
-        sampler: maps the mask branch to a mask of the same shape in [0, 1]: `MaskSampler`, or
-            `SigmoidGate` for the soft attention that the paper compares with.
-        context: the context-aware unit in front of the sampler (Sec. III-D), or None: the mask is made
-            from the stage's output itself.
+        sampler: maps the mask branch to a mask of the same shape in [0, 1]: `MaskSampler`, `SigmoidGate` for
+            the soft attention that the paper compares with, or `nn.Identity` where ``context`` is one.
+        context: the context-aware unit in front of the sampler (Sec. III-D), or a `ResidualAttentionMask`;
+            None makes the mask from the stage's output itself.
+
+    Raises:
+        ValueError: nothing keeps the mask in [0, 1].
     """
 
-    def __init__(self, *, sampler: nn.Module, context: ContextUnit | None) -> None:
+    def __init__(self, *, sampler: nn.Module, context: ContextUnit | ResidualAttentionMask | None) -> None:
         super().__init__()
+        if isinstance(sampler, nn.Identity) != isinstance(context, ResidualAttentionMask):
+            raise ValueError(
+                "a ResidualAttentionMask needs nn.Identity as its sampler (model/sampler=none), and no other "
+                f"block takes it; got {type(sampler).__name__} with {type(context).__name__}"
+            )
         self.sampler = sampler
         self.context = context
 

@@ -34,15 +34,9 @@ class ContextUnit(nn.Module):
         if upsample not in get_args(Upsample):
             raise ValueError(f"upsample must be one of {', '.join(get_args(Upsample))}; got {upsample!r}")
         self.upsample: Upsample = upsample
-        shortcut = nn.Sequential(
-            nn.Conv2d(channels, 2 * channels, 1, stride=2, bias=False), nn.BatchNorm2d(2 * channels)
-        )
-        self.down = Bottleneck(channels, channels // 2, stride=2, downsample=shortcut)
-        place_stride(self.down, strides)
+        self.down = down_bottleneck(channels, strides)
         self.up = nn.ConvTranspose2d(2 * channels, channels, 1, stride=2, bias=False)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Context of ``x`` (B, C, H, W), same shape, unitless."""
@@ -56,6 +50,23 @@ class ContextUnit(nn.Module):
 
     def extra_repr(self) -> str:
         return f"upsample={self.upsample}"
+
+
+def down_bottleneck(channels: int, strides: Strides) -> Bottleneck:
+    """A stage's first bottleneck: C channels to 2C at half the resolution; see `place_stride`."""
+    shortcut = nn.Sequential(
+        nn.Conv2d(channels, 2 * channels, 1, stride=2, bias=False), nn.BatchNorm2d(2 * channels)
+    )
+    block = Bottleneck(channels, channels // 2, stride=2, downsample=shortcut)
+    place_stride(block, strides)
+    return block
+
+
+def initialise(module: nn.Module) -> None:
+    """Draw the weights of all convolutions in ``module`` as torchvision's ResNet does."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
 
 
 def place_stride(block: Bottleneck, strides: Strides) -> None:

@@ -1,7 +1,10 @@
-"""The soft attention that the paper compares with (Fig. 1a)."""
+"""The soft attention that the paper compares with: Fig. 1a, and the network of its reference [19]."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from sharpreid.attention.context import Strides, down_bottleneck, initialise
 
 
 class SigmoidGate(nn.Module):
@@ -11,3 +14,76 @@ class SigmoidGate(nn.Module):
         """Mask of ``x`` (B, C, H, W), same shape, float32 or float64, in [0, 1]."""
         with torch.autocast(x.device.type, enabled=False):
             return torch.sigmoid(x if x.dtype == torch.float64 else x.float())
+
+
+class ResidualAttentionMask(nn.Module):
+    """Soft mask of the residual attention network (Table IV; Wang et al., reference [19]).
+
+    Down to the trunk's lowest resolution by the next stages' stride-2 bottlenecks (C -> 2C -> ...), up again
+    by mirrored ones (the same channels in reverse, behind a bilinear up-sampling), with the features of equal
+    resolution added in between, and a sigmoid. The last bottleneck ends without ReLU, so that the mask may
+    fall below 0.5. The paper prints nothing but how many parameters its own version has, 15.84 / 15.08 /
+    12.06 million on blocks 1-3; the convolution weights here are 15,826,944 / 15,073,280 / 12,058,624.
+
+    Args:
+        channels: C, channels of the input; a multiple of 2.
+        lowest_channels: of the trunk's last stage (ResNet-50: 2048): C times 2, 4, 8, ...
+        strides: where a bottleneck's stride sits, ``v1`` (first 1x1) or ``v1.5`` (3x3), as in the trunk.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(self, *, channels: int, lowest_channels: int, strides: Strides) -> None:
+        super().__init__()
+        if channels < 2 or channels % 2:
+            raise ValueError(f"channels must be even and positive, got {channels}")
+        widths = [channels]
+        while 2 * widths[-1] <= lowest_channels:
+            widths.append(2 * widths[-1])
+        if len(widths) == 1 or widths[-1] != lowest_channels:
+            raise ValueError(
+                f"lowest_channels must be channels = {channels} times 2, 4, 8, ...; got {lowest_channels}"
+            )
+        self.down = nn.ModuleList(down_bottleneck(width, strides) for width in widths[:-1])
+        self.up = nn.ModuleList(_MirroredBottleneck(width) for width in reversed(widths[:-1]))
+        self.gate = SigmoidGate()
+        initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mask of ``x`` (B, C, H, W), same shape, float32 or float64, in [0, 1]."""
+        levels = [x]
+        for down in self.down:
+            levels.append(down(levels[-1]))
+        low = levels.pop()
+        for up in self.up:
+            beside = levels.pop()
+            low = up(F.interpolate(low, size=beside.shape[-2:], mode="bilinear"))
+            if levels:
+                low = F.relu(low) + beside
+        mask: Tensor = self.gate(low)
+        return mask
+
+
+class _MirroredBottleneck(nn.Module):
+    """The bottleneck C -> C/2 -> C/2 -> 2C in reverse, 2C -> C/2 -> C/2 -> C, without the last ReLU."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        wide, narrow = 2 * channels, channels // 2
+        self.body = nn.Sequential(
+            nn.Conv2d(wide, narrow, 1, bias=False),
+            nn.BatchNorm2d(narrow),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(narrow, narrow, 3, padding=1, bias=False),
+            nn.BatchNorm2d(narrow),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(narrow, channels, 1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+        self.shortcut = nn.Sequential(nn.Conv2d(wide, channels, 1, bias=False), nn.BatchNorm2d(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 2C, H, W) to (B, C, H, W)."""
+        out: Tensor = self.body(x) + self.shortcut(x)
+        return out

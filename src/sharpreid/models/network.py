@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from sharpreid.attention.block import SharpAttentionBlock
 from sharpreid.attention.context import ContextUnit
 from sharpreid.attention.mask import MaskSampler
+from sharpreid.attention.soft import ResidualAttentionMask
 from sharpreid.models.trunk import NUM_STAGES, ResNetTrunk
 
 
@@ -50,11 +51,11 @@ class SharpAttentionNetwork(nn.Module):
         head: maps (B, channels of the last stage) to (B, D).
         blocks: stages followed by attention, a subset of 1-4 in any order; none is the plain baseline.
         context_blocks: those of ``blocks`` with a context-aware unit, a subset of 1-3.
-        sampler: builds one block's mask sampler: `MaskSampler`, or `SigmoidGate` for soft attention.
-        context_unit: builds one block's `ContextUnit` from the keyword ``channels``.
+        sampler: builds one block's mask sampler; see `SharpAttentionBlock`.
+        context_unit: builds one block's `ContextUnit` or `ResidualAttentionMask` from the keyword ``channels``.
 
     Raises:
-        ValueError: ``blocks`` or ``context_blocks`` is not such a subset.
+        ValueError: ``blocks`` or ``context_blocks`` is not such a subset, or see `SharpAttentionBlock`.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class SharpAttentionNetwork(nn.Module):
         blocks: Sequence[int],
         context_blocks: Sequence[int],
         sampler: Callable[[], nn.Module],
-        context_unit: Callable[..., ContextUnit],
+        context_unit: Callable[..., ContextUnit | ResidualAttentionMask],
     ) -> None:
         super().__init__()
         _check_blocks(blocks, context_blocks)
