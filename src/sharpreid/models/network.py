@@ -52,7 +52,7 @@ class SharpAttentionNetwork(nn.Module):
         blocks: stages followed by attention, a subset of 1-4 in any order; none is the plain baseline.
         context_blocks: those of ``blocks`` with a context-aware unit, a subset of 1-3.
         sampler: builds one block's mask sampler; see `SharpAttentionBlock`.
-        context_unit: builds one block's `ContextUnit` or `ResidualAttentionMask` from the keyword ``channels``.
+        context_unit: builds one `ContextUnit` or `ResidualAttentionMask` from the keyword ``channels``.
 
     Raises:
         ValueError: ``blocks`` or ``context_blocks`` is not such a subset, or see `SharpAttentionBlock`.
