@@ -222,5 +222,39 @@ def test_a_block_without_anything_to_make_its_mask_is_refused(blocks: str) -> No
         build_module(cfg)
 
 
+METHODS = {
+    # blocks, context_blocks, sampler, context unit, mu > 0
+    "baseline": ([], [], "MaskSampler", "ContextUnit", False),
+    "sab": ([1, 2, 3, 4], [], "MaskSampler", "ContextUnit", False),
+    "sab_cu": ([1, 2, 3, 4], [1, 2, 3], "MaskSampler", "ContextUnit", False),
+    "sab_cu_tv": ([1, 2, 3, 4], [1, 2, 3], "MaskSampler", "ContextUnit", True),
+    "sigmoid_gate": ([1, 2, 3, 4], [], "SigmoidGate", "ContextUnit", False),
+    "residual_attention": ([1, 2, 3], [1, 2, 3], "Identity", "ResidualAttentionMask", False),
+}
+
+
+def test_every_method_is_known_here() -> None:
+    assert METHODS.keys() == {path.stem for path in CONF_DIR.glob("method/*.yaml")}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_is_the_row_of_the_paper_that_it_says(method: str) -> None:
+    cfg = composed("data=market1501", f"method={method}")
+    found = (
+        list(cfg.model.blocks),
+        list(cfg.model.context_blocks),
+        cfg.model.sampler._target_.rpartition(".")[2],
+        cfg.model.context_unit._target_.rpartition(".")[2],
+        cfg.objective.mu > 0,
+    )
+    assert found == METHODS[method]
+    assert departures(cfg) == ""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_value_of_the_command_line_wins_over_the_method_s(method: str) -> None:
+    assert list(composed(f"method={method}", "model.blocks=[2]").model.blocks) == [2]
+
+
 def test_the_csv_logger_needs_no_wandb() -> None:
     assert "wandb" not in OmegaConf.to_yaml(composed("logger=csv").logger)

@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import pytest
 
-from sharpreid.schedules import beta1, exponential_decay_factor, temperature
+from sharpreid.schedules import beta1, cosine_temperature, exponential_decay_factor, temperature
 
 RATE, FLOOR = 0.008, 0.5
 START, END, FINAL = 100, 150, 0.001
@@ -38,6 +38,25 @@ def test_temperature_after_very_many_epochs_is_still_its_floor() -> None:
 def test_temperature_refuses_an_argument_out_of_range(epoch: int, rate: float, floor: float) -> None:
     with pytest.raises(ValueError, match=f"floor in \\(0, 1\\], got {epoch}, {rate} and {floor}"):
         temperature(epoch, rate, floor)
+
+
+def test_cosine_temperature_starts_and_ends_with_eq_9_and_is_half_way_down_in_the_middle() -> None:
+    rate = math.log(2) / 80
+    cosine = [cosine_temperature(epoch, rate=rate, floor=0.5) for epoch in range(101)]
+    assert cosine[0] == 1.0
+    assert cosine[40] == pytest.approx(0.75)
+    assert cosine[80:] == pytest.approx([0.5] * 21)
+    assert all(a > b for a, b in pairwise(cosine[:81]))
+
+
+def test_cosine_temperature_without_a_rate_or_with_a_floor_of_1_stays_at_1() -> None:
+    assert cosine_temperature(500, rate=0.0, floor=0.5) == 1.0
+    assert cosine_temperature(500, rate=0.1, floor=1.0) == 1.0
+
+
+def test_cosine_temperature_refuses_an_argument_out_of_range() -> None:
+    with pytest.raises(ValueError, match="floor in"):
+        cosine_temperature(0, rate=0.1, floor=0.0)
 
 
 def test_learning_rate_is_full_up_to_and_including_its_start() -> None:

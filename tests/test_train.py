@@ -1,3 +1,4 @@
+import csv
 import itertools
 import json
 import os
@@ -149,6 +150,34 @@ def test_a_second_run_in_the_same_place_sets_the_first_aside(
         assert run(tmp_path, *tiny_overrides, "score_untrained=false").returncode == 0
     assert len([*tmp_path.rglob("previous/1/scores.json")]) == 1
     assert len([*tmp_path.rglob("scores.json")]) == 2
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_where_it_stopped_and_reports_all_of_its_jobs(
+    tmp_path: Path, tiny_overrides: list[str]
+) -> None:
+    common = [*tiny_overrides, "score_untrained=false", "skip_finished=true", "name=twice", "--multirun"]
+    assert run(tmp_path, *common, "model.blocks=[],[9]").returncode == 1
+    (first,) = tmp_path.rglob("scores.json")
+    before = first.read_bytes()
+    done = run(tmp_path, *common, "model.blocks=[],[1]")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("not run again") == 1
+    assert first.read_bytes() == before
+    (summary,) = tmp_path.rglob("summary.csv")
+    with summary.open() as file:
+        rows = [(row["model.blocks"], row["status"]) for row in csv.DictReader(file)]
+    assert rows == [("[]", "done"), ("[1]", "done")]
+
+
+@pytest.mark.slow
+def test_a_finished_run_of_another_config_is_run_again(tmp_path: Path, tiny_overrides: list[str]) -> None:
+    common = [*tiny_overrides, "score_untrained=false", "skip_finished=true", f"hydra.run.dir={tmp_path}/run"]
+    assert run(tmp_path, *common).returncode == 0
+    assert "not run again" in run(tmp_path, *common, "data.num_workers=1").stdout
+    assert not (tmp_path / "run" / "previous").exists()
+    assert "not run again" not in run(tmp_path, *common, "optimizer.lr=0.01").stdout
+    assert (tmp_path / "run" / "previous" / "1" / "scores.json").exists()
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import platform
 import secrets
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -25,6 +26,10 @@ from sharpreid.files import replacing
 from sharpreid.recipe import departures
 
 _KEPT = ("previous", "train.log", ".lock")
+_NOT_OF_THE_RESULT = (
+    *("callbacks", "logger", "output_dir", "data_root", "skip_finished"),
+    *("data.num_workers", "data.cache", "trainer.accelerator"),
+)
 
 PROCESS = secrets.token_hex(8)
 """Names this process in every job.json that it writes."""
@@ -82,6 +87,37 @@ def set_earlier_run_aside(output_dir: Path) -> Path | None:
     for entry in left:
         shutil.move(entry, place / entry.name)
     return place
+
+
+def finished_record(output_dir: Path, cfg: DictConfig) -> dict[str, Any] | None:
+    """The scores.json of a finished run of the same config in ``output_dir``, which then counts as asked for.
+
+    None if there is no such run, it did not finish, or its config differs in more than how it is shown.
+    """
+    try:
+        job = json.loads((output_dir / "job.json").read_text(encoding="utf-8"))
+        record = json.loads((output_dir / "scores.json").read_text(encoding="utf-8"))
+        same = _of_the_result(OmegaConf.load(output_dir / "config.yaml")) == _of_the_result(
+            OmegaConf.create(describe_config(cfg))
+        )
+        if job["status"] != "done" or not same or not isinstance(record, dict):
+            return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    write_json(output_dir / "job.json", {**job, "asked_for": time.time()})
+    return record
+
+
+def _of_the_result(config: Any) -> dict[str, Any]:
+    """What of a run's config its scores depend on."""
+    content: Any = OmegaConf.to_container(config)
+    for key in _NOT_OF_THE_RESULT:
+        *path, last = key.split(".")
+        node = content
+        for part in path:
+            node = node.get(part, {})
+        node.pop(last, None)
+    return dict(content)
 
 
 def describe_scores(

@@ -31,6 +31,7 @@ from sharpreid.records import (
     describe_config,
     describe_environment,
     describe_scores,
+    finished_record,
     set_earlier_run_aside,
     write_json,
     write_text,
@@ -112,6 +113,10 @@ def run_job(cfg: DictConfig, output_dir: Path) -> float:
         "process": PROCESS,
         **describe_code(),
     }
+    if cfg.skip_finished and (finished := finished_record(output_dir, cfg)) is not None:
+        commit = finished.get("commit")
+        log.info("%s: finished before, from the same config (commit %s); not run again", output_dir, commit)
+        return _searched(finished)
     try:
         parts = build(cfg)
     except Exception as error:
@@ -129,8 +134,12 @@ def run_job(cfg: DictConfig, output_dir: Path) -> float:
         _record_failure(output_dir, job, error)
         raise
     write_json(output_dir / "job.json", {**job, "status": "done"})
-    plain = record["not_re_ranked"] or record["scores"]  # no sweeper searches by re-ranked scores
-    return float(plain["mAP"])
+    return _searched(record)
+
+
+def _searched(record: dict[str, Any]) -> float:
+    """What a sweeper may search by: never a re-ranked score."""
+    return float((record.get("not_re_ranked") or record["scores"])["mAP"])
 
 
 def _record_failure(output_dir: Path, job: dict[str, Any], error: BaseException) -> None:

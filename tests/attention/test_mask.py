@@ -206,16 +206,59 @@ class TestExtremeInput:
         assert torch.isfinite(out).all()
         assert torch.isfinite(x.grad).all()
 
-    @pytest.mark.parametrize("mode", ["train", "noise_free", "expected", "hard", "sample"])
+    @pytest.mark.parametrize("mask", ["sample", "straight_through", "noise_free"])
+    def test_gives_a_training_mask_between_0_and_1_with_finite_gradients(
+        self, mask: Any, values: list[float]
+    ) -> None:
+        sampler = MaskSampler(eps=EPS, train_mask=mask).train()
+        sampler.set_temperature(0.5)
+        x = quadruple(values).requires_grad_()
+        out = sampler(x)
+        out.sum().backward()
+        assert ((out >= 0) & (out <= 1)).all()
+        assert torch.isfinite(x.grad).all()
+
+    @pytest.mark.parametrize("mode", ["noise_free", "expected", "hard", "sample"])
     def test_gives_a_mask_between_0_and_1_with_finite_gradients(self, mode: Any, values: list[float]) -> None:
-        sampler = MaskSampler(eps=EPS, test_mask="noise_free" if mode == "train" else mode)
-        sampler.train(mode == "train").set_temperature(0.5)
+        sampler = MaskSampler(eps=EPS, test_mask=mode).eval()
+        sampler.set_temperature(0.5)
         x = quadruple(values).requires_grad_()
         mask = sampler(x)
         assert ((mask >= 0) & (mask <= 1)).all()
         if mask.requires_grad:
             mask.sum().backward()
             assert torch.isfinite(x.grad).all()
+
+
+class TestTrainMask:
+    def masks(self, **options: Any) -> tuple[Tensor, Tensor]:
+        """Mask and gradient of the same draw."""
+        x = torch.randn(2, 3, 8, 4, generator=seeded()).requires_grad_()
+        sampler = MaskSampler(eps=EPS, **options).train()
+        sampler.noise_seed = 7
+        sampler.set_temperature(0.7)
+        mask = sampler(x)
+        (mask * torch.arange(mask.numel()).view_as(mask)).sum().backward()
+        assert x.grad is not None
+        return mask.detach(), x.grad
+
+    def test_straight_through_is_eq_4s_sample_with_eq_5s_gradient(self) -> None:
+        (soft, of_soft), (hard, of_hard) = self.masks(), self.masks(train_mask="straight_through")
+        assert torch.equal(hard, (soft > 0.5).float())
+        assert torch.equal(of_hard, of_soft)
+        assert 0 < hard.mean() < 1
+
+    def test_noise_free_is_what_the_default_does_in_evaluation(self) -> None:
+        x = torch.randn(2, 3, 8, 4, generator=seeded())
+        sampler = MaskSampler(eps=EPS, train_mask="noise_free").train()
+        sampler.set_temperature(0.7)
+        assert torch.equal(sampler(x), sampler.eval()(x))
+
+    def test_an_unknown_one_is_refused(self) -> None:
+        with pytest.raises(
+            ValueError, match="train_mask must be one of sample, straight_through, noise_free"
+        ):
+            MaskSampler(eps=EPS, train_mask="hard")  # type: ignore[arg-type]
 
 
 class TestGumbelMask:

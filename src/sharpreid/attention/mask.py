@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 TestMask = Literal["noise_free", "expected", "hard", "sample"]
+TrainMask = Literal["sample", "straight_through", "noise_free"]
 
 
 def keep_probability(x: Tensor, eps: float) -> Tensor:
@@ -102,10 +103,25 @@ def logistic_noise(shape: torch.Size, like: Tensor, generator: torch.Generator |
     return torch.logit(u.clamp(limits.tiny, 1 - limits.eps))
 
 
+def straight_through(mask: Tensor) -> Tensor:
+    """A relaxed mask rounded to 0 or 1 (Eq. 4) that passes its gradient on unchanged.
+
+    >>> straight_through(torch.tensor([0.2, 0.5, 0.7])).tolist()
+    [0.0, 0.0, 1.0]
+    """
+    return (mask > 0.5).to(mask.dtype) + (mask - mask.detach())
+
+
 class MaskSampler(nn.Module):
     """Soft mask of an activation map: Eq. 3-5 with a temperature that the training loop sets.
 
-    In training mode the mask is one draw of Eq. 5. In evaluation mode the paper is silent; ``test_mask``:
+    In training mode ``train_mask`` is
+
+    - ``sample``: one draw of Eq. 5, the paper's;
+    - ``straight_through``: that draw rounded to 0 or 1, which is Eq. 4's, with the gradient of Eq. 5;
+    - ``noise_free``: Eq. 5 without noise at the current tau.
+
+    In evaluation mode the paper is silent; ``test_mask``:
 
     - ``noise_free``: Eq. 5 without noise at the current tau;
     - ``expected``: pi itself;
@@ -115,6 +131,7 @@ class MaskSampler(nn.Module):
 
     Args:
         eps: see `keep_logit`; in (0, 0.5).
+        train_mask: the mask in training mode.
         test_mask: the mask in evaluation mode.
         draws: number of draws of ``sample``, >= 1.
         seed: seed of ``sample``.
@@ -126,16 +143,24 @@ class MaskSampler(nn.Module):
     tau: Tensor
 
     def __init__(
-        self, *, eps: float, test_mask: TestMask = "noise_free", draws: int = 8, seed: int = 0
+        self,
+        *,
+        eps: float,
+        train_mask: TrainMask = "sample",
+        test_mask: TestMask = "noise_free",
+        draws: int = 8,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if not 0 < eps < 0.5:
             raise ValueError(f"eps must be in (0, 0.5), got {eps}")
-        if test_mask not in get_args(TestMask):
-            raise ValueError(f"test_mask must be one of {', '.join(get_args(TestMask))}; got {test_mask!r}")
+        for name, mask, known in (("train_mask", train_mask, TrainMask), ("test_mask", test_mask, TestMask)):
+            if mask not in get_args(known):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(known))}; got {mask!r}")
         if draws < 1:
             raise ValueError(f"draws must be at least 1, got {draws}")
         self.eps = eps
+        self.train_mask: TrainMask = train_mask
         self.test_mask: TestMask = test_mask
         self.draws = draws
         self.seed = seed
@@ -152,8 +177,7 @@ class MaskSampler(nn.Module):
         """Mask of ``x`` (B, C, H, W), same shape, float32 or float64, in [0, 1]."""
         with torch.autocast(x.device.type, enabled=False):
             if self.training:
-                logit = keep_logit(x, self.eps)
-                return relaxed_mask(logit, logistic_noise(logit.shape, logit, self._generator(x)), self.tau)
+                return self._train_mask(keep_logit(x, self.eps))
             if self.test_mask == "expected":
                 return keep_probability(x, self.eps)
             logit = keep_logit(x, self.eps)
@@ -164,10 +188,15 @@ class MaskSampler(nn.Module):
             return self._averaged_draws(logit)
 
     def extra_repr(self) -> str:
-        return f"eps={self.eps}, test_mask={self.test_mask}"
+        return f"eps={self.eps}, train_mask={self.train_mask}, test_mask={self.test_mask}"
 
-    def _generator(self, x: Tensor) -> torch.Generator | None:
-        return None if self.noise_seed is None else torch.Generator(x.device).manual_seed(self.noise_seed)
+    def _train_mask(self, logit: Tensor) -> Tensor:
+        if self.train_mask == "noise_free":
+            return relaxed_mask(logit, 0.0, self.tau)
+        seed = self.noise_seed
+        generator = None if seed is None else torch.Generator(logit.device).manual_seed(seed)
+        mask = relaxed_mask(logit, logistic_noise(logit.shape, logit, generator), self.tau)
+        return straight_through(mask) if self.train_mask == "straight_through" else mask
 
     def _averaged_draws(self, logit: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)

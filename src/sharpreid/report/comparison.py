@@ -140,7 +140,7 @@ def _read_job(path: Path) -> Job:
     folder = path.parent
     try:
         told = _read_object(path)
-        started = float(told["started"])
+        started = float(told.get("asked_for", told["started"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         unreadable = f"job.json cannot be read: {error!r}"
         return Job(folder, folder.name, "failed", path.stat().st_mtime, (), unreadable, None)
