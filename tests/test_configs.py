@@ -5,6 +5,7 @@ from typing import Any
 import hydra
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 
@@ -54,6 +55,37 @@ def test_an_experiment_has_no_key_that_its_groups_lack(path: Path) -> None:
     experiment = str(path.relative_to(CONF_DIR / "experiment").with_suffix(""))
     added = own_keys(composed(f"+experiment={experiment}")) - own_keys(composed(*groups_of(path)))
     assert not added
+
+
+def swept(path: Path) -> dict[str, str]:
+    """What an experiment sweeps: key or group -> values, as one text."""
+    params = composed(f"+experiment={path.stem}").hydra.sweeper.params
+    return {key: str(values) for key, values in (params or {}).items()}
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_every_job_that_an_experiment_sweeps_can_be_composed(path: Path) -> None:
+    params = swept(path)
+    assert params
+    parsed = OverridesParser.create().parse_overrides([f"{key}={values}" for key, values in params.items()])
+    choices = [
+        [f"{one.key_or_group}={value}" for value in one.sweep_string_iterator()]
+        for one in parsed
+        if one.is_sweep_override()
+    ]
+    fixed = [
+        f"{one.key_or_group}={one.get_value_element_as_str()}"
+        for one in parsed
+        if not one.is_sweep_override()
+    ]
+    for values in choices:
+        for value in values:
+            composed(f"+experiment={path.stem}", *fixed, value)
+
+
+def test_a_misspelt_key_that_an_experiment_sweeps_would_be_seen() -> None:
+    with pytest.raises(ConfigCompositionException, match="modle"):
+        composed("+experiment=block_ablation", "modle.blocks=[1]")
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
@@ -248,7 +280,8 @@ def test_a_method_is_the_row_of_the_paper_that_it_says(method: str) -> None:
         cfg.objective.mu > 0,
     )
     assert found == METHODS[method]
-    assert departures(cfg) == ""
+    tv = "mu 0.01 (0.1), total variation mean (sum)" if cfg.objective.mu else ""
+    assert departures(cfg) == tv
 
 
 @pytest.mark.parametrize("method", METHODS)

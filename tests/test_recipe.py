@@ -23,7 +23,7 @@ def composed_plainly(*overrides: str) -> DictConfig:
         (
             "data=market1501",
             "model.blocks=[1]",
-            "objective=tv",
+            "objective=tv_as_printed",
             "schedule=beta1_drop",
             "model/sampler=sigmoid",
         ),
@@ -39,7 +39,8 @@ def test_the_demo_names_all_that_it_shrinks() -> None:
     assert departures(composed_plainly()) == (
         "64 x 32 images (paper: 256 x 128), bottlenecks per stage 1 1 1 1 (3 4 6 3), "
         "weights none (imagenet), P 16 (64), held-out identities 20 (0), test views plain (ten_crop), "
-        "learning rate 0.0005 (0.0002), epochs 20 (150)"
+        "learning rate 0.0005 (0.0002), tau's rate 0.06 (0.008), decay from epoch 14 (100), "
+        "decay to epoch 20 (150), epochs 20 (150)"
     )
 
 
@@ -52,7 +53,26 @@ def test_the_demo_names_all_that_it_shrinks() -> None:
         ("data.train_transform.ratio=[1,2]", "crop ratio 1 2 (2 3)"),
         ("data.eval_transform.crops=flip", "test views flip (ten_crop)"),
         ("trainer.precision=bf16-mixed", "precision bf16-mixed (32-true)"),
-        ("+trainer.limit_train_batches=2", "2 of the batches of an epoch"),
+        ("+trainer.limit_train_batches=2", "trainer.limit_train_batches 2 (unset)"),
+        ("+trainer.max_steps=10", "trainer.max_steps 10 (unset)"),
+        ("+trainer.max_time='00:00:01:00'", "trainer.max_time 00:00:01:00 (unset)"),
+        ("+trainer.accumulate_grad_batches=11", "trainer.accumulate_grad_batches 11 (unset)"),
+        ("trainer.gradient_clip_val=0.001", "trainer.gradient_clip_val 0.001 (None)"),
+        ("optimizer._target_=torch.optim.SGD", "optimizer._target_ torch.optim.SGD (torch.optim.Adam)"),
+        ("+optimizer.eps=1", "optimizer.eps 1 (unset)"),
+        ("objective.margin=5", "objective.margin 5 (0.5)"),
+        ("objective=tv", "mu 0.01 (0.1), total variation mean (sum)"),
+        ("model.head.embedding_dim=8", "model.head.embedding_dim 8 (128)"),
+        ("model.sampler.eps=0.4", "model.sampler.eps 0.4 (1e-06)"),
+        ("model.sampler.train_mask=noise_free", "model.sampler.train_mask noise_free (sample)"),
+        ("schedule.learning_rate_factor.start=1", "decay from epoch 1 (100)"),
+        ("schedule=constant_tau", "tau's floor 1.0 (0.5)"),
+        (
+            "schedule=cosine_tau",
+            "schedule.temperature._target_ sharpreid.schedules.cosine_temperature "
+            "(sharpreid.schedules.temperature)",
+        ),
+        ("data.train_transform.tries=0", "data.train_transform.tries 0 (10)"),
     ],
 )
 def test_any_override_of_the_recipe_is_named(override: str, said: str) -> None:

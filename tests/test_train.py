@@ -23,7 +23,7 @@ from sharpreid.data.reid_data import random_stream
 from sharpreid.evaluate import evaluate, load_config
 from sharpreid.module import NonFiniteLossError
 from sharpreid.records import claim
-from sharpreid.train import stopping_on_sigterm
+from sharpreid.signals import stopping_on_sigterm
 
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",

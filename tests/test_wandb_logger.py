@@ -1,10 +1,22 @@
-import builtins
+import contextlib
+import os
+import pty
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sharpreid.wandb_logger import build_wandb_logger, has_key
+
+START = """
+import sys
+from sharpreid.wandb_logger import build_wandb_logger
+made = build_wandb_logger(project="p", group="g", name="n", tags=(), save_dir=sys.argv[1])
+made.experiment.log({"x": 1})
+made.experiment.finish()
+"""
 
 LOGIN = "machine {host} login user password 0123456789\n"
 
@@ -75,17 +87,29 @@ class TestHasKey:
 
 
 class TestBuildWandbLogger:
-    def test_is_offline_without_a_key_and_never_asks(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def asked(*args: Any) -> str:
-            raise RuntimeError("the logger asked a question")
-
-        monkeypatch.setattr(builtins, "input", asked)
-        monkeypatch.setattr("getpass.getpass", asked)
+    def test_is_offline_without_a_key(self, tmp_path: Path) -> None:
         made = build(tmp_path / "deep" / "folder")
         assert made._offline
         assert (tmp_path / "deep" / "folder").is_dir()
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("mode", ["", "online"])
+    def test_never_asks_on_a_terminal(self, tmp_path: Path, mode: str) -> None:
+        """A run is started on a terminal that nobody types at; W&B, which would ask there, must not wait."""
+        (tmp_path / "start.py").write_text(START)
+        environment = {**os.environ, "WANDB_MODE": mode}
+        master, slave = pty.openpty()
+        command = [sys.executable, str(tmp_path / "start.py"), str(tmp_path)]
+        with subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=environment) as process:
+            os.close(slave)
+            shown = b""
+            with contextlib.suppress(OSError):  # how the end of a terminal reads
+                while part := os.read(master, 4096):
+                    shown += part
+                    assert b"Enter your choice" not in shown
+        os.close(master)
+        assert process.returncode == 0, shown
+        assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
 
     def test_is_online_with_a_key(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("WANDB_API_KEY", "0123456789")
@@ -98,11 +122,12 @@ class TestBuildWandbLogger:
         monkeypatch.setenv("WANDB_MODE", "offline")
         assert build(tmp_path)._offline
 
-    def test_mode_in_the_environment_wins_over_a_missing_key(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    def test_online_without_a_key_is_offline_with_a_warning(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         monkeypatch.setenv("WANDB_MODE", "online")
-        assert not build(tmp_path)._offline
+        assert build(tmp_path)._offline
+        assert "no key is configured" in caplog.text
 
     def test_disabled_mode_is_not_turned_into_an_offline_run(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -8,7 +8,9 @@ from typing import Any
 
 import hydra.utils
 import pytorch_lightning as pl
+import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from sharpreid.callbacks.progress import ProgressWithTimeLeft
@@ -61,24 +63,58 @@ def _job_number() -> int | None:
     return None if planned_jobs() is None else HydraConfig.get().job.num + 1
 
 
+class ConfigError(ValueError):
+    """A value of the config does not fit; the message names its key."""
+
+
 def build_data(cfg: DictConfig) -> ReIDDataModule:
-    """The LightningDataModule of a composed config."""
-    data: ReIDDataModule = hydra.utils.instantiate(cfg.data)
+    """The LightningDataModule of a composed config; ConfigError names a key whose value does not fit."""
+    data: ReIDDataModule = _built(cfg, "data")
     return data
 
 
+def _built(cfg: DictConfig, key: str, *trial: Any) -> Any:
+    """What ``key`` of the config describes; a function to be called later is called once with ``trial``.
+
+    Raises:
+        ConfigError: it cannot be built; names the key.
+    """
+    node = OmegaConf.select(cfg, key)  # re_ranking is not in the configs of early runs
+    try:
+        part = hydra.utils.instantiate(node)
+        if trial and part is not None:
+            part(*trial)
+    except Exception as error:  # a constructor may raise anything
+        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+        inner = re.search(r"^full_key: (\S+)$", str(error), re.MULTILINE)
+        place = inner[1] if inner and inner[1].startswith(key) else key
+        values = ", ".join(f"{name}={value}" for name, value in _plain_values(cfg, place))
+        raise ConfigError(f"{place}: {cause}" + (f" (it was given {values})" if values else "")) from error
+    return part
+
+
+def _plain_values(cfg: DictConfig, key: str) -> list[tuple[str, Any]]:
+    node = OmegaConf.select(cfg, key)
+    if not OmegaConf.is_dict(node):
+        return [] if node is None else [(key.rpartition(".")[2], node)]
+    return [
+        (str(name), node[name])
+        for name in node
+        if not str(name).startswith("_") and not OmegaConf.is_dict(node[name])
+    ]
+
+
 def build_module(cfg: DictConfig) -> ReIDModule:
-    """The LightningModule of a composed config."""
-    parts: Any = hydra.utils.instantiate
+    """The LightningModule of a composed config; ConfigError names a key whose value does not fit."""
     return ReIDModule(
-        network=parts(cfg.model),
-        objective=parts(cfg.objective),
-        optimizer=parts(cfg.optimizer),
-        temperature=parts(cfg.schedule.temperature),
-        learning_rate_factor=parts(cfg.schedule.learning_rate_factor),
-        beta1=parts(cfg.schedule.beta1),
-        protocol=parts(cfg.protocol),
-        re_ranking=parts(cfg.get("re_ranking")),  # not in the configs of early runs
+        objective=_built(cfg, "objective"),
+        optimizer=_built(cfg, "optimizer", [torch.nn.Parameter(torch.zeros(1))]),
+        temperature=_built(cfg, "schedule.temperature", 0),
+        learning_rate_factor=_built(cfg, "schedule.learning_rate_factor", 0),
+        beta1=_built(cfg, "schedule.beta1", 0),
+        protocol=_built(cfg, "protocol"),
+        re_ranking=_built(cfg, "re_ranking"),
+        network=_built(cfg, "model"),
         channels_last=cfg.channels_last,
         seed=cfg.seed,
     )
@@ -91,7 +127,7 @@ def build_trainer(cfg: DictConfig, *, training: bool) -> pl.Trainer:
             [*map(hydra.utils.instantiate, nodes.values())] for nodes in (cfg.callbacks, cfg.logger)
         )
     else:
-        callbacks, loggers = [ProgressWithTimeLeft()], []
+        callbacks, loggers = [ProgressWithTimeLeft(training=False)], []
     trainer: pl.Trainer = hydra.utils.instantiate(
         cfg.trainer,
         callbacks=callbacks,

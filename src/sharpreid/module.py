@@ -1,6 +1,6 @@
 """The LightningModule: wires network, objective, schedules and score together; no maths of its own."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import pytorch_lightning as pl
@@ -13,6 +13,7 @@ from sharpreid.data.reid_data import random_stream
 from sharpreid.evaluation.metric import ReIDMetric
 from sharpreid.evaluation.ranking import Protocol, RankingScores, ReRanking
 from sharpreid.losses.objective import Objective, ObjectiveValue
+from sharpreid.losses.total_variation import squared_total_variation
 from sharpreid.models.network import SharpAttentionNetwork
 from sharpreid.models.trunk import NUM_STAGES
 
@@ -93,6 +94,8 @@ class ReIDModule(pl.LightningModule):
         self._refuse_non_finite(value.total, "loss", batch.indices)
         self._indices = batch.indices
         self._log_training(value, embeddings, len(batch.images))
+        if batch_idx == 0 and not value.total_variation:
+            self._log_total_variation(output.attended, len(batch.images))
         return value.total
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -167,6 +170,12 @@ class ReIDModule(pl.LightningModule):
         for block, variation in zip(self.network.blocks, value.total_variation, strict=False):
             logged[f"train/tv_block{block}"] = variation
         self.log_dict(logged, batch_size=batch_size)
+
+    def _log_total_variation(self, attended: Sequence[Tensor], batch_size: int) -> None:
+        """Eq. 6 where it is no part of the loss: of an epoch's first batch only, for comparison."""
+        for block, a in zip(self.network.blocks, attended, strict=True):
+            variation = squared_total_variation(a.detach(), self.objective.reduction)
+            self.log(f"train/tv_block{block}", variation, batch_size=batch_size)
 
     def _embed(self, batch: EvalBatch, metric: ReIDMetric) -> None:
         metric.update(self.embed_views(batch.views), batch.pids, batch.camids, batch.is_query, batch.indices)

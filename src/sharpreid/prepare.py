@@ -6,22 +6,27 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra.utils
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from sharpreid.config import CONF_DIR, register_resolvers
 from sharpreid.data.pixel_cache import Built, CachedFile, build_cache, cache_folder
 from sharpreid.data.progress_bar import progress_bar
-from sharpreid.data.reid_data import ReIDData, Sample, some
+from sharpreid.data.reid_data import IMAGE_SUFFIXES, DataError, ReIDData, Sample, some
+from sharpreid.data.transforms import read_image
 from sharpreid.files import replacing, write_rows
+from sharpreid.signals import stopping_on_sigterm
 
-READY, PROBLEMS, WRONG_CALL, INTERRUPTED = 0, 1, 2, 130
+READY, PROBLEMS, WRONG_CALL, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 _SMALLEST_SIDE = 16
+_IMAGE_LIKE = (*IMAGE_SUFFIXES, ".webp", ".tif", ".tiff", ".gif", ".ppm", ".avif", ".heic")
 
 USAGE = """\
 usage: python -m sharpreid.prepare data=NAME [key=value ...] [--json]
@@ -33,9 +38,9 @@ repeated. Options and values are those of sharpreid.train:
 
   data=market1501 data_root=/path data.source.root=/path data.source.allow_subset=true data.cache=/path
 
-Leaves files.csv (path, identity, camera, split, SHA-256) and report.json beside the pixels; --json prints
-the report instead of the text. Exit status: 0 ready, 1 the data set has problems (each is named), 2 wrong
-call, 130 interrupted.
+Leaves files.csv (path, identity, camera, split, box, SHA-256) and report.json beside the pixels; --json
+prints the report instead of the text, also of a call that failed. Exit status: 0 ready, 1 the data set has
+problems (each is named), 2 wrong call, 130 interrupted, 143 terminated.
 """
 
 
@@ -47,18 +52,27 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(READY if arguments else WRONG_CALL)
     as_json = "--json" in arguments
     overrides = [argument for argument in arguments if argument != "--json"]
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names are any bytes
     try:
-        report = prepare(overrides)
+        with stopping_on_sigterm():
+            report = prepare(overrides)
     except (HydraException, OmegaConfBaseException) as error:
         print(f"error: {error}\n\n{USAGE}", file=sys.stderr)
-        sys.exit(WRONG_CALL)
-    except KeyboardInterrupt:
-        print("interrupted; the same call goes on where this one was", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        _fail(error, WRONG_CALL, as_json)
+    except (KeyboardInterrupt, SIGTERMException) as stop:
+        message = "interrupted; the same call goes on where this one was"
+        print(message, file=sys.stderr)
+        _fail(message, TERMINATED if isinstance(stop, SIGTERMException) else INTERRUPTED, as_json)
     except (OSError, ValueError, TypeError) as error:
         report = {"ready": False, "problems": [_reason(error)]}
     print(json.dumps(report, indent=2) if as_json else describe(report))
     sys.exit(READY if report["ready"] else PROBLEMS)
+
+
+def _fail(why: Exception | str, status: int, as_json: bool) -> NoReturn:
+    if as_json:
+        print(json.dumps({"ready": False, "problems": [_reason(why)]}, indent=2))
+    sys.exit(status)
 
 
 def prepare(overrides: Sequence[str]) -> dict[str, Any]:
@@ -69,12 +83,16 @@ def prepare(overrides: Sequence[str]) -> dict[str, Any]:
         all files; ready for JSON.
 
     Raises:
-        HydraException, OmegaConfBaseException: an override is wrong.
+        HydraException, OmegaConfBaseException: an override is wrong, or none names the data set.
         DataError, OSError: see the data set's loader; the cache's folder cannot be written.
     """
+    if not any(override.startswith("data=") for override in overrides):
+        raise HydraException("data=NAME is missing: which data set?")
     register_resolvers()
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         cfg = compose("train", [*overrides])
+    if not OmegaConf.is_config(OmegaConf.select(cfg, "data.source")):
+        raise HydraException("data and data.source must not be null: they say what to read")
     if cfg.data.cache is None:
         raise ValueError("data.cache is null; name a folder for the decoded pixels: data.cache=/path")
     (cache_folder(cfg.data.cache, cfg.data.source.name) / "report.json").unlink(missing_ok=True)
@@ -91,7 +109,7 @@ def prepare(overrides: Sequence[str]) -> dict[str, Any]:
         "counts": data.counts(),
         "files": len(paths),
         "problems": list(built.unreadable),
-        "remarks": _remarks(built.files, roles),
+        "remarks": [*_remarks(built.files, roles), *_passed_over(paths)],
         "image_sizes": _sizes(built.files),
         "cache": str(folder),
         "sha256": hashlib.sha256("".join(file.sha256 for file in built.files).encode()).hexdigest(),
@@ -147,16 +165,49 @@ def _remarks(files: Sequence[CachedFile], roles: dict[str, tuple[Sample, ...]]) 
     remarks = []
     if equal:
         remarks.append(f"{len(equal)} images are there more than once: {some(map(_names, equal))}")
-    conflicting = [same for same in equal if len(set().union(*(seen[path] for path in same))) > 1]
-    if conflicting:
-        remarks.append(
-            f"{len(conflicting)} of these have different identities, or are in training and test: "
-            f"{some(map(_names, conflicting))}"
-        )
+    views = [(same, set().union(*(seen[path] for path in same))) for same in equal]
+    for what, chosen in (
+        ("are in training and in test", [same for same, found in views if len({t for t, _ in found}) > 1]),
+        ("have different identities", [same for same, found in views if len({p for _, p in found}) > 1]),
+    ):
+        if chosen:
+            remarks.append(f"{len(chosen)} of these {what}: {some(map(_names, chosen))}")
     small = [Path(file.path).name for file in files if min(file.width, file.height) < _SMALLEST_SIDE]
     if small:
         remarks.append(f"{len(small)} images have a side below {_SMALLEST_SIDE} pixels: {some(small)}")
     return remarks
+
+
+def _passed_over(paths: Sequence[Path]) -> list[str]:
+    """A remark on unused images beside the used ones or one folder above, with those that cannot be read."""
+    used = {path.absolute() for path in paths}
+    beside = {path.parent for path in used}
+    folders = sorted(beside | {folder.parent for folder in beside})
+    others = [
+        entry
+        for folder in folders
+        for entry in sorted(folder.iterdir())
+        if entry.suffix.lower() in _IMAGE_LIKE and entry not in used and not entry.name.startswith(".")
+    ]
+    if not others:
+        return []
+    remark = f"{len(others):,} images in the data set's folders are not used: {some(_in_folder(others))}"
+    damaged = [entry for entry in others if not _can_be_read(entry)]
+    if damaged:
+        remark += f"; {len(damaged):,} of them cannot be read: {some(_in_folder(damaged))}"
+    return [remark]
+
+
+def _in_folder(paths: Sequence[Path]) -> list[str]:
+    return [f"{path.parent.name}/{path.name}" for path in paths]
+
+
+def _can_be_read(path: Path) -> bool:
+    try:
+        read_image(path)
+    except DataError:
+        return False
+    return True
 
 
 def _names(paths: Sequence[str]) -> str:
@@ -197,7 +248,7 @@ def _place(sample: Sample) -> str:
     return str(sample.path.absolute())
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception | str) -> str:
     return " ".join(str(error).split())
 
 

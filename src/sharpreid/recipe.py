@@ -9,6 +9,30 @@ from omegaconf import DictConfig, OmegaConf
 
 from sharpreid.config import CONF_DIR
 
+_GROUPS = ("model", "data", "optimizer", "schedule", "objective", "trainer")
+
+_NO_DEPARTURE = (
+    # what the paper ablates or leaves open, and the data set itself
+    *("model.blocks", "model.context_blocks", "model.context_unit", "schedule.beta1", "data.source"),
+    *("model.trunk.strides", "model.sampler._target_", "model.sampler._partial_"),
+    *("model.sampler.test_mask", "model.sampler.draws", "model.sampler.seed"),  # said with the protocol
+    # said otherwise: with the size of the images, and with the seed
+    *("data.train_transform.height", "data.train_transform.width", "data.seed"),
+    *("data.eval_transform.height", "data.eval_transform.width"),
+    # what changes a score by rounding at most
+    *("data.eval_batch_size", "data.num_workers", "data.cache"),
+    *(
+        "trainer.accelerator",
+        "trainer.devices",
+        "trainer.num_nodes",
+        "trainer.strategy",
+        "trainer.deterministic",
+    ),
+    *("trainer.benchmark", "trainer.default_root_dir", "trainer.use_distributed_sampler"),
+    *("trainer.check_val_every_n_epoch", "trainer.num_sanity_val_steps", "trainer.log_every_n_steps"),
+    *("trainer.enable_model_summary", "trainer.enable_progress_bar"),
+)
+
 _TITLES = {
     "model.trunk.depths": "bottlenecks per stage",
     "model.trunk.weights": "weights",
@@ -21,41 +45,63 @@ _TITLES = {
     "data.eval_transform.crops": "test views",
     "optimizer.lr": "learning rate",
     "optimizer.weight_decay": "weight decay",
+    "schedule.temperature.rate": "tau's rate",
+    "schedule.temperature.floor": "tau's floor",
+    "schedule.learning_rate_factor.start": "decay from epoch",
+    "schedule.learning_rate_factor.end": "decay to epoch",
+    "objective.mu": "mu",
+    "objective.reduction": "total variation",
     "trainer.max_epochs": "epochs",
     "trainer.precision": "precision",
 }
+"""What the usual departures are called, in the order in which they are said; others have their key's name."""
 
 
 def departures(cfg: DictConfig) -> str:
     """What differs between the composed config of a run and the paper's recipe, in one line.
 
-    Compared are image size, trunk, batches, augmentation, test-time views, optimizer and length of the
-    training; not what the paper ablates (blocks, context-aware units, sampler, objective, schedules). A
-    weights file counts as the paper's ImageNet weights.
+    Every value that a training depends on is compared, but for what the paper ablates (blocks, context-aware
+    units, kind of attention) or leaves open, and what changes a score by rounding at most. A weights file
+    counts as the paper's ImageNet weights. With total variation, the printed mu and sum are the recipe.
 
     Returns:
         For example ``64 x 32 images (paper: 256 x 128), epochs 24 (150)``; empty if nothing differs.
     """
     name = cfg.data.source.name
     data = name if (CONF_DIR / "data" / f"{name}.yaml").is_file() else "market1501"
+    objective = "tv_as_printed" if cfg.objective.mu else "triplet"
     started = GlobalHydra.instance().is_initialized()  # by the command that runs, from the same directory
     with nullcontext() if started else initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        paper = compose("train", [f"data={data}", "recipe=paper"])
+        paper = compose("train", [f"data={data}", "recipe=paper", f"objective={objective}"])
     found = []
     size, wanted = (f"{config.image.height} x {config.image.width}" for config in (cfg, paper))
     if size != wanted:
         found.append(f"{size} images (paper: {wanted})")
-    for key, title in _TITLES.items():
-        value, wanted = _value(cfg, key), _value(paper, key)
+    ours, theirs = _leaves(cfg), _leaves(paper)
+    if "model.sampler.eps" not in ours:  # soft attention draws nothing
+        theirs = {key: value for key, value in theirs.items() if not key.startswith("model.sampler.")}
+    keys = dict.fromkeys([*_TITLES, *ours, *theirs])
+    for key in keys:
+        value, wanted = ours.get(key, "unset"), theirs.get(key, "unset")
         if value != wanted:
-            found.append(f"{title} {value} ({wanted})")
-    if (part := OmegaConf.select(cfg, "trainer.limit_train_batches", default=1.0)) != 1.0:
-        found.append(f"{part} of the batches of an epoch")
+            found.append(f"{_TITLES.get(key, key)} {value} ({wanted})")
     return ", ".join(found)
 
 
-def _value(cfg: DictConfig, key: str) -> str:
-    value: Any = OmegaConf.select(cfg, key)
-    if key == "model.trunk.weights":
-        return "none" if value in (None, "none") else "imagenet"
-    return " ".join(map(str, value)) if OmegaConf.is_list(value) else str(value)
+def _leaves(cfg: DictConfig) -> dict[str, str]:
+    """The values to be compared, as text, by key."""
+    found: dict[str, str] = {}
+
+    def walk(key: str, node: Any) -> None:
+        if OmegaConf.is_dict(node):
+            for name in node:
+                if (below := f"{key}.{name}") not in _NO_DEPARTURE:
+                    walk(below, node[name])
+        elif key == "model.trunk.weights":
+            found[key] = "none" if node in (None, "none") else "imagenet"
+        else:
+            found[key] = " ".join(map(str, node)) if OmegaConf.is_list(node) else str(node)
+
+    for group in _GROUPS:
+        walk(group, OmegaConf.select(cfg, group))
+    return found

@@ -133,7 +133,7 @@ def describe_scores(
         "protocol": describe_protocol(
             protocol,
             crops=cfg.data.eval_transform.crops,
-            test_mask=cfg.model.sampler.get("test_mask", "sigmoid") if cfg.model.blocks else "none",
+            test_mask=_test_mask(cfg),
             re_ranking=scores.re_ranking,
         )
         | _rules_of_data(protocol, data),
@@ -148,6 +148,15 @@ def describe_scores(
         "reduced": departures(cfg),
         "seed": cfg.seed,
     }
+
+
+def _test_mask(cfg: DictConfig) -> str:
+    """The mask at test time, as it is printed with a score."""
+    if not cfg.model.blocks:
+        return "none"
+    sampler = cfg.model.sampler
+    mask = str(sampler.get("test_mask", "sigmoid"))  # of the soft attentions there is only one
+    return f"sample ({sampler.draws} draws, seed {sampler.seed})" if mask == "sample" else mask
 
 
 def describe_protocol(protocol: Protocol, *, crops: str, test_mask: str, re_ranking: str) -> dict[str, Any]:
@@ -166,6 +175,7 @@ def describe_config(cfg: DictConfig) -> str:
     for key in ("output_dir", "data_root", "callbacks", "logger"):
         value = cfg[key]
         written[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    written.data_root = str(Path(cfg.data_root).expanduser().absolute())  # to be evaluated from anywhere
     return OmegaConf.to_yaml(written)
 
 

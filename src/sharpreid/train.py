@@ -2,15 +2,10 @@
 
 import logging
 import os
-import signal
 import sys
-import threading
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple
 
 import hydra
@@ -37,6 +32,7 @@ from sharpreid.records import (
     write_text,
 )
 from sharpreid.report.table import print_run_table
+from sharpreid.signals import stopping_on_sigterm
 
 log = logging.getLogger(__name__)
 
@@ -62,33 +58,6 @@ def main(cfg: DictConfig) -> float:
             sys.exit(1)
         log.error("this job failed; the sweep goes on")
         return float("nan")
-
-
-@contextmanager
-def stopping_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM stop a job wherever it stands, as an interrupt from the keyboard does: SIGTERMException.
-
-    Lightning alone notes the signal in a flag that the next pass clears: one that comes while the untrained
-    network is scored would be forgotten, and one before the first pass would end the process without a word.
-    """
-    if threading.current_thread() is not threading.main_thread():  # where no handler can be set
-        yield
-        return
-    owner, stopping = os.getpid(), False
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal stopping
-        if os.getpid() != owner:  # a data loader's process, which inherits this handler
-            os._exit(128 + number)
-        if not stopping:  # a second one must not stop the clearing up
-            stopping = True
-            raise SIGTERMException
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class Parts(NamedTuple):
@@ -150,6 +119,8 @@ def _record_failure(output_dir: Path, job: dict[str, Any], error: BaseException)
 
 def build(cfg: DictConfig) -> Parts:
     """Read the data set, then make network and trainer; nothing is written but a data set that is made."""
+    if not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
+        raise ValueError(f"seed must be a whole number from 0 to 2^32 - 1, got {cfg.seed!r}")
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     data = build_data(cfg)
     data.setup("fit")

@@ -17,7 +17,7 @@ def build_wandb_logger(
 ) -> WandbLogger:
     """A logger that never asks: online where a key is configured, else offline.
 
-    ``WANDB_MODE`` wins if it is set. An offline run is uploaded later by
+    ``WANDB_MODE`` wins if it is set, except that ``online`` needs a key. An offline run is uploaded later by
     ``wandb sync <save_dir>/wandb/offline-run-*``.
 
     Args:
@@ -28,6 +28,12 @@ def build_wandb_logger(
         save_dir: folder for the run's files.
     """
     mode = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
+    if mode == "online" and not has_key():
+        log.warning(
+            "WANDB_MODE=online, but no key is configured (wandb login, or WANDB_API_KEY): W&B stays offline; "
+            "`wandb sync` uploads later"
+        )
+        mode = "offline"
     offline = mode in {"offline", "dryrun"}
     if offline:
         os.environ.setdefault("WANDB_SILENT", "true")

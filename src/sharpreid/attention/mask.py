@@ -223,10 +223,10 @@ def _range_over_space(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Minimum and maximum of each channel and whether it is constant, (B, C, 1, 1) each.
 
     Constant is a channel whose range is below the root of the smallest normal number (1e-19 in float32):
-    dividing by less overflows in the gradients of Eq. 3 and 5.
+    dividing by less overflows in the gradients of Eq. 3 and 5. One with a NaN is not: it must not be hidden.
     """
     low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
-    return low, high, ~(high - low >= torch.finfo(x.dtype).tiny ** 0.5)
+    return low, high, high - low < torch.finfo(x.dtype).tiny ** 0.5
 
 
 def _between(x: Tensor, low: Tensor, high: Tensor) -> Tensor:

@@ -216,6 +216,7 @@ class ProgressWithTimeLeft(ProgressBar):
         self,
         *,
         label: str = "",
+        training: bool = True,
         job: int | None = None,
         jobs: int | None = None,
         console: Console | None = None,
@@ -223,6 +224,7 @@ class ProgressWithTimeLeft(ProgressBar):
         """
         Args:
             label: names the run, e.g. ``blocks=[1,2]``.
+            training: whether the run trains; a test before its first step is then called untrained.
             job: the run's place in its sweep, from 1; None outside a sweep.
             jobs: how many runs the sweep has, one after the other in this process. Leave job and jobs
                 None where runs go on side by side, as under a cluster's launcher.
@@ -236,6 +238,7 @@ class ProgressWithTimeLeft(ProgressBar):
         if job is not None and jobs is not None and not 1 <= job <= jobs:
             raise ValueError(f"job must be in 1..jobs, got job={job} of jobs={jobs}")
         self.label = " ".join(part for part in (f"[{job}/{jobs}]" if job is not None else "", label) if part)
+        self.training = training
         self.job, self.jobs = job, jobs
         self._console = console
         self._enabled = True
@@ -309,7 +312,8 @@ class ProgressWithTimeLeft(ProgressBar):
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open a bar for the test pass."""
-        self._open("test" if trainer.global_step else "untrained test", sum(trainer.num_test_batches), 0)
+        untrained = self.training and not trainer.global_step
+        self._open("untrained test" if untrained else "test", sum(trainer.num_test_batches), 0)
 
     def on_test_batch_end(
         self,

@@ -103,6 +103,8 @@ def load_cuhk03(
     """
     _check_option("crops", crops, get_args(Crops))
     _check_option("cameras", cameras, get_args(Cameras))
+    if not isinstance(split, int) or isinstance(split, bool):
+        raise ValueError(f"data.source.split must be a whole number, got {split!r}")
     folder, unpacked = _unpacked(root, images, progress)
     if not 0 <= split < len(unpacked.test_sets):
         raise ValueError(f"split must be 0 to {len(unpacked.test_sets) - 1}, got {split}")

@@ -90,7 +90,7 @@ def _wrong(manifest: Path, line: int, message: str) -> NoReturn:
 
 def _rows(manifest: Path) -> Iterator[_Row]:
     with manifest.open(encoding="utf-8-sig", newline="") as file:
-        lines = csv.reader(file)
+        lines = csv.reader(file, strict=True)
         header = [title.strip() for title in next(lines, [])]
         _check_header(manifest, header)
         for fields in lines:
@@ -119,16 +119,29 @@ def _read_row(manifest: Path, line: int, header: Sequence[str], fields: Sequence
         )
     given = {title: field.strip() for title, field in zip(header, fields, strict=True)}
     split, identity = given["split"], given["identity"]
+    if broken := [title for title, field in given.items() if "\n" in field or "\r" in field]:
+        _wrong(manifest, line, f"a line break within {broken[0]}; is a double quote before it one too many?")
     if split not in SPLITS:
         _wrong(manifest, line, f"split must be {', '.join(SPLITS)}; got {split!r}")
     if not identity:
         _wrong(manifest, line, f"no identity; write {DISTRACTOR} or {JUNK} for an image of nobody's")
+    if identity.lower() in (DISTRACTOR, JUNK) and identity != identity.lower():
+        _wrong(
+            manifest, line, f"identity {identity!r}: write {identity.lower()}, or give a person another name"
+        )
     if identity in (DISTRACTOR, JUNK) and split != "gallery":
         _wrong(manifest, line, f"{identity} images can only be gallery; got {split}")
     path = manifest.parent / given["path"]
-    if not given["path"] or not path.is_file():
+    if not given["path"] or not _is_file(path):
         _wrong(manifest, line, f"no image at {path}; paths are absolute or from the manifest's folder")
     return _Row(line, path, identity, given["camera"], split, _box(manifest, line, given.get(BOX, "")))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def _box(manifest: Path, line: int, text: str) -> Box | None:

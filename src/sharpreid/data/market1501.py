@@ -11,6 +11,7 @@ from sharpreid.data.reid_data import (
     Sample,
     check_counts,
     check_disjoint,
+    check_flag,
     image_files,
     samples_by_name,
     some,
@@ -71,7 +72,9 @@ def load_market1501(
         DataError: a file name does not follow the pattern, a folder is empty, junk or a distractor is outside
             bounding_box_test, an identity is in training and test, or the counts (also of the further
             distractors) differ from ``expected`` and ``allow_subset`` is false.
+        ValueError: a flag is neither true nor false.
     """
+    check_flag("multi_query", multi_query)
     root = Path(root).expanduser()
     train = _read_folder(root, "bounding_box_train")
     query = _read_folder(root, "query")
@@ -133,7 +136,7 @@ def _read_folder(root: Path, folder: str) -> tuple[Sample, ...]:
         root / folder,
         _NAME,
         example="0002_c1s1_000451_03.jpg",
-        layout="Expected the Market-1501-v15.09.15 layout (bounding_box_train/, bounding_box_test/, query/) "
-        f"in {root}; put the unpacked data set there, or name its place by "
+        layout="Expected the Market-1501-v15.09.15 layout (bounding_box_train/, bounding_box_test/, query/; "
+        f"for multi-query gt_bbox/ too) in {root}; put the unpacked data set there, or name its place by "
         "data.source.root=/path/to/Market-1501-v15.09.15",
     )

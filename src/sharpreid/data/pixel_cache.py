@@ -27,6 +27,7 @@ _SHARD_FILES = 500
 _WINDOW = 64  # files read at a time
 _INDEX = "index.csv"
 _SHARD_NAME = re.compile(r"[0-9a-f]{32}\.rgb")
+_UNFINISHED_NAME = re.compile(r"\.([0-9a-f]{32}|index|files|report)-[0-9a-f]{8}\.(rgb|csv|json)")
 _OWN = frozenset({_INDEX, "files.csv", "report.json", ".lock"})
 
 log = logging.getLogger(__name__)
@@ -141,6 +142,9 @@ def build_cache(paths: Sequence[Path], folder: Path, progress: Progress | None =
     files: list[CachedFile] = []
     unreadable: list[str] = []
     with FileLock(folder / ".lock"), ThreadPoolExecutor() as pool:
+        for entry in folder.iterdir():
+            if _UNFINISHED_NAME.fullmatch(entry.name):  # of a process that was killed
+                entry.unlink()
         for group in _groups(paths, pool, unreadable):
             stored, undecodable = _store(group, folder, pool)
             files += stored

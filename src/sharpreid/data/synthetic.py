@@ -20,7 +20,7 @@ from typing import Any
 from PIL import Image
 
 from sharpreid.data.market1501 import load_market1501
-from sharpreid.data.progress_bar import Progress
+from sharpreid.data.progress_bar import Progress, progress_bar
 from sharpreid.data.reid_data import DataError, ReIDData
 from sharpreid.data.synthetic_cameras import Pixels
 from sharpreid.data.synthetic_sheet import contact_sheet
@@ -60,7 +60,7 @@ def load_synthetic(
         root: folder of the data set.
         seed: of the world, not of the training.
         name: as printed with scores.
-        progress: see `generate`.
+        progress: see `generate`; None shows a bar.
 
     Returns:
         The data set, as `load_market1501` reads it.
@@ -69,7 +69,11 @@ def load_synthetic(
         DataError: see `ensure`.
         OSError: ``root`` cannot be written.
     """
-    place = ensure(Path(root), seed=seed, progress=progress)
+    if progress is not None:
+        place = ensure(Path(root), seed=seed, progress=progress)
+    else:
+        with progress_bar("drawing the synthetic data set") as progress:
+            place = ensure(Path(root), seed=seed, progress=progress)
     counts = _read_record(place)["counts"]
     return load_market1501(root=place, name=name, expected=counts, synthetic=True)
 

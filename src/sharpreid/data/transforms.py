@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from sharpreid.data.reid_data import DataError
@@ -17,6 +17,8 @@ Crops = Literal["plain", "flip", "ten_crop"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_DEEP_MODES = ("I", "F")  # of Pillow: 16 or 32 bits per pixel
 
 TEN_CROP_SCALE = 9 / 8
 """Ten-crop testing resizes to 288 x 144 before it cuts 256 x 128: the convention of reference [15]."""
@@ -30,7 +32,7 @@ def read_image(path: Path, content: bytes | None = None) -> Image.Image:
         content: its bytes, where they have been read already.
 
     Raises:
-        DataError: names the file that cannot be decoded.
+        DataError: names the file that cannot be decoded, or holds more than 8 bits per channel.
     """
     with _opened(path, content) as image:
         return image.convert("RGB")
@@ -46,7 +48,18 @@ def image_size(path: Path, content: bytes | None = None) -> tuple[int, int]:
 def _opened(path: Path, content: bytes | None) -> Iterator[Image.Image]:
     try:
         with Image.open(path if content is None else io.BytesIO(content)) as image:
+            if image.mode.startswith(_DEEP_MODES):
+                raise DataError(
+                    f"{path}: more than 8 bits per channel (mode {image.mode}), which would be cut off at "
+                    "white; save it with 8"
+                )
             yield image
+    except DataError:
+        raise
+    except UnidentifiedImageError as error:
+        raise DataError(
+            f"{path}: cannot be read as an image (of no known format); restore the file"
+        ) from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: cannot be read as an image ({error}); restore the file") from error
 

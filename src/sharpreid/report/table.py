@@ -64,10 +64,13 @@ def protocol_line(protocol: Mapping[str, Any]) -> str:
     usual = {**Protocol(name="").as_dict(), "ap": "step"}
     if str(protocol.get("gallery_per_identity")) != "None":
         usual |= {"seed": None, "split": None}  # of the draws: always said
+        on = {"full_gallery": "the full gallery (multi-shot)", "drawn_gallery": "the drawn galleries"}
+        map_on = str(protocol.get("map_on"))
+        shown.append(f"mAP on {on.get(map_on, map_on)}, CMC on drawn galleries")
     others = {
         key: value
         for key, value in protocol.items()
-        if key != "name" and key not in titles and str(value) != str(usual.get(key))
+        if key not in ("name", "map_on", *titles) and str(value) != str(usual.get(key))
     }
     return ", ".join(shown + [f"{key.replace('_', ' ')} {value}" for key, value in others.items()])
 
