@@ -9,7 +9,16 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 
-from sharpreid.config import CONF_DIR, build_data, build_module, build_trainer, register_resolvers, run_label
+from sharpreid.config import (
+    CONF_DIR,
+    ConfigError,
+    build_data,
+    build_module,
+    build_trainer,
+    register_resolvers,
+    run_label,
+)
+from sharpreid.evaluation.ranking import Protocol
 from sharpreid.recipe import departures
 from sharpreid.report.sweep import SweepSummary
 
@@ -250,7 +259,7 @@ def test_a_block_without_anything_to_make_its_mask_is_refused(blocks: str) -> No
         f"model.blocks={blocks}",
         f"model.context_blocks={context}",
     )
-    with pytest.raises(Exception, match=r"needs nn\.Identity as its sampler \(model/sampler=none\)"):
+    with pytest.raises(ConfigError, match=r"needs nn\.Identity as its sampler \(model/sampler=none\)"):
         build_module(cfg)
 
 
@@ -287,6 +296,62 @@ def test_a_method_is_the_row_of_the_paper_that_it_says(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_value_of_the_command_line_wins_over_the_method_s(method: str) -> None:
     assert list(composed(f"method={method}", "model.blocks=[2]").model.blocks) == [2]
+
+
+MARKET_RULE = {
+    "exclusion": "same_identity_and_camera",
+    "gallery_per_identity": None,
+    "repeats": 1,
+    "map_on": "full_gallery",
+}
+SINGLE_SHOT = {"exclusion": "same_camera", "gallery_per_identity": 1, "repeats": 20, "map_on": "full_gallery"}
+RULES = {
+    "synthetic": ("market1501", MARKET_RULE),
+    "market1501": ("market1501", MARKET_RULE),
+    "duke": ("duke", MARKET_RULE),
+    "msmt17": ("msmt17", MARKET_RULE),
+    "manifest": ("own_data", MARKET_RULE),
+    "folders": ("own_data", MARKET_RULE),
+    "cuhk03_labeled": ("cuhk03_single_shot", SINGLE_SHOT),
+    "cuhk03_detected": ("cuhk03_single_shot", SINGLE_SHOT),
+    "cuhk03_openreid": ("cuhk03_openreid", SINGLE_SHOT | {"repeats": 10}),
+    "cuhk03_new_labeled": ("cuhk03_new", MARKET_RULE),
+    "cuhk03_new_detected": ("cuhk03_new", MARKET_RULE),
+}
+
+
+def test_every_protocol_is_known_here() -> None:
+    assert RULES.keys() == {path.stem for path in CONF_DIR.glob("protocol/*.yaml")} == {*DATA}
+
+
+@pytest.mark.parametrize("data", RULES)
+def test_a_data_set_is_scored_by_its_own_rules(data: str) -> None:
+    name, rules = RULES[data]
+    protocol = hydra.utils.instantiate(composed(f"data={data}").protocol)
+    common = {"max_rank": 50, "denominator": "valid_queries", "junk_identity": -1, "distractor_identity": 0}
+    assert protocol == Protocol(name=name, **rules, **common, seed=0, split=0)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.blocks=1", r"model: blocks must be a list such as \[1,2\], got 1"),
+        ("model.trunk.depths=[1]", r"model\.trunk: depths must be 4 numbers"),
+        ("objective.mu=abc", "objective: .*given margin=0.5, mu=abc"),
+        ("optimizer.lr=abc", "optimizer: .*lr=abc"),
+        ("schedule.temperature.floor=0", r"schedule\.temperature: .*floor=0"),
+        ("schedule.learning_rate_factor.end=1", r"schedule\.learning_rate_factor: .*end=1"),
+        ("protocol.exclusion=x", "protocol: exclusion must be one of"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_named_with_its_key(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_module(composed(override))
+
+
+def test_a_size_that_is_no_number_is_named_with_its_key() -> None:
+    with pytest.raises(ConfigError, match=r"data\.train_transform: .*height=abc"):
+        build_data(composed("image.height=abc"))
 
 
 def test_the_csv_logger_needs_no_wandb() -> None:

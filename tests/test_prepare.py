@@ -4,14 +4,18 @@ import csv
 import hashlib
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import DictConfig
+from PIL import Image
 
 from sharpreid import prepare as command
 from sharpreid.config import build_data
@@ -106,9 +110,65 @@ def test_equal_images_are_remarked_and_more_so_with_two_identities(
     code, out, _ = run([*place, SUBSET], capsys)
     assert code == 0
     assert f"remark: 2 images are there more than once: {train[0].name} = {train[1].name}" in out
-    assert (
-        f"remark: 1 of these have different identities, or are in training and test: {train[4].name}" in out
-    )
+    assert f"remark: 1 of these have different identities: {train[4].name} = {train[-1].name}" in out
+    assert "are in training and in test" not in out
+
+
+def test_an_image_in_training_and_in_test_is_remarked(
+    place: list[str], capsys: Capture, tmp_path: Path
+) -> None:
+    train = sorted((tmp_path / "Market" / "bounding_box_train").glob("*.jpg"))
+    query = sorted((tmp_path / "Market" / "query").glob("*.jpg"))
+    train[0].write_bytes(query[0].read_bytes())
+    code, out, _ = run([*place, SUBSET], capsys)
+    assert code == 0
+    assert "remark: 1 of these are in training and in test: " in out
+
+
+def test_images_that_are_not_used_are_remarked_and_damaged_ones_named(
+    place: list[str], capsys: Capture, tmp_path: Path
+) -> None:
+    market = tmp_path / "Market"
+    image = next((market / "query").glob("*.jpg")).read_bytes()
+    (market / "bounding_box_test" / "-1_c1s1_000401_03.jpg").write_bytes(image[:100])
+    (market / "bounding_box_train" / "0001_c1s1_000401_03.webp").write_bytes(image)
+    (market / "loose.JPEG").write_bytes(image)
+    (market / "Thumbs.db").touch()
+    code, out, _ = run([*place, SUBSET], capsys)
+    assert code == 0
+    assert "remark: 3 images in the data set's folders are not used: Market/loose.JPEG, bounding_box_t" in out
+    assert "1 of them cannot be read: bounding_box_test/-1_c1s1_000401_03.jpg" in out
+
+
+def test_tiny_images_are_remarked(place: list[str], capsys: Capture, tmp_path: Path) -> None:
+    small = sorted((tmp_path / "Market" / "query").glob("*.jpg"))[0]
+    Image.new("RGB", (15, 40)).save(small)
+    _, out, _ = run([*place, SUBSET], capsys)
+    assert f"remark: 1 images have a side below 16 pixels: {small.name}" in out
+
+
+def test_an_image_of_16_bits_is_a_problem(capsys: Capture, tmp_path: Path) -> None:
+    for split, person in (("train", "a"), ("train", "b"), ("test", "c")):
+        for number in range(2):
+            path = tmp_path / split / person / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            depth = "uint16" if (person, number) == ("c", 1) else "uint8"
+            Image.fromarray(np.full((40, 20), 200, dtype=depth)).save(path)
+    own = ["data=folders", f"data.source.root={tmp_path}", f"data.cache={tmp_path / 'cache'}"]
+    code, out, _ = run(own, capsys)
+    assert code == 1
+    assert "test/c/1.png: more than 8 bits per channel" in out
+
+
+def test_a_report_of_an_earlier_call_does_not_outlive_a_failure(
+    place: list[str], capsys: Capture, tmp_path: Path
+) -> None:
+    run([*place, SUBSET], capsys)
+    report = tmp_path / "cache" / "market1501" / "report.json"
+    assert report.exists()
+    shutil.rmtree(tmp_path / "Market" / "query")
+    assert run([*place, SUBSET], capsys)[0] == 1
+    assert not report.exists()
 
 
 @pytest.mark.parametrize(
@@ -117,6 +177,9 @@ def test_equal_images_are_remarked_and_more_so_with_two_identities(
         (["data=nowhere"], "nowhere"),
         (["data=market1501", "data.source.rot=x"], "rot"),
         (["data=market1501", "what"], "what"),
+        (["seed=1"], "data=NAME is missing"),
+        (["data=market1501", "data.source=null"], "must not be null"),
+        (["data=market1501", "data=null"], "null"),
     ],
 )
 def test_a_wrong_call_says_how_to_call(wrong: list[str], said: str, capsys: Capture) -> None:
@@ -124,6 +187,10 @@ def test_a_wrong_call_says_how_to_call(wrong: list[str], said: str, capsys: Capt
     assert (code, out) == (2, "")
     assert said in err
     assert "usage: python -m sharpreid.prepare" in err
+    code, out, _ = run([*wrong, "--json"], capsys)
+    report = json.loads(out)
+    assert (code, report["ready"]) == (2, False)
+    assert said in report["problems"][0]
 
 
 def test_without_arguments_the_usage_is_shown(capsys: Capture) -> None:
@@ -138,9 +205,27 @@ def test_an_interrupted_call_has_a_status_of_its_own(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command, "build_cache", interrupt)
-    code, _, err = run([*place, SUBSET], capsys)
+    code, out, err = run([*place, SUBSET, "--json"], capsys)
     assert code == 130
     assert "goes on where this one was" in err
+    assert json.loads(out) == {
+        "ready": False,
+        "problems": ["interrupted; the same call goes on where this one was"],
+    }
+
+
+def test_a_terminated_call_has_a_status_of_its_own_and_leaves_nothing_half_written(
+    place: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def terminate(*_: object) -> str:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return ""
+
+    monkeypatch.setattr("sharpreid.files.os.fsync", terminate)
+    code, _, err = run([*place, SUBSET], capsys)
+    assert code == 143
+    assert "goes on where this one was" in err
+    assert [path.name for path in (tmp_path / "cache" / "market1501").iterdir()] == [".lock"]
 
 
 def test_training_reads_the_same_batches_from_the_cache(

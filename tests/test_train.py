@@ -65,6 +65,7 @@ def test_a_run_leaves_its_record_and_evaluate_repeats_its_scores(
     assert {"train/loss", "train/triplet", "train/tau", "train/lr", "train/active_triplets"} <= {*columns}
     assert {"train/embedding_norm", "train/positive_distance", "train/negative_distance"} <= {*columns}
     assert {"val/mAP", "test/mAP"} <= {*columns}
+    assert {f"train/tv_block{block}" for block in (1, 2, 3, 4)} <= {*columns}
     monkeypatch.chdir(tmp_path)
     checkpoint = f"checkpoint={record_path.parent / record['checkpoint']}"
     assert evaluate([checkpoint]).as_dict() == record["scores"]
@@ -76,6 +77,17 @@ def test_a_run_leaves_its_record_and_evaluate_repeats_its_scores(
     saved = load_config(record_path.parent / record["checkpoint"])
     saved.image.height = 64
     assert (saved.data.eval_transform.height, saved.data.train_transform.height) == (64, 64)
+
+
+@pytest.mark.slow
+def test_the_demo_learns(tmp_path: Path) -> None:
+    """About a minute on 2 cores: what a job of `make ablation` does."""
+    done = run(tmp_path, "model.blocks=[4]", "logger=csv")
+    assert done.returncode == 0, done.stderr
+    (record_path,) = tmp_path.rglob("scores.json")
+    record = json.loads(record_path.read_text())
+    assert record["scores"]["mAP"] > 2 * record["untrained"]["mAP"]
+    assert record["scores"]["rank10"] > 2 * record["untrained"]["rank10"]
 
 
 @pytest.mark.slow

@@ -230,6 +230,24 @@ class TestExtremeInput:
             assert torch.isfinite(x.grad).all()
 
 
+class TestNaN:
+    """A broken network must not score as if it attended nothing."""
+
+    @pytest.mark.parametrize("function", [keep_probability, keep_logit])
+    def test_spreads_over_its_channel_alone(self, function: Callable[[Tensor, float], Tensor]) -> None:
+        x = torch.randn(2, 3, 4, 4, generator=seeded())
+        x[1, 2, 0, 0] = torch.nan
+        broken = function(x, EPS).isnan()
+        assert broken[1, 2].all()
+        assert broken.sum() == 16
+
+    @pytest.mark.parametrize("mode", ["noise_free", "expected", "hard", "sample"])
+    def test_reaches_the_mask(self, mode: Any) -> None:
+        x = torch.full((1, 1, 2, 2), torch.nan)
+        assert MaskSampler(eps=EPS, test_mask=mode).eval()(x).isnan().all()
+        assert MaskSampler(eps=EPS).train()(x).isnan().all()
+
+
 class TestTrainMask:
     def masks(self, **options: Any) -> tuple[Tensor, Tensor]:
         """Mask and gradient of the same draw."""

@@ -16,15 +16,18 @@ import hydra.utils
 import numpy as np
 import numpy.typing as npt
 import pytest
+import pytorch_lightning as pl
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from sharpreid.config import CONF_DIR, build_data, register_resolvers
+from sharpreid.config import CONF_DIR, build_data, build_module, register_resolvers
 from sharpreid.data.cuhk03 import PUBLISHED_NEW, load_cuhk03, load_cuhk03_new, new_protocol_queries
 from sharpreid.data.cuhk03_images import RECORD, unpack
 from sharpreid.data.cuhk03_mat import KINDS, MAT
 from sharpreid.data.reid_data import DataError, ReIDData, Sample, identities
 from sharpreid.evaluation.ranking import Protocol, evaluate_ranking
+from sharpreid.records import describe_scores
+from sharpreid.report.table import protocol_line
 
 PAIRS = (7, 2, 1, 1, 1)
 REAL_PAIRS = (843, 440, 77, 58, 49)
@@ -293,6 +296,8 @@ def test_a_complete_set_is_no_subset(unpacked: Path) -> None:
     [
         ({"split": 20}, "split must be 0 to 19, got 20"),
         ({"split": -1}, "split must be 0 to 19, got -1"),
+        ({"split": "abc"}, "split must be a whole number, got 'abc'"),
+        ({"split": 1.5}, "split must be a whole number, got 1.5"),
         ({"crops": "labelled"}, "crops must be one of labeled, detected, both, got 'labelled'"),
         ({"cameras": "pair"}, "cameras must be one of view, pair_and_view, got 'pair'"),
     ],
@@ -574,6 +579,35 @@ def composed(*overrides: str) -> Any:
     register_resolvers()
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         return compose("train", list(overrides), return_hydra_config=True)
+
+
+@pytest.mark.parametrize("name", ["labeled", "openreid"])
+def test_it_is_trained_on_and_scored_single_shot_with_a_multi_shot_map(
+    unpacked: Path, tiny_overrides: list[str], name: str
+) -> None:
+    own = [one for one in tiny_overrides if not one.startswith(("data=", "data.source"))]
+    data = [f"data=cuhk03_{name}", f"data.source.root={unpacked}", "data.source.allow_subset=true"]
+    cfg = composed(*own, *data, "data.validation_identities=2", "model.blocks=[4]")
+    module, built = build_module(cfg), build_data(cfg)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(module, built)
+    trainer.test(module, built, verbose=False)
+    assert module.test_scores is not None
+    record = describe_scores(cfg, module.test_metric.protocol, built.data, module.test_scores)
+    draws = 10 if name == "openreid" else 20
+    assert f"repeats {draws}" in protocol_line(record["protocol"])
+    assert "mAP on the full gallery (multi-shot)" in protocol_line(record["protocol"])
+    assert record["dataset"]["split"] == 0
+    assert 0 < record["scores"]["mAP"] <= 1
+    assert record["scores"]["rank1_std"] >= 0
 
 
 @pytest.mark.parametrize("name", ["labeled", "detected", "openreid", "new_labeled", "new_detected"])

@@ -139,6 +139,10 @@ def test_a_wrong_header_is_compared_with_the_right_one(write: Write, header: str
         ("c3.jpg,dora,door,gallery", "line 11: the image of line 8 again, in the same split"),
         ("c3.jpg,dora,door", "line 11: 3 fields instead of 4; write a field with a comma in double quotes"),
         ("c3.jpg,dora,door,gallery,1 2 3 4", "line 11: 5 fields instead of 4"),
+        ("c3.jpg,Distractor,door,gallery", "line 11: identity 'Distractor': write distractor, or give"),
+        (f"{'c' * 300}.jpg,dora,door,gallery", "line 11: no image at"),
+        ('c3.jpg,"dora,y,gallery\nc3.jpg,dora",y,gallery', "line 12: a line break within identity; is a"),
+        ('c3.jpg,"dora"x,door,gallery', "not a CSV file in UTF-8"),
     ],
 )
 def test_a_wrong_line_is_named_by_its_number(write: Write, line: str, message: str) -> None:

@@ -1,6 +1,7 @@
 """Market-1501's folders are read by name, checked and counted."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -178,6 +179,12 @@ def test_multi_query_takes_the_hand_drawn_boxes_of_the_query_s_identity_and_came
     ]
     single = load_market1501(root=market_tree, expected=market_counts)
     assert (data.query, data.gallery, single.multi_query) == (single.query, single.gallery, None)
+
+
+def test_a_multi_query_flag_that_is_neither_true_nor_false_is_refused(market_tree: Path) -> None:
+    wrong: Any = "no"
+    with pytest.raises(ValueError, match=r"data\.source\.multi_query must be true or false, got 'no'"):
+        load_market1501(root=market_tree, expected={}, multi_query=wrong)
 
 
 def test_multi_query_without_gt_bbox_is_refused(market_tree: Path) -> None:

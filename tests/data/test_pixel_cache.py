@@ -250,3 +250,19 @@ def test_a_damaged_index_is_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "index.csv").write_text(content)
     with pytest.raises(DataError, match=r"index\.csv: not the index of a pixel cache .*delete its folder"):
         open_cache(tmp_path)
+
+
+def test_what_a_killed_process_left_half_written_is_deleted(pictures: list[Path], tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    build_cache(pictures, folder)
+    left = [
+        folder / f".{'0a' * 16}-2e237491.rgb",
+        folder / ".index-0123abcd.csv",
+        folder / ".report-0123abcd.json",
+    ]
+    for path in left:
+        path.write_bytes(b"half")
+    (folder / ".mine").touch()
+    build_cache(pictures, folder)
+    assert not any(path.exists() for path in left)
+    assert (folder / ".mine").exists()

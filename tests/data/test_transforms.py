@@ -16,6 +16,7 @@ from sharpreid.data.transforms import (
     EvalTransform,
     TrainTransform,
     draw_crop,
+    image_size,
     read_image,
     to_tensor,
 )
@@ -266,6 +267,17 @@ def test_a_picture_of_any_colour_mode_becomes_rgb(tmp_path: Path, mode: str, end
     image = read_image(path)
     assert (image.mode, image.size) == ("RGB", (20, 40))
     assert image.getpixel((10, 20)) == pytest.approx((102, 102, 102), abs=3)
+
+
+@pytest.mark.parametrize(("kind", "ending"), [("uint16", "png"), ("int32", "tif"), ("float32", "tif")])
+def test_a_picture_of_more_than_8_bits_is_refused_rather_than_cut_off(
+    tmp_path: Path, kind: str, ending: str
+) -> None:
+    path = tmp_path / f"deep.{ending}"
+    Image.fromarray(np.linspace(0, 60_000, 800).reshape(40, 20).astype(kind)).save(path)
+    for read in (read_image, image_size):
+        with pytest.raises(DataError, match=r"deep\..*more than 8 bits per channel.*save it with 8"):
+            read(path)
 
 
 def test_a_picture_of_one_pixel_works(tmp_path: Path) -> None:

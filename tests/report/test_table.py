@@ -1,8 +1,10 @@
 import io
 from typing import Any
 
+import pytest
 from rich.console import Console
 
+from sharpreid.evaluation.ranking import Protocol
 from sharpreid.report.table import caveats, print_run_table, protocol_line
 
 
@@ -112,6 +114,19 @@ def test_queries_without_a_match_are_mentioned() -> None:
 
 def test_missing_and_undefined_scores_are_dashes() -> None:
     assert line_with(printed(record(scores={"mAP": float("nan")})), " trained ").count(" - ") == 6
+
+
+@pytest.mark.parametrize(
+    ("map_on", "said"),
+    [
+        ("full_gallery", "mAP on the full gallery (multi-shot), CMC on drawn galleries"),
+        ("drawn_gallery", "mAP on the drawn galleries, CMC on drawn galleries"),
+    ],
+)
+def test_a_drawn_gallery_says_what_map_and_cmc_were_taken_on(map_on: str, said: str) -> None:
+    protocol = {**Protocol.cuhk03_single_shot().as_dict(), "map_on": map_on}
+    assert said in protocol_line(protocol)
+    assert "mAP on" not in protocol_line(Protocol.market1501().as_dict())
 
 
 def test_record_without_data_or_protocol_is_not_an_error() -> None:

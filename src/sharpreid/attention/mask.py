@@ -182,7 +182,7 @@ class MaskSampler(nn.Module):
                 return keep_probability(x, self.eps)
             logit = keep_logit(x, self.eps)
             if self.test_mask == "hard":
-                return (logit > 0).to(logit.dtype)
+                return torch.where(logit.isnan(), logit, (logit > 0).to(logit.dtype))
             if self.test_mask == "noise_free":
                 return relaxed_mask(logit, 0.0, self.tau)
             return self._averaged_draws(logit)
