@@ -179,7 +179,7 @@ def test_a_report_of_an_earlier_call_does_not_outlive_a_failure(
         (["data=market1501", "what"], "what"),
         (["seed=1"], "data=NAME is missing"),
         (["data=market1501", "data.source=null"], "must not be null"),
-        (["data=market1501", "data=null"], "null"),
+        (["data=market1501", "data=null"], "NoneType"),
     ],
 )
 def test_a_wrong_call_says_how_to_call(wrong: list[str], said: str, capsys: Capture) -> None:

@@ -90,7 +90,10 @@ def prepare(overrides: Sequence[str]) -> dict[str, Any]:
         raise HydraException("data=NAME is missing: which data set?")
     register_resolvers()
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        cfg = compose("train", [*overrides])
+        try:
+            cfg = compose("train", [*overrides])
+        except (ValueError, TypeError) as error:  # Hydra's own, as of data=null
+            raise HydraException(str(error)) from error
     if not OmegaConf.is_config(OmegaConf.select(cfg, "data.source")):
         raise HydraException("data and data.source must not be null: they say what to read")
     if cfg.data.cache is None:

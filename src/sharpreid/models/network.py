@@ -115,7 +115,7 @@ class SharpAttentionNetwork(nn.Module):
 
 def _check_blocks(blocks: Sequence[int], context_blocks: Sequence[int]) -> None:
     for name, value in (("blocks", blocks), ("context_blocks", context_blocks)):
-        if isinstance(value, str) or not isinstance(value, Sequence):
+        if not isinstance(value, (list, tuple)):
             raise ValueError(f"{name} must be a list such as [1,2], got {value!r}")
     allowed = set(range(1, NUM_STAGES + 1))
     if len(set(blocks)) != len(blocks) or not set(blocks) <= allowed:
