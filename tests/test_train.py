@@ -168,7 +168,7 @@ def test_a_second_run_in_the_same_place_sets_the_first_aside(
 def test_a_sweep_goes_on_where_it_stopped_and_reports_all_of_its_jobs(
     tmp_path: Path, tiny_overrides: list[str]
 ) -> None:
-    common = [*tiny_overrides, "score_untrained=false", "skip_finished=true", "name=twice", "--multirun"]
+    common = ["--multirun", *tiny_overrides, "score_untrained=false", "skip_finished=true", "name=twice"]
     assert run(tmp_path, *common, "model.blocks=[],[9]").returncode == 1
     (first,) = tmp_path.rglob("scores.json")
     before = first.read_bytes()
