@@ -5,6 +5,7 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -194,5 +195,15 @@ def score(trainer: pl.Trainer, module: ReIDModule, data: ReIDDataModule) -> Rank
     return module.test_scores
 
 
+def flags_first(arguments: Sequence[str]) -> list[str]:
+    """The arguments with --multirun in front: Hydra takes overrides on one side of it only.
+
+    >>> flags_first(["seed=1", "--multirun", "model.blocks=[],[1]"])
+    ['--multirun', 'seed=1', 'model.blocks=[],[1]']
+    """
+    return sorted(arguments, key=lambda argument: argument not in ("--multirun", "-m"))
+
+
 if __name__ == "__main__":
+    sys.argv[1:] = flags_first(sys.argv[1:])
     main()
