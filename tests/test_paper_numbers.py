@@ -1,4 +1,4 @@
-"""The table of the paper's numbers agrees with itself: gains that the text states are differences of tables."""
+"""The table of the paper's numbers agrees with itself: gains the text states are differences of tables."""
 
 import csv
 from decimal import Decimal
