@@ -79,6 +79,10 @@ def test_any_override_of_the_recipe_is_named(override: str, said: str) -> None:
     assert departures(composed_plainly("data=market1501", override)) == said
 
 
+def test_the_baseline_does_not_depart_by_what_it_does_not_draw() -> None:
+    assert departures(composed_plainly("data=market1501", "model.blocks=[]", "model.sampler.eps=0.1")) == ""
+
+
 def test_a_preset_with_a_further_override_names_what_ran(composed: Callable[..., DictConfig]) -> None:
     said = departures(composed_plainly("+experiment=market1501_cpu", "image.height=256", "image.width=128"))
     assert "images" not in said

@@ -78,10 +78,9 @@ def departures(cfg: DictConfig) -> str:
     if size != wanted:
         found.append(f"{size} images (paper: {wanted})")
     ours, theirs = _leaves(cfg), _leaves(paper)
-    if "model.sampler.eps" not in ours:  # soft attention draws nothing
-        theirs = {key: value for key, value in theirs.items() if not key.startswith("model.sampler.")}
-    keys = dict.fromkeys([*_TITLES, *ours, *theirs])
-    for key in keys:
+    for key in dict.fromkeys([*_TITLES, *ours, *theirs]):
+        if key.startswith("model.sampler.") and (key not in ours or not cfg.model.blocks):
+            continue  # soft attention and the baseline draw nothing, and early configs lack keys at their defaults
         value, wanted = ours.get(key, "unset"), theirs.get(key, "unset")
         if value != wanted:
             found.append(f"{_TITLES.get(key, key)} {value} ({wanted})")
