@@ -80,7 +80,7 @@ def departures(cfg: DictConfig) -> str:
     ours, theirs = _leaves(cfg), _leaves(paper)
     for key in dict.fromkeys([*_TITLES, *ours, *theirs]):
         if key.startswith("model.sampler.") and (key not in ours or not cfg.model.blocks):
-            continue  # soft attention and the baseline draw nothing, and early configs lack keys at their defaults
+            continue  # nothing is drawn; or the config is of an early run, which had the default
         value, wanted = ours.get(key, "unset"), theirs.get(key, "unset")
         if value != wanted:
             found.append(f"{_TITLES.get(key, key)} {value} ({wanted})")
