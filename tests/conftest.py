@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,19 @@ TEST_IDENTITIES = range(9, 13)
 def _single_thread() -> None:
     """On a busy machine the tiny tensors of these tests wait for each other's threads."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def quiet() -> dict[str, Any]:
+    """Options of a trainer that writes and shows nothing."""
+    return {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,
+    }
 
 
 @pytest.fixture(scope="session")

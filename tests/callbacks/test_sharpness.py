@@ -9,19 +9,9 @@ from sharpreid.attention.block import SharpAttentionBlock
 from sharpreid.callbacks.sharpness import SharpnessCurves
 from sharpreid.config import build_data, build_module
 
-QUIET: dict[str, Any] = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "use_distributed_sampler": False,
-    "limit_val_batches": 0,
-}
 
-
-def fit(cfg: DictConfig, *callbacks: pl.Callback) -> tuple[pl.Trainer, pl.LightningModule]:
-    trainer = pl.Trainer(**QUIET, max_epochs=2, callbacks=[SharpnessCurves(), *callbacks])
+def fit(cfg: DictConfig, quiet: dict[str, Any]) -> tuple[pl.Trainer, pl.LightningModule]:
+    trainer = pl.Trainer(**quiet, max_epochs=2, limit_val_batches=0, callbacks=[SharpnessCurves()])
     module = build_module(cfg)
     trainer.fit(module, build_data(cfg))
     return trainer, module
@@ -31,26 +21,30 @@ def hooks(module: pl.LightningModule) -> int:
     return sum(len(m._forward_hooks) for m in module.modules() if isinstance(m, SharpAttentionBlock))
 
 
-def test_each_block_has_its_curves_and_no_hook_stays(composed: Callable[..., DictConfig]) -> None:
-    trainer, module = fit(composed("model.blocks=[1,4]"))
+def test_each_block_has_its_curves_and_no_hook_stays(
+    composed: Callable[..., DictConfig], quiet: dict[str, Any]
+) -> None:
+    trainer, module = fit(composed("model.blocks=[1,4]"), quiet)
     logged = {name for name in trainer.callback_metrics if "_block" in name and "tv" not in name}
     assert logged == {f"train/{what}_block{block}" for what in ("decided", "entropy") for block in (1, 4)}
     assert all(0 <= trainer.callback_metrics[name] <= 1 for name in logged)
     assert hooks(module) == 0
 
 
-def test_a_network_without_attention_logs_nothing_of_masks(composed: Callable[..., DictConfig]) -> None:
-    trainer, _ = fit(composed("model.blocks=[]"))
+def test_a_network_without_attention_logs_nothing_of_masks(
+    composed: Callable[..., DictConfig], quiet: dict[str, Any]
+) -> None:
+    trainer, _ = fit(composed("model.blocks=[]"), quiet)
     assert not any("_block" in name for name in trainer.callback_metrics)
 
 
-def test_no_hook_stays_after_an_error(composed: Callable[..., DictConfig]) -> None:
+def test_no_hook_stays_after_an_error(composed: Callable[..., DictConfig], quiet: dict[str, Any]) -> None:
     class Fail(pl.Callback):
         def on_before_backward(self, *_: Any) -> None:
             raise RuntimeError("stop")
 
     cfg = composed("model.blocks=[1]")
-    trainer = pl.Trainer(**QUIET, max_epochs=1, callbacks=[SharpnessCurves(), Fail()])
+    trainer = pl.Trainer(**quiet, max_epochs=1, limit_val_batches=0, callbacks=[SharpnessCurves(), Fail()])
     module = build_module(cfg)
     with pytest.raises(RuntimeError, match="stop"):
         trainer.fit(module, build_data(cfg))

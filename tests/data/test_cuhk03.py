@@ -583,21 +583,13 @@ def composed(*overrides: str) -> Any:
 
 @pytest.mark.parametrize("name", ["labeled", "openreid"])
 def test_it_is_trained_on_and_scored_single_shot_with_a_multi_shot_map(
-    unpacked: Path, tiny_overrides: list[str], name: str
+    unpacked: Path, tiny_overrides: list[str], quiet: dict[str, Any], name: str
 ) -> None:
     own = [one for one in tiny_overrides if not one.startswith(("data=", "data.source"))]
     data = [f"data=cuhk03_{name}", f"data.source.root={unpacked}", "data.source.allow_subset=true"]
     cfg = composed(*own, *data, "data.validation_identities=2", "model.blocks=[4]")
     module, built = build_module(cfg), build_data(cfg)
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_steps=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
+    trainer = pl.Trainer(**quiet, max_steps=1)
     trainer.fit(module, built)
     trainer.test(module, built, verbose=False)
     assert module.test_scores is not None
