@@ -314,7 +314,7 @@ RULES = {
     "folders": ("own_data", MARKET_RULE),
     "cuhk03_labeled": ("cuhk03_single_shot", SINGLE_SHOT),
     "cuhk03_detected": ("cuhk03_single_shot", SINGLE_SHOT),
-    "cuhk03_openreid": ("cuhk03_openreid", SINGLE_SHOT | {"repeats": 10}),
+    "cuhk03_openreid": ("openreid_compat", SINGLE_SHOT | {"repeats": 10}),
     "cuhk03_new_labeled": ("cuhk03_new", MARKET_RULE),
     "cuhk03_new_detected": ("cuhk03_new", MARKET_RULE),
 }

@@ -623,7 +623,7 @@ def test_the_config_of_each_variant_reads_its_images(unpacked: Path, name: str) 
     [
         ("labeled", Protocol.cuhk03_single_shot(split=7)),
         ("detected", Protocol.cuhk03_single_shot(split=7)),
-        ("openreid", replace(Protocol.cuhk03_single_shot(split=7, repeats=10), name="cuhk03_openreid")),
+        ("openreid", replace(Protocol.cuhk03_single_shot(split=7, repeats=10), name="openreid_compat")),
     ],
 )
 def test_the_split_reaches_the_draws_of_the_protocol(name: str, protocol: Protocol) -> None:
