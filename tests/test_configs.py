@@ -349,6 +349,15 @@ def test_a_value_that_does_not_fit_is_named_with_its_key(override: str, message:
         build_module(composed(override))
 
 
+@pytest.mark.parametrize("epochs", ["3.5", "0", "null", "many"])
+def test_a_number_of_epochs_that_cannot_be_is_refused_before_anything_runs(epochs: str) -> None:
+    cfg = composed("output_dir=out", f"trainer.max_epochs={epochs}", "logger=csv")
+    cfg.callbacks = {}
+    cfg.logger = {}
+    with pytest.raises(ValueError, match="max_epochs"):
+        build_trainer(cfg, training=True)
+
+
 def test_a_size_that_is_no_number_is_named_with_its_key() -> None:
     with pytest.raises(ConfigError, match=r"data\.train_transform: .*height=abc"):
         build_data(composed("image.height=abc"))

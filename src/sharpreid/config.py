@@ -135,8 +135,9 @@ def build_trainer(cfg: DictConfig, *, training: bool) -> pl.Trainer:
         enable_checkpointing=training,
         limit_val_batches=1.0 if cfg.data.validation_identities else 0,
     )
-    if training and (trainer.max_epochs or 0) < 1:
-        raise ValueError(f"trainer.max_epochs must be at least 1, got {cfg.trainer.max_epochs}")
+    epochs = cfg.trainer.get("max_epochs")
+    if training and (not isinstance(epochs, int) or epochs < 1):
+        raise ValueError(f"trainer.max_epochs must be a whole number, at least 1; got {epochs!r}")
     if trainer.world_size > 1:
         raise ValueError(
             f"trainer.devices={cfg.trainer.devices} on {cfg.trainer.get('num_nodes', 1)} node(s) starts "

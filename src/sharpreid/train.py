@@ -178,7 +178,7 @@ def reason(error: BaseException) -> str:
     """What went wrong, without the traceback that a data loader's process puts in front of it."""
     if "Original Traceback" in str(error):
         return str(error).rstrip().rpartition("\n")[2].partition(": ")[2]
-    return str(error)
+    return str(error) or f"{type(error).__name__} without a message"
 
 
 def quieten() -> None:
