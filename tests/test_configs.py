@@ -337,7 +337,7 @@ def test_a_data_set_is_scored_by_its_own_rules(data: str) -> None:
     [
         ("model.blocks=1", r"model: blocks must be a list such as \[1,2\], got 1"),
         ("model.trunk.depths=[1]", r"model\.trunk: depths must be 4 numbers"),
-        ("objective.mu=abc", "objective: .*given margin=0.5, mu=abc"),
+        ("objective.mu=abc", "objective: a value is of the wrong type: .*given margin=0.5, mu=abc"),
         ("optimizer.lr=abc", "optimizer: .*lr=abc"),
         ("schedule.temperature.floor=0", r"schedule\.temperature: .*floor=0"),
         ("schedule.learning_rate_factor.end=1", r"schedule\.learning_rate_factor: .*end=1"),

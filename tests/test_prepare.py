@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +138,23 @@ def test_images_that_are_not_used_are_remarked_and_damaged_ones_named(
     assert code == 0
     assert "remark: 3 images in the data set's folders are not used: Market/loose.JPEG, bounding_box_t" in out
     assert "1 of them cannot be read: bounding_box_test/-1_c1s1_000401_03.jpg" in out
+
+
+def test_a_folder_that_cannot_be_looked_into_costs_its_remark_alone(
+    place: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    listed = Path.iterdir
+
+    def iterdir(folder: Path) -> Iterator[Path]:
+        if folder == tmp_path / "Market":
+            raise PermissionError(13, "Permission denied")
+        return listed(folder)
+
+    (tmp_path / "Market" / "loose.jpg").touch()
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    code, out, _ = run([*place, SUBSET], capsys)
+    assert code == 0
+    assert "not used" not in out
 
 
 def test_tiny_images_are_remarked(place: list[str], capsys: Capture, tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ def test_the_demo_names_all_that_it_shrinks() -> None:
     ("override", "said"),
     [
         ("image.width=64", "256 x 64 images (paper: 256 x 128)"),
+        ("data.eval_transform.height=128", "256 x 128 training and 128 x 128 test images (paper: 256 x 128)"),
         ("trainer.max_epochs=3", "epochs 3 (150)"),
         ("data.images_per_identity=2", "K 2 (4)"),
         ("data.train_transform.ratio=[1,2]", "crop ratio 1 2 (2 3)"),
@@ -77,6 +78,13 @@ def test_the_demo_names_all_that_it_shrinks() -> None:
 )
 def test_any_override_of_the_recipe_is_named(override: str, said: str) -> None:
     assert departures(composed_plainly("data=market1501", override)) == said
+
+
+def test_up_sampling_other_than_the_paper_s_is_named_where_there_is_a_context_unit() -> None:
+    nearest = ("data=market1501", "model.context_unit.upsample=nearest")
+    assert departures(composed_plainly(*nearest)) == ""
+    said = departures(composed_plainly(*nearest, "method=sab_cu"))
+    assert said == "model.context_unit.upsample nearest (deconv)"
 
 
 def test_the_baseline_does_not_depart_by_what_it_does_not_draw() -> None:

@@ -88,8 +88,11 @@ def _built(cfg: DictConfig, key: str, *trial: Any) -> Any:
         cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
         inner = re.search(r"^full_key: (\S+)$", str(error), re.MULTILINE)
         place = inner[1] if inner and inner[1].startswith(key) else key
+        wrong = "a value is of the wrong type: " if isinstance(cause, TypeError) else ""
         values = ", ".join(f"{name}={value}" for name, value in _plain_values(cfg, place))
-        raise ConfigError(f"{place}: {cause}" + (f" (it was given {values})" if values else "")) from error
+        raise ConfigError(
+            f"{place}: {wrong}{cause}" + (f" (it was given {values})" if values else "")
+        ) from error
     return part
 
 

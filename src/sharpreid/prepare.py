@@ -186,12 +186,7 @@ def _passed_over(paths: Sequence[Path]) -> list[str]:
     used = {path.absolute() for path in paths}
     beside = {path.parent for path in used}
     folders = sorted(beside | {folder.parent for folder in beside})
-    others = [
-        entry
-        for folder in folders
-        for entry in sorted(folder.iterdir())
-        if entry.suffix.lower() in _IMAGE_LIKE and entry not in used and not entry.name.startswith(".")
-    ]
+    others = [entry for folder in folders for entry in _images_in(folder) if entry not in used]
     if not others:
         return []
     remark = f"{len(others):,} images in the data set's folders are not used: {some(_in_folder(others))}"
@@ -199,6 +194,18 @@ def _passed_over(paths: Sequence[Path]) -> list[str]:
     if damaged:
         remark += f"; {len(damaged):,} of them cannot be read: {some(_in_folder(damaged))}"
     return [remark]
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """Sorted; none where the folder cannot be looked into, since a remark must not fail."""
+    try:
+        return [
+            entry
+            for entry in sorted(folder.iterdir())
+            if entry.suffix.lower() in _IMAGE_LIKE and not entry.name.startswith(".") and entry.is_file()
+        ]
+    except OSError:
+        return []
 
 
 def _in_folder(paths: Sequence[Path]) -> list[str]:

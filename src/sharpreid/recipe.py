@@ -13,8 +13,9 @@ _GROUPS = ("model", "data", "optimizer", "schedule", "objective", "trainer")
 
 _NO_DEPARTURE = (
     # what the paper ablates or leaves open, and the data set itself
-    *("model.blocks", "model.context_blocks", "model.context_unit", "schedule.beta1", "data.source"),
-    *("model.trunk.strides", "model.sampler._target_", "model.sampler._partial_"),
+    *("model.blocks", "model.context_blocks", "model.sampler._target_", "model.sampler._partial_"),
+    *("model.context_unit._target_", "model.context_unit.strides", "model.context_unit.lowest_channels"),
+    *("model.trunk.strides", "schedule.beta1", "data.source"),
     *("model.sampler.test_mask", "model.sampler.draws", "model.sampler.seed"),  # said with the protocol
     # said otherwise: with the size of the images, and with the seed
     *("data.train_transform.height", "data.train_transform.width", "data.seed"),
@@ -74,17 +75,26 @@ def departures(cfg: DictConfig) -> str:
     with nullcontext() if started else initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         paper = compose("train", [f"data={data}", "recipe=paper", f"objective={objective}"])
     found = []
-    size, wanted = (f"{config.image.height} x {config.image.width}" for config in (cfg, paper))
+    size, wanted = _size(cfg), _size(paper)
     if size != wanted:
         found.append(f"{size} images (paper: {wanted})")
     ours, theirs = _leaves(cfg), _leaves(paper)
     for key in dict.fromkeys([*_TITLES, *ours, *theirs]):
         if key.startswith("model.sampler.") and (key not in ours or not cfg.model.blocks):
             continue  # nothing is drawn; or the config is of an early run, which had the default
+        if key.startswith("model.context_unit.") and (key not in ours or not cfg.model.context_blocks):
+            continue  # another kind of unit, which the paper compares with; or none is used
         value, wanted = ours.get(key, "unset"), theirs.get(key, "unset")
         if value != wanted:
             found.append(f"{_TITLES.get(key, key)} {value} ({wanted})")
     return ", ".join(found)
+
+
+def _size(cfg: DictConfig) -> str:
+    train, test = (
+        f"{view.height} x {view.width}" for view in (cfg.data.train_transform, cfg.data.eval_transform)
+    )
+    return train if train == test else f"{train} training and {test} test"
 
 
 def _leaves(cfg: DictConfig) -> dict[str, str]:

@@ -29,8 +29,6 @@ class ContextUnit(nn.Module):
 
     def __init__(self, *, channels: int, strides: Strides, upsample: Upsample) -> None:
         super().__init__()
-        if channels < 2 or channels % 2:
-            raise ValueError(f"channels must be even and positive, got {channels}")
         if upsample not in get_args(Upsample):
             raise ValueError(f"upsample must be one of {', '.join(get_args(Upsample))}; got {upsample!r}")
         self.upsample: Upsample = upsample
@@ -53,7 +51,13 @@ class ContextUnit(nn.Module):
 
 
 def down_bottleneck(channels: int, strides: Strides) -> Bottleneck:
-    """A stage's first bottleneck: C channels to 2C at half the resolution; see `place_stride`."""
+    """A stage's first bottleneck: C channels to 2C at half the resolution.
+
+    Raises:
+        ValueError: C is not a positive multiple of 2; see also `place_stride`.
+    """
+    if channels < 2 or channels % 2:
+        raise ValueError(f"channels must be even and positive, got {channels}")
     shortcut = nn.Sequential(
         nn.Conv2d(channels, 2 * channels, 1, stride=2, bias=False), nn.BatchNorm2d(2 * channels)
     )

@@ -36,8 +36,7 @@ class ResidualAttentionMask(nn.Module):
 
     def __init__(self, *, channels: int, lowest_channels: int, strides: Strides) -> None:
         super().__init__()
-        if channels < 2 or channels % 2:
-            raise ValueError(f"channels must be even and positive, got {channels}")
+        first = down_bottleneck(channels, strides)
         widths = [channels]
         while 2 * widths[-1] <= lowest_channels:
             widths.append(2 * widths[-1])
@@ -45,7 +44,7 @@ class ResidualAttentionMask(nn.Module):
             raise ValueError(
                 f"lowest_channels must be channels = {channels} times 2, 4, 8, ...; got {lowest_channels}"
             )
-        self.down = nn.ModuleList(down_bottleneck(width, strides) for width in widths[:-1])
+        self.down = nn.ModuleList([first, *(down_bottleneck(width, strides) for width in widths[1:-1])])
         self.up = nn.ModuleList(_MirroredBottleneck(width) for width in reversed(widths[:-1]))
         self.gate = SigmoidGate()
         initialise(self)

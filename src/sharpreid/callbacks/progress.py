@@ -393,7 +393,8 @@ class ProgressWithTimeLeft(ProgressBar):
         now = time.monotonic()
         left = None if last else self._left()
         sweep = None
-        if left is not None and self.job is not None and self.jobs is not None:
+        in_training = self._now.unit == "step"  # a test before it does not know how long the training takes
+        if left is not None and in_training and self.job is not None and self.jobs is not None:
             sweep = sweep_left(left, now - _sweep.started, self.jobs - self.job, _sweep.finished)
         self._now = replace(
             self._now, elapsed=now - self._began, left=left, sweep_left=sweep, figures=dict(figures)
