@@ -1,6 +1,7 @@
 """Score a run's checkpoint again: ``python -m sharpreid.evaluate checkpoint=RUN/checkpoints/final.ckpt``."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def evaluate(arguments: list[str]) -> RankingScores:
         FileNotFoundError: the checkpoint or its run's config is missing.
         ValueError: an argument is not key=value, or names a key that the config does not have.
     """
-    given = _parse(arguments)
+    given = parse_arguments(arguments, USAGE)
     if "checkpoint" not in given:
         raise ValueError(f"checkpoint=... is missing\n{USAGE}")
     checkpoint, output = Path(str(given.pop("checkpoint"))), given.pop("output", None)
@@ -143,10 +144,11 @@ def load_re_ranking(name: str) -> DictConfig | None:
     return None if name == "none" or not isinstance(cfg, DictConfig) else cfg
 
 
-def _parse(arguments: list[str]) -> dict[str, Any]:
+def parse_arguments(arguments: Sequence[str], usage: str) -> dict[str, Any]:
+    """``key=value`` arguments, values as YAML; ValueError, with ``usage``, for any other."""
     wrong = [argument for argument in arguments if "=" not in argument]
     if wrong:
-        raise ValueError(f"{' '.join(wrong)}: arguments are key=value\n{USAGE}")
+        raise ValueError(f"{' '.join(wrong)}: arguments are key=value\n{usage}")
     pairs = (argument.split("=", 1) for argument in arguments)
     return {key: OmegaConf.from_dotlist([f"value={value}"]).value for key, value in pairs}
 

@@ -1,0 +1,136 @@
+"""Draw what a network attends to: ``python -m sharpreid.visualize checkpoint=RUN/checkpoints/final.ckpt``."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
+
+from sharpreid.config import build_data
+from sharpreid.data.reid_data import image_files
+from sharpreid.data.transforms import EvalTransform, read_image
+from sharpreid.evaluate import build_empty_module, load_config, parse_arguments
+from sharpreid.files import replacing
+from sharpreid.models.weights import read_tensors
+from sharpreid.module import ReIDModule
+from sharpreid.report.pictures import attend, draw_masks, sharpness
+from sharpreid.train import quieten, reason
+
+USAGE = """\
+usage: python -m sharpreid.visualize checkpoint=RUN/checkpoints/final.ckpt [images=PLACE] [key=value ...]
+
+Draws each attention block's mask over the photo: its mean over channels, then the channels it lets through
+most. With each mean stands the share of mask values below 0.1 or above 0.9.
+
+  images=PHOTO.jpg | images=FOLDER       what to draw; by default the first queries of the run's test set
+  count=4                                how many images of a folder or a test set
+  channels=3                             how many single channels
+  output=masks.png                       where to; by default masks.png beside config.yaml of the run
+  test_mask=sample                       noise_free | expected | hard | sample; by default the run's
+  data_root=/path                        folder of all data sets; by default the run's
+"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command; exit status 2 for a wrong call, 1 for what cannot be drawn."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(USAGE)
+        sys.exit(0 if arguments else 2)
+    quieten()
+    try:
+        visualize(arguments)
+    except (OSError, ValueError, RuntimeError, OmegaConfBaseException, HydraException) as error:
+        print(f"error: {reason(error)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def visualize(arguments: Sequence[str]) -> Path:
+    """Draw as the arguments (``key=value``) say; where the picture is.
+
+    Raises:
+        FileNotFoundError: checkpoint, config or images are missing.
+        ValueError: an argument is unknown or out of range, or the network has no attention.
+    """
+    given = parse_arguments(arguments, USAGE)
+    known = ("checkpoint", "images", "count", "channels", "output", "test_mask", "data_root")
+    if unknown := sorted(set(given) - set(known)):
+        raise ValueError(f"{', '.join(unknown)}: no such argument; known are {', '.join(known)}\n{USAGE}")
+    if "checkpoint" not in given:
+        raise ValueError(f"checkpoint=... is missing\n{USAGE}")
+    checkpoint = Path(str(given["checkpoint"]))
+    count, channels = (
+        _positive(name, given.get(name, usual)) for name, usual in (("count", 4), ("channels", 3))
+    )
+    cfg = load_config(checkpoint)
+    if not cfg.model.blocks:
+        raise ValueError(
+            f"{checkpoint}: the network has no attention blocks (model.blocks=[]): nothing to draw"
+        )
+    if "data_root" in given:
+        cfg.data_root = str(given["data_root"])
+    if "test_mask" in given:
+        if "test_mask" not in cfg.model.sampler:
+            raise ValueError(f"{checkpoint}: test_mask does not concern its soft attention")
+        cfg.model.sampler.test_mask = given["test_mask"]
+    images = read_views(cfg, given.get("images"), count)
+    attention = attend(load_network(checkpoint, cfg).network, images)
+    output = Path(str(given.get("output", checkpoint.resolve().parents[1] / "masks.png")))
+    if output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise ValueError(f"output={output}: the name must end in .png, .jpg or .webp")
+    sheet = draw_masks(images, attention, channels=channels)
+    with replacing(output) as temporary:
+        sheet.save(temporary)
+    for block, (decided, entropy) in sharpness(attention).items():
+        share = f"{100 * decided:.1f} % of the mask below 0.1 or above 0.9"
+        print(f"block {block}: {share}, entropy {entropy:.3f} bit")
+    print(f"written to {output}")
+    return output
+
+
+def load_network(checkpoint: Path, cfg: DictConfig) -> ReIDModule:
+    """The module of a run with its trained weights, on the CPU.
+
+    Raises:
+        ValueError: the file is not a checkpoint of a run.
+        RuntimeError: it is one of another network.
+    """
+    module = build_empty_module(cfg)
+    content = read_tensors(checkpoint)
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise ValueError(f"{checkpoint}: no checkpoint of a run; expected RUN/checkpoints/final.ckpt")
+    module.load_state_dict(content["state_dict"])
+    return module.eval()
+
+
+def read_views(cfg: DictConfig, place: object, count: int) -> Tensor:
+    """Up to ``count`` images, normalised, (B, 3, H, W): of a file or folder, or the test set's first queries.
+
+    Raises:
+        FileNotFoundError: there is nothing at ``place``.
+        ValueError: it holds no image.
+    """
+    transform = EvalTransform(height=cfg.image.height, width=cfg.image.width, crops="plain")
+    if place is not None:
+        path = Path(str(place))
+        files = [path] if path.is_file() else image_files(path)[:count]
+        return torch.cat([transform(read_image(file)) for file in files])
+    cfg = cfg.copy()
+    cfg.data.eval_transform.crops = "plain"
+    data = build_data(cfg)
+    data.setup("test")
+    return torch.cat([data.test[index].views for index in range(min(count, data.test.num_query))])
+
+
+def _positive(name: str, value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a whole number, at least 1; got {value!r}")
+    return value
+
+
+if __name__ == "__main__":
+    main()

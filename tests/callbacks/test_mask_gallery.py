@@ -1,0 +1,71 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+from PIL import Image
+from pytorch_lightning.loggers import CSVLogger
+
+from sharpreid.callbacks.mask_gallery import MaskGallery
+from sharpreid.config import build_data, build_module
+
+
+class ImageLogger(CSVLogger):
+    """Keeps what W&B's logger would upload."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.images: list[tuple[str, int]] = []
+
+    def log_image(self, key: str, images: list[Image.Image], step: int, caption: list[str]) -> None:
+        assert len(images) == len(caption) == 1
+        self.images.append((key, step))
+
+
+def fit(
+    cfg: DictConfig, quiet: dict[str, Any], folder: Path, images: int
+) -> tuple[pl.Trainer, dict[str, Any]]:
+    gallery = MaskGallery(folder=str(folder / "attention"), every_n_epochs=2, images=images, channels=1)
+    options = {**quiet, "logger": ImageLogger(folder)}
+    trainer = pl.Trainer(
+        **options, max_epochs=3, limit_val_batches=0, log_every_n_steps=1, callbacks=[gallery]
+    )
+    pl.seed_everything(0, verbose=False)
+    module = build_module(cfg)
+    trainer.fit(module, build_data(cfg))
+    return trainer, {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def test_masks_are_drawn_every_so_many_epochs_and_at_the_end_and_change_nothing(
+    composed: Callable[..., DictConfig], quiet: dict[str, Any], tmp_path: Path
+) -> None:
+    cfg = composed("model.blocks=[1,4]")
+    trainer, with_pictures = fit(cfg, quiet, tmp_path / "with", images=2)
+    drawn = sorted((tmp_path / "with" / "attention").iterdir())
+    assert [path.name for path in drawn] == ["epoch0002.png", "epoch0003.png"]
+    assert isinstance(trainer.logger, ImageLogger)
+    steps = trainer.global_step
+    assert trainer.logger.images == [("masks", steps // 3 * 2), ("masks", steps)]
+    with Image.open(drawn[0]) as first, Image.open(drawn[1]) as second:
+        assert first.size == second.size
+        assert first.tobytes() != second.tobytes()
+    _, without = fit(cfg, quiet, tmp_path / "without", images=0)
+    assert not (tmp_path / "without" / "attention").exists()
+    assert all(torch.equal(with_pictures[name], without[name]) for name in without)
+
+
+def test_of_a_network_without_attention_nothing_is_drawn(
+    composed: Callable[..., DictConfig], quiet: dict[str, Any], tmp_path: Path
+) -> None:
+    trainer, _ = fit(composed("model.blocks=[]"), quiet, tmp_path, images=2)
+    assert isinstance(trainer.logger, ImageLogger)
+    assert trainer.logger.images == []
+    assert not (tmp_path / "attention").exists()
+
+
+def test_numbers_out_of_range_are_refused() -> None:
+    with pytest.raises(ValueError, match="every_n_epochs must be at least 1"):
+        MaskGallery(folder="x", every_n_epochs=0, images=1, channels=1)
