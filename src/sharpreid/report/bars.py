@@ -148,4 +148,4 @@ def draw(
     for band, part in zip(bands[1:], parts, strict=True):
         _draw_part(band, part, labels, width)
     with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
+        figure.savefig(temporary, format=path.suffix[1:])

@@ -132,7 +132,9 @@ def _summary_cells(configuration: Configuration, *, repeated: bool) -> dict[str,
     return cells
 
 
-def _markdown_table(lines: Sequence[Mapping[str, str]]) -> list[str]:
+def markdown_table(lines: Sequence[Mapping[str, str]]) -> list[str]:
+    """The lines of a Markdown table: one per mapping of column title to text; all have the same keys."""
+
     def line(cells: Iterable[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
@@ -150,7 +152,7 @@ def write_markdown(
         page += [f"- **{caveat}**" for caveat in all_caveats(part)]
         compared = configurations(part, labels)
         repeated = any(len(one.done) > 1 for one in compared)
-        page += ["", *_markdown_table([_summary_cells(one, repeated=repeated) for one in compared])]
+        page += ["", *markdown_table([_summary_cells(one, repeated=repeated) for one in compared])]
     page += [
         "",
         "Several seeds or test splits: mean (lowest to highest); std: standard deviation of the sample. "

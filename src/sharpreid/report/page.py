@@ -1,0 +1,168 @@
+"""The report's pages: one self-contained HTML file, and Markdown with the figures beside it."""
+
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from sharpreid.report.comparison import Job
+from sharpreid.report.gather import METHODS, PaperRow
+from sharpreid.report.summary_files import markdown_table
+
+_TITLES = {"mAP": "mAP", "rank1": "rank-1", "rank5": "rank-5", "rank10": "rank-10"}
+_TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
+
+
+@dataclass
+class Picture:
+    """A figure of the report."""
+
+    path: Path
+    caption: str
+    sheet: bool = False
+    """True for photos, which keep their size and scroll instead of shrinking on a small screen."""
+
+
+@dataclass
+class Section:
+    """A part of the report with figures."""
+
+    title: str
+    texts: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+
+
+@dataclass
+class Report:
+    """Everything the pages show."""
+
+    folders: Sequence[Path]
+    runs: int
+    tables: Mapping[str, Sequence[PaperRow]]
+    """Title -> rows."""
+    own: Sequence[Mapping[str, str]]
+    sections: Sequence[Section]
+    unfinished: Sequence[Job]
+    absent: Sequence[str]
+    """What could not be drawn, and why, a sentence each."""
+
+
+def render_html(report: Report) -> str:
+    """The report as one page that needs no other file and no network."""
+    environment = Environment(
+        loader=PackageLoader("sharpreid.report", "."), autoescape=True, undefined=StrictUndefined
+    )
+    tables = [_table(title, rows) for title, rows in report.tables.items()]
+    sections = [
+        {
+            "id": identifier(section.title),
+            "title": section.title,
+            "texts": section.texts,
+            "warnings": section.warnings,
+            "images": [_image(picture) for picture in section.pictures],
+        }
+        for section in report.sections
+    ]
+    contents = [(part["id"], part["title"]) for part in [*tables, *sections]]
+    contents.insert(len(tables), ("own", "Runs that do not compare"))
+    return environment.get_template("page.html.jinja").render(
+        runs=report.runs,
+        folders=", ".join(map(str, report.folders)),
+        tables=tables,
+        own=report.own,
+        sections=sections,
+        contents=[*contents, ("missing", "Missing")],
+        unfinished=report.unfinished,
+        absent=report.absent,
+    )
+
+
+def identifier(title: str) -> str:
+    """A title as the name of a place or a file.
+
+    >>> identifier("Fig. 5(a, b): block_ablation")
+    'fig-5-a-b-block_ablation'
+    """
+    return re.sub(r"[^\w]+", "-", title.lower()).strip("-")
+
+
+def _image(picture: Picture) -> dict[str, Any]:
+    content = base64.b64encode(picture.path.read_bytes()).decode()
+    size: tuple[int, int] | tuple[None, None] = (None, None)
+    if picture.path.suffix == ".png":
+        with Image.open(picture.path) as image:
+            size = image.size
+    return {
+        "source": f"data:{_TYPES[picture.path.suffix]};base64,{content}",
+        "caption": picture.caption,
+        "sheet": picture.sheet,
+        "width": size[0],
+        "height": size[1],
+    }
+
+
+def _metrics(rows: Sequence[PaperRow]) -> list[str]:
+    return list(dict.fromkeys(metric for row in rows for metric in row.cells))
+
+
+def _metric_title(metric: str) -> str:
+    return _TITLES.get(metric, metric.replace("parameters_", "parameters (M), "))
+
+
+def _table(title: str, rows: Sequence[PaperRow]) -> dict[str, Any]:
+    metrics = _metrics(rows)
+    return {
+        "id": identifier(title.partition(":")[0]),
+        "title": title,
+        "metrics": [_metric_title(metric) for metric in metrics],
+        "rows": [
+            {
+                "name": row.name,
+                "dataset": row.dataset,
+                "can_run": row.name in METHODS,
+                "cells": [row.cells.get(metric) for metric in metrics],
+                "runs": max((cell.runs for cell in row.cells.values()), default=0),
+                "protocol": " / ".join(dict.fromkeys(c.protocol for c in row.cells.values() if c.runs)),
+                "missing": row.missing,
+            }
+            for row in rows
+        ],
+    }
+
+
+def render_markdown(report: Report, folder: Path) -> str:
+    """The report as Markdown for ``folder``, where its figures are."""
+    page = ["# The paper's numbers and these runs", ""]
+    page += [f"{report.runs} finished runs from {', '.join(map(str, report.folders))}. Scores in percent."]
+    for title, rows in report.tables.items():
+        lines = []
+        for row in rows:
+            cells = {"row": row.name, "data set": row.dataset}
+            for metric in _metrics(rows):
+                cell = row.cells.get(metric)
+                mine = cell is not None and row.name in METHODS
+                cells[f"{_metric_title(metric)}: paper"] = cell.paper if cell else ""
+                cells[f"{_metric_title(metric)}: ours"] = cell.ours if cell and mine else ""
+                cells[f"{_metric_title(metric)}: difference"] = cell.difference if cell and mine else ""
+            cells["runs"] = str(max(cell.runs for cell in row.cells.values())) if row.name in METHODS else ""
+            cells["protocol"] = " / ".join(dict.fromkeys(c.protocol for c in row.cells.values() if c.runs))
+            cells["missing"] = f"`{row.missing}`" if row.missing else ""
+            lines.append(cells)
+        page += ["", f"## {title}", "", *markdown_table(lines)]
+    page += ["", "## Runs that do not compare with the paper", ""]
+    page += markdown_table(report.own) if report.own else ["None."]
+    for section in report.sections:
+        page += ["", f"## {section.title}", ""]
+        page += [*section.texts, *(f"**{text}**" for text in section.warnings)]
+        page += [
+            f"\n![{picture.caption}]({picture.path.relative_to(folder)})" for picture in section.pictures
+        ]
+    gaps = [f"- {job.status}: `{' '.join(job.overrides)}` {job.error}" for job in report.unfinished]
+    gaps += [f"- {text}" for text in report.absent]
+    return "\n".join([*page, "", "## Missing", "", *(gaps or ["Nothing."])]) + "\n"
