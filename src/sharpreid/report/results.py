@@ -1,0 +1,126 @@
+"""Results in the READMEs, written from the records: ``python -m sharpreid.report.results [--check]``.
+
+A README of the checkout has each table between ``<!-- results: NAME -->`` and ``<!-- end -->``; what is typed
+there by hand does not stay.
+"""
+
+import argparse
+import csv
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+
+from sharpreid.records import write_text
+from sharpreid.report.summary_files import markdown_table
+from sharpreid.report.table import caveats, percent
+
+CHECKOUT = Path(__file__).parents[3]
+_PLACE = re.compile(r"(<!-- results: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def market1501_cpu(experiments: Path) -> list[str]:
+    """The runs of ``market1501_cpu``, one line per set of blocks.
+
+    Raises:
+        ValueError: a record compares with the paper, so that this table's heading would be wrong.
+    """
+    lines = []
+    for path in sorted((experiments / "block_ablation").glob("market1501_cpu_*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not caveats(record):
+            raise ValueError(f"{path}: not reduced; this table is for reduced runs")
+        (blocks,) = (text for text in record["overrides"] if text.startswith("model.blocks="))
+        scores, untrained = record["scores"], record["untrained"]
+        lines.append(
+            {
+                "reduced, one seed: not comparable with the paper": f"`{blocks}`",
+                "untrained mAP / rank-1": f"{percent(untrained['mAP'])} / {percent(untrained['rank1'])}",
+                "mAP": percent(scores["mAP"]),
+                "rank-1": percent(scores["rank1"]),
+            }
+        )
+    return markdown_table(lines)
+
+
+def open_questions(experiments: Path) -> list[str]:
+    """The rows of ``open_questions/runs.csv``, gathered over seeds."""
+    with (experiments / "open_questions" / "runs.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    groups: dict[str, list[Mapping[str, str]]] = {}
+    for row in rows:
+        groups.setdefault(row["overrides"], []).append(row)
+    return markdown_table(
+        [
+            {
+                "reduced, not a split of the paper": f"`{overrides}`",
+                "seeds": str(len(same)),
+                **{
+                    title: _mean_and_range([float(row[metric]) for row in same])
+                    for metric, title in (
+                        ("mAP", "mAP (multi-shot)"),
+                        ("rank1", "rank-1"),
+                        ("rank5", "rank-5"),
+                    )
+                },
+            }
+            for overrides, same in groups.items()
+        ]
+    )
+
+
+def _mean_and_range(scores: Sequence[float]) -> str:
+    mean = percent(fmean(scores))
+    return mean if len(scores) == 1 else f"{mean} ({percent(min(scores))} to {percent(max(scores))})"
+
+
+TABLES: Mapping[str, Callable[[Path], list[str]]] = {
+    "market1501-cpu": market1501_cpu,
+    "open-questions": open_questions,
+}
+
+
+def renewed(text: str, experiments: Path) -> str:
+    """A README's text with its tables made anew from the records in ``experiments``.
+
+    Raises:
+        ValueError: a table is not known.
+    """
+
+    def table(place: re.Match[str]) -> str:
+        if place[2] not in TABLES:
+            raise ValueError(f"results: {place[2]}: no such table; known are {', '.join(TABLES)}")
+        return place[1] + "\n".join(TABLES[place[2]](experiments)) + "\n" + place[3]
+
+    return _PLACE.sub(table, text)
+
+
+def pages(checkout: Path) -> list[Path]:
+    """The READMEs that may have results."""
+    return [checkout / "README.md", *sorted((checkout / "experiments").rglob("README.md"))]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the tables; with ``--check`` only say, by exit status 1, which are stale."""
+    parser = argparse.ArgumentParser(prog="python -m sharpreid.report.results", description=main.__doc__)
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit status 1 if a table is stale"
+    )
+    check = parser.parse_args(arguments).check
+    stale = []
+    for path in pages(CHECKOUT):
+        text = path.read_text(encoding="utf-8")
+        if (new := renewed(text, CHECKOUT / "experiments")) != text:
+            stale.append(path)
+            if not check:
+                write_text(path, new)
+    state = "stale; run python -m sharpreid.report.results" if check else "written"
+    for path in stale:
+        print(f"{path.relative_to(CHECKOUT)}: {state}")
+    sys.exit(1 if check and stale else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+from pathlib import Path
+
+import pytest
+
+from sharpreid.report.results import CHECKOUT, TABLES, pages, renewed
+
+
+def test_the_tables_in_the_readmes_are_those_of_the_records() -> None:
+    found = 0
+    for path in pages(CHECKOUT):
+        text = path.read_text(encoding="utf-8")
+        assert renewed(text, CHECKOUT / "experiments") == text, f"{path}: python -m sharpreid.report.results"
+        found += text.count("<!-- results: ")
+    assert found == len(TABLES)
+
+
+def test_a_number_typed_by_hand_or_a_changed_record_is_noticed(tmp_path: Path) -> None:
+    text = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+    assert "| 43.9 |" in text
+    assert renewed(text.replace("| 43.9 |", "| 73.9 |"), CHECKOUT / "experiments") == text
+    folder = tmp_path / "block_ablation"
+    folder.mkdir()
+    for path in (CHECKOUT / "experiments" / "block_ablation").glob("*.json"):
+        changed = path.read_text(encoding="utf-8").replace('"mAP": 0.4389', '"mAP": 0.9389')
+        (folder / path.name).write_text(changed, encoding="utf-8")
+    assert "| 93.9 |" in renewed(text, tmp_path)
+
+
+def test_an_unknown_table_is_refused() -> None:
+    with pytest.raises(ValueError, match="best: no such table; known are market1501-cpu"):
+        renewed("<!-- results: best -->\n<!-- end -->", CHECKOUT)
+
+
+def test_runs_of_one_line_are_a_mean_with_its_range(tmp_path: Path) -> None:
+    (tmp_path / "open_questions").mkdir()
+    (tmp_path / "open_questions" / "runs.csv").write_text(
+        "overrides,seed,mAP,rank1,rank5\na=1,0,0.1,0.2,0.3\na=1,1,0.2,0.2,0.5\nb=1,0,0.5,0.5,0.5\n"
+    )
+    lines = TABLES["open-questions"](tmp_path)
+    assert lines[2:] == [
+        "| `a=1` | 2 | 15.0 (10.0 to 20.0) | 20.0 (20.0 to 20.0) | 40.0 (30.0 to 50.0) |",
+        "| `b=1` | 1 | 50.0 | 50.0 | 50.0 |",
+    ]
