@@ -1,0 +1,195 @@
+"""The project's W&B workspace and report as code: ``python -m sharpreid.dashboard --entity TEAM``."""
+
+import argparse
+import importlib
+import json
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sharpreid.report.gather import TABLES, read_paper
+from sharpreid.report.summary_files import markdown_table
+from sharpreid.wandb_logger import has_key
+
+BLOCKS = (1, 2, 3, 4)
+
+BARS = {"test/mAP": "mAP of the test set", "test/rank1": "rank-1 of the test set"}
+"""Metrics shown as bars, one per method or block combination."""
+
+CURVES = {
+    "Training": (
+        "train/loss",
+        "train/triplet",
+        "train/active_triplets",
+        "train/embedding_norm",
+        "train/grad_norm",
+    ),
+    "Held-out identities": ("val/mAP", "val/rank1"),
+    "Schedules": ("train/tau", "train/lr"),
+    "Sharpness": tuple(f"train/{what}_block{block}" for what in ("decided", "entropy") for block in BLOCKS),
+    "Total variation": tuple(f"train/tv_block{block}" for block in BLOCKS),
+}
+"""Section -> metrics shown as curves, one panel each."""
+
+GALLERY = "masks"
+"""The key of the masks' pictures."""
+
+GROUPS = ("model.blocks", "model.context_blocks", "objective.mu")
+"""Config keys that make up a configuration; seeds within one are averaged."""
+
+
+def build_workspace(entity: str, project: str) -> Any:
+    """The workspace: ablation bars, a curve per metric, mask galleries, and the paper's numbers.
+
+    Args:
+        entity: W&B user or team.
+        project: W&B project; the runs log to ``sharpreid``.
+
+    Raises:
+        ModuleNotFoundError: wandb-workspaces is not installed.
+    """
+    workspaces, panels = _libraries()
+    sections = [
+        workspaces.Section(name="Ablation", panels=_bars(panels), is_open=True),
+        *(
+            workspaces.Section(name=name, panels=_curves(panels, metrics), is_open=name == "Training")
+            for name, metrics in CURVES.items()
+        ),
+        workspaces.Section(name="Masks", panels=[_gallery(panels)]),
+        workspaces.Section(name="Paper", panels=[panels.MarkdownPanel(markdown=paper_markdown())]),
+    ]
+    grouped = workspaces.RunsetSettings(groupby=[workspaces.Config(key) for key in GROUPS])
+    return workspaces.Workspace(
+        entity=entity, project=project, name="sharpreid", sections=sections, runset_settings=grouped
+    )
+
+
+def build_report(entity: str, project: str) -> Any:
+    """The report: the same panels in the order of the paper, its tables beside them; arguments as above."""
+    _, panels = _libraries()
+
+    def grid(some: Sequence[Any]) -> Any:
+        runs = panels.Runset(entity=entity, project=project, groupby=[f"config.{key}" for key in GROUPS])
+        return panels.PanelGrid(runsets=[runs], panels=list(some))
+
+    blocks = [
+        panels.H1("Sharp attention: the paper and these runs"),
+        panels.P(
+            "A run compares with the paper's numbers only if its data, recipe and protocol are the paper's: "
+            "see `reduced`, `dataset` and `protocol` of its scores.json."
+        ),
+        panels.H2("Ablation (Fig. 5, Table I)"),
+        grid(_bars(panels)),
+        *(
+            part
+            for name, metrics in CURVES.items()
+            for part in (panels.H2(name), grid(_curves(panels, metrics)))
+        ),
+        panels.H2("Masks (Fig. 2 and 6)"),
+        grid([_gallery(panels)]),
+        panels.H2("The paper's tables"),
+        panels.MarkdownBlock(paper_markdown()),
+    ]
+    return panels.Report(entity=entity, project=project, title="sharpreid", blocks=blocks)
+
+
+def paper_markdown() -> str:
+    """The paper's own rows of its tables, as Markdown."""
+    rows: dict[tuple[str, str, str], dict[str, str]] = {}
+    for line in read_paper():
+        if line["place"] in TABLES and line["metric"] in ("mAP", "rank1") and line["category"] == "paper":
+            rows.setdefault((line["place"], line["row"], line["dataset"]), {})[line["metric"]] = line["value"]
+    return "\n".join(
+        markdown_table(
+            [
+                {
+                    "table": place,
+                    "row": row,
+                    "data set": dataset,
+                    "rank-1": v.get("rank1", ""),
+                    "mAP": v.get("mAP", ""),
+                }
+                for (place, row, dataset), v in rows.items()
+            ]
+        )
+    )
+
+
+def specification(entity: str, project: str) -> dict[str, Any]:
+    """What would be sent to W&B, as plain data; needs neither network nor key."""
+    workspace, report = build_workspace(entity, project), build_report(entity, project)
+    blocks = [
+        {"panels": [_plain(panel) for panel in block.panels]} if hasattr(block, "panels") else _plain(block)
+        for block in report.blocks
+    ]
+    return {"workspace": _plain(workspace), "report": {"title": report.title, "blocks": blocks}}
+
+
+def shown_metrics() -> Iterator[str]:
+    """Every metric of a panel."""
+    yield from BARS
+    for metrics in CURVES.values():
+        yield from metrics
+
+
+def _plain(part: Any) -> Any:
+    return json.loads(part._to_model().model_dump_json(by_alias=True))
+
+
+def _libraries() -> tuple[Any, Any]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # its own, of pydantic 1
+            return (
+                importlib.import_module("wandb_workspaces.workspaces"),
+                importlib.import_module("wandb_workspaces.reports.v2"),
+            )
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "wandb-workspaces is not installed: pip install 'sharpreid[dashboard]', or make setup"
+        ) from error
+
+
+def _bars(panels: Any) -> list[Any]:
+    return [
+        panels.BarPlot(title=title, metrics=[metric], groupby=panels.Config("model.blocks"))
+        for metric, title in BARS.items()
+    ]
+
+
+def _curves(panels: Any, metrics: Sequence[str]) -> list[Any]:
+    return [panels.LinePlot(title=metric, x="epoch", y=[metric]) for metric in metrics]
+
+
+def _gallery(panels: Any) -> Any:
+    return panels.MediaBrowser(title="mask over photo, by block", media_keys=[GALLERY])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make or renew the W&B workspace and report of a project; --dry-run prints them instead."""
+    parser = argparse.ArgumentParser(prog="python -m sharpreid.dashboard", description=main.__doc__)
+    parser.add_argument("--entity", required=True, help="W&B user or team")
+    parser.add_argument("--project", default="sharpreid", help="W&B project; sharpreid")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the specification as JSON and send nothing"
+    )
+    given = parser.parse_args(arguments)
+    try:
+        if given.dry_run:
+            print(json.dumps(specification(given.entity, given.project), indent=2))
+            return
+        if not has_key():
+            raise RuntimeError(
+                "no W&B key is configured: wandb login, or --dry-run to see what would be sent"
+            )
+        for made in (build_workspace(given.entity, given.project), build_report(given.entity, given.project)):
+            made.save()
+            print(made.url)
+    except Exception as error:  # the library raises bare Exceptions
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
