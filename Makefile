@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup ablation test check format clean
+.PHONY: help setup ablation report test check format clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -23,6 +23,11 @@ $(READY): pyproject.toml constraints.txt
 
 ablation: $(READY) ## the main job: which blocks should attend (Fig. 5 a, b), on the embedded data
 	$(BIN)/python -m sharpreid.train +experiment=block_ablation $(ARGS)
+
+report: $(READY) ## the paper's tables and figures beside runs on the embedded data: report/index.html
+	$(BIN)/python -m sharpreid.train +experiment=block_ablation skip_finished=true $(ARGS)
+	$(BIN)/python -m sharpreid.train +experiment=methods $(ARGS)
+	$(BIN)/python -m sharpreid.report
 
 test: $(READY) ## all tests
 	$(BIN)/python -m pytest $(ARGS)
