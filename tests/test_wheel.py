@@ -47,4 +47,8 @@ def test_the_wheel_holds_what_the_code_reads(installed: Path) -> None:
         }
         assert wanted
         assert all((package / place / name).is_file() for name in wanted)
+    assert (package / "report" / "paper.csv").read_bytes() == (
+        CHECKOUT / "experiments/paper.csv"
+    ).read_bytes()
+    assert (package / "report" / "page.html.jinja").is_file()
     assert not list(package.rglob("test_*.py"))

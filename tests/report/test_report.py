@@ -1,0 +1,250 @@
+"""The whole report: on records made by hand, and on real small runs in a real browser."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from sharpreid.report.__main__ import main, write_report
+from sharpreid.report.figures import read_curve
+from sharpreid.report.gather import (
+    METHODS,
+    TABLES,
+    comparable,
+    gather,
+    method_of,
+    own_rows,
+    paper_table,
+    read_paper,
+    summary_of,
+)
+
+PROTOCOL = {
+    "name": "market1501",
+    "ap": "step",
+    "crops": "ten_crop",
+    "test_mask": "noise_free",
+    "re_ranking": "none",
+}
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def record(folder: Path, config: DictConfig, *, mAP: float, seed: int = 0, **changed: Any) -> None:
+    """A finished run as it would be on the disk."""
+    folder.mkdir(parents=True)
+    job = {
+        "status": "done",
+        "started": float(seed),
+        "name": "table1",
+        "overrides": [f"seed={seed}"],
+        "error": None,
+    }
+    dataset = {"name": "market1501", "synthetic": False, "subset": None, **changed.pop("dataset", {})}
+    scores = {"mAP": mAP, "rank1": mAP, "rank5": mAP, "rank10": mAP}
+    content = {
+        "scores": scores,
+        "protocol": PROTOCOL,
+        "dataset": dataset,
+        "reduced": "",
+        "seed": seed,
+        **changed,
+    }
+    (folder / "job.json").write_text(json.dumps(job))
+    (folder / "scores.json").write_text(json.dumps(content))
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config))
+
+
+@pytest.mark.parametrize(
+    "method", ["baseline", "sab", "sab_cu", "sab_cu_tv", "sigmoid_gate", "residual_attention"]
+)
+def test_a_method_is_known_by_its_config(composed: Callable[..., DictConfig], method: str) -> None:
+    assert method_of(composed(f"method={method}")) == method
+
+
+def test_what_is_no_method_of_the_paper_is_called_by_what_it_is(composed: Callable[..., DictConfig]) -> None:
+    assert method_of(composed("model.blocks=[2,1]")) == "blocks 1+2"
+    assert method_of(composed("method=sab", "objective=tv")) == "blocks 1+2+3+4, TV"
+    assert method_of(composed("method=sigmoid_gate", "model.blocks=[1]")) == "blocks 1, SigmoidGate"
+
+
+def test_only_runs_by_the_papers_rules_stand_beside_its_numbers(
+    composed: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    sab = composed("method=sab")
+    record(tmp_path / "a", sab, mAP=0.70, seed=0)
+    record(tmp_path / "b", sab, mAP=0.72, seed=1)
+    record(tmp_path / "synthetic", sab, mAP=0.9, dataset={"synthetic": True})
+    record(tmp_path / "part", sab, mAP=0.9, dataset={"subset": "every 5th identity"})
+    record(tmp_path / "reduced", sab, mAP=0.9, reduced="epochs 5 (150)")
+    record(tmp_path / "re-ranked", sab, mAP=0.9, protocol={**PROTOCOL, "re_ranking": "k_reciprocal"})
+    record(tmp_path / "other", composed("method=sab_cu"), mAP=0.9, dataset={"name": "duke"})
+    runs, others = gather([tmp_path])
+    assert not others
+    assert {run.job.folder.name for run in comparable(runs, "sab", "market1501")} == {"a", "b"}
+    rows = {(row.name, row.dataset): row for row in paper_table("Table I", runs, read_paper())}
+    row = rows["Baseline + SAB", "market1501"]
+    cell = row.cells["mAP"]
+    assert (cell.paper, cell.ours, cell.difference, cell.runs) == ("68.3", "71.0 (70.0 to 72.0)", "+2.7", 2)
+    assert row.missing == ""
+    assert "crops ten_crop" in cell.protocol
+    empty = rows["Baseline + SAB + CU", "market1501"]
+    assert empty.cells["mAP"].ours == "-"
+    assert empty.missing == "python -m sharpreid.train +experiment=table1 data=market1501 method=sab_cu"
+    own = own_rows(runs)
+    assert len(own) == 4
+    assert all("not comparable with the paper" in line["why not comparable"] for line in own)
+    assert {line["mAP"] for line in own} == {"90.0"}
+
+
+def test_every_row_of_the_paper_that_can_be_run_is_in_a_table() -> None:
+    paper = read_paper()
+    names = {row.name for place in TABLES for row in paper_table(place, [], paper)}
+    assert set(METHODS) <= names
+    literature = [row for row in paper_table("Table V", [], paper) if row.name not in METHODS]
+    assert literature
+    assert not any(row.missing for row in literature)
+
+
+def test_the_parameters_of_table_iv_are_counted() -> None:
+    rows = {row.name: row for row in paper_table("Table IV", [], read_paper())}
+    ours, theirs = rows["Our sharp attention network"], rows["Residual attention network [19]"]
+    assert (ours.cells["parameters_total"].paper, ours.cells["parameters_total"].ours) == ("10.67", "10.67")
+    assert (theirs.cells["parameters_total"].paper, theirs.cells["parameters_total"].ours) == (
+        "42.98",
+        "42.96",
+    )
+
+
+def test_an_experiment_tells_its_baseline_and_claim() -> None:
+    baseline, claim = summary_of("block_ablation")
+    assert baseline == "model.blocks=[]"
+    assert claim.startswith("Fig. 5(a, b): which blocks should attend?")
+    assert summary_of("mine") == (None, "")
+
+
+def test_curves_are_means_over_an_epoch(tmp_path: Path) -> None:
+    (tmp_path / "csv").mkdir()
+    (tmp_path / "csv" / "metrics.csv").write_text(
+        "epoch,train/loss,val/mAP\n0,1,\n0,3,\n0,,0.5\n1,nan,\n1,4,\n"
+    )
+    assert read_curve(tmp_path, "train/loss") == [(0, 2.0), (1, 4.0)]
+    assert read_curve(tmp_path, "val/mAP") == [(0, 0.5)]
+    assert read_curve(tmp_path, "train/tau") == []
+    assert read_curve(tmp_path / "none", "train/tau") == []
+
+
+def test_a_folder_without_runs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([str(tmp_path), "--output", str(tmp_path / "report")])
+    assert stop.value.code == 1
+    assert "no run is recorded there" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "none"), "--output", str(tmp_path / "report")])
+    assert "none: no such folder" in capsys.readouterr().err
+    assert not (tmp_path / "report").exists()
+
+
+def test_what_cannot_be_drawn_is_said(composed: Callable[..., DictConfig], tmp_path: Path) -> None:
+    """A run whose checkpoint holds no network, a job that failed, text that would be markup."""
+    record(tmp_path / "runs" / "a", composed("method=sab"), mAP=0.7, reduced="<script>alert(1)</script>")
+    (tmp_path / "runs" / "a" / "checkpoints").mkdir()
+    (tmp_path / "runs" / "a" / "checkpoints" / "final.ckpt").write_bytes(b"nothing")
+    (tmp_path / "runs" / "b").mkdir()
+    failed = {
+        "status": "failed",
+        "started": 1.0,
+        "name": "table1",
+        "overrides": ["seed=1"],
+        "error": "no memory",
+    }
+    (tmp_path / "runs" / "b" / "job.json").write_text(json.dumps(failed))
+    page = write_report([tmp_path / "runs"], tmp_path / "report", images=1).read_text()
+    assert "failed: <code>seed=1</code> no memory" in page
+    assert "Attention on market1501: " in page.partition('id="missing"')[2]
+    assert "<script>" not in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "no memory" in (tmp_path / "report" / "report.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory, tiny_overrides: list[str]) -> Path:
+    """The report of three real small runs."""
+    folder = tmp_path_factory.mktemp("runs")
+    sweep = ["--multirun", "method=baseline,sab,sigmoid_gate", "name=methods", "score_untrained=false"]
+    command = [
+        sys.executable,
+        "-m",
+        "sharpreid.train",
+        *sweep,
+        *tiny_overrides,
+        "data.validation_identities=2",
+    ]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=240)
+    command = [sys.executable, "-m", "sharpreid.report", "--images", "2"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return folder / "report"
+
+
+@pytest.mark.slow
+def test_the_report_has_every_figure_and_needs_no_other_file(written: Path) -> None:
+    page = (written / "index.html").read_text()
+    for title in (
+        "Sweep methods",
+        "Fig. 2 and 6: soft and sharp on market1501",
+        "Ranked lists on market1501",
+    ):
+        assert f">{title}<" in page
+    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert len([source for source in sources if source.startswith("data:image")]) >= 9
+    assert all(source.startswith(("data:", "#")) for source in sources)
+    assert "not comparable with the paper" in page
+    names = {path.name for path in (written / "figures").iterdir()}
+    for stem in ("methods", "methods-curves", "methods-sharpness", "tau", "histogram-market1501"):
+        assert {f"{stem}.svg", f"{stem}.png"} <= names
+    markdown = (written / "report.md").read_text()
+    linked = re.findall(r"!\[[^]]*\]\(([^)]*)\)", markdown)
+    assert len(linked) >= 9
+    assert all((written / place).is_file() for place in linked)
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_in_a_browser_nothing_is_missing_or_too_wide(written: Path, width: int, scheme: str) -> None:
+    from playwright.sync_api import sync_playwright
+
+    options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
+    with sync_playwright() as player:
+        browser = player.chromium.launch(executable_path=CHROMIUM, args=options)
+        page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)  # type: ignore[arg-type]
+        said: list[str] = []
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("requestfailed", lambda request: said.append(request.url[:100]))
+        page.goto((written / "index.html").as_uri())
+        missing = page.evaluate("[...document.images].filter(i => !i.complete || !i.naturalWidth).length")
+        pictures, widest = page.evaluate("document.images.length"), page.evaluate("document.body.scrollWidth")
+        letters = page.evaluate("Math.min(...[...document.querySelectorAll('td,p,th,code')].map("
+                                "e => parseFloat(getComputedStyle(e).fontSize)))")  # fmt: skip
+        colours = page.evaluate(
+            "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
+        )
+        browser.close()
+    assert said == []
+    assert pictures >= 9
+    assert missing == 0
+    assert widest <= width
+    assert letters >= 12
+    ink, paper = (sum(map(int, re.findall(r"\d+", colour)[:3])) / 3 for colour in colours)
+    assert abs(ink - paper) > 150
+    assert (ink > paper) == (scheme == "dark")
