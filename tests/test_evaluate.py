@@ -1,11 +1,16 @@
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 
-from sharpreid.evaluate import build_empty_module, evaluate, main
+from sharpreid.attention.mask import TestMask
+from sharpreid.evaluate import _sweeps, build_empty_module, combinations, evaluate, evaluate_sweep, main
 from sharpreid.recipe import departures
+from sharpreid.report.table import gather_readings, print_readings
 
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
@@ -79,3 +84,50 @@ def test_without_arguments_the_exit_status_says_that_it_was_wrong(
         main([])
     assert stop.value.code == 2
     assert "usage:" in capsys.readouterr().out
+
+
+def test_a_sweep_looks_at_every_key_before_it_scores(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (checkpoint.parents[1] / "config.yaml").write_text("model: {sampler: {test_mask: expected}}\n")
+    with pytest.raises(ValueError, match=r"model\.sampler\.draw: the config of .* has no such key"):
+        evaluate_sweep(
+            [f"checkpoint={checkpoint}", "model.sampler.test_mask=hard,expected", "model.sampler.draw=1"]
+        )
+    assert capsys.readouterr().out == ""
+
+
+def test_the_named_evaluation_has_every_reading_of_the_mask() -> None:
+    """Four, one of them drawn with one and with eight draws, five times each."""
+    settings = [combination for sweep in _sweeps("test_mask") for combination in combinations(sweep)]
+    masks = [setting[0].removeprefix("model.sampler.test_mask=") for setting in settings]
+    assert sorted({*masks}) == sorted(get_args(TestMask))
+    assert masks.count("sample") == 10
+    assert [one["settings"] for one in next(iter(gather(settings).values()))] == [settings[0]]
+    assert sorted(map(len, gather(settings).values())) == [1, 1, 1, 5, 5]
+
+
+def gather(settings: list[list[str]]) -> dict[str, list[Mapping[str, Any]]]:
+    return gather_readings([{"settings": setting} for setting in settings], together="model.sampler.seed")
+
+
+def test_an_unknown_evaluation_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(FileNotFoundError, match="no such evaluation; expected one of test_mask"):
+        evaluate_sweep(["checkpoint=final.ckpt", "+experiment=test_masks"])
+
+
+def test_readings_of_one_setting_are_printed_as_mean_and_range() -> None:
+    scores = {"mAP": 0.2, "rank1": 0.3, "rank5": 0.4}
+    dataset, reduced = {"name": "market1501"}, "short"
+    records = [
+        {"settings": ["draws=1", f"seed={seed}"], "scores": {**scores, "mAP": value}, "dataset": dataset}
+        | {"reduced": reduced}
+        for seed, value in enumerate((0.2, 0.4))
+    ]
+    console = Console(file=io.StringIO(), width=100)
+    print_readings(records, together="seed", console=console)
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert "30.0 (20.0 to 40.0)" in text
+    assert "market1501" in text
+    assert text.count("not comparable with the paper") == 1

@@ -20,7 +20,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from sharpreid.config import build_data, build_module
 from sharpreid.data.reid_data import random_stream
-from sharpreid.evaluate import evaluate, load_config
+from sharpreid.evaluate import evaluate, evaluate_sweep, load_config
 from sharpreid.module import NonFiniteLossError
 from sharpreid.records import claim
 from sharpreid.signals import stopping_on_sigterm
@@ -77,6 +77,13 @@ def test_a_run_leaves_its_record_and_evaluate_repeats_its_scores(
     evaluate([checkpoint, f"output={tmp_path / 'again.json'}"])
     again = json.loads((tmp_path / "again.json").read_text())
     assert all(again[key] == record[key] for key in ("scores", "protocol", "dataset", "reduced", "seed"))
+    draws = ("model.sampler.test_mask=noise_free,sample", "model.sampler.seed=range(0,2)")
+    several = evaluate_sweep(["--multirun", checkpoint, *draws, f"output={tmp_path / 'several.json'}"])
+    assert json.loads((tmp_path / "several.json").read_text()) == several
+    assert [one["scores"] == record["scores"] for one in several[:2]] == [True, True]  # noise_free: no draw
+    assert several[2]["protocol"]["test_mask"] == "sample (8 draws, seed 0)"
+    assert several[2]["scores"] == evaluate([checkpoint, "model.sampler.test_mask=sample"]).as_dict()
+    assert several[3]["settings"] == ["model.sampler.test_mask=sample", "model.sampler.seed=1"]
     with pytest.raises(FileNotFoundError, match="nowhere"):
         evaluate([checkpoint, f"data.source.root={tmp_path / 'nowhere'}"])
     saved = load_config(record_path.parent / record["checkpoint"])

@@ -1,10 +1,12 @@
 """Score a run's checkpoint again: ``python -m sharpreid.evaluate checkpoint=RUN/checkpoints/final.ckpt``."""
 
+import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -13,8 +15,8 @@ from sharpreid.config import CONF_DIR, build_data, build_module, build_trainer, 
 from sharpreid.evaluation.ranking import RankingScores
 from sharpreid.models.weights import read_tensors
 from sharpreid.module import ReIDModule
-from sharpreid.records import describe_scores, write_json
-from sharpreid.report.table import print_run_table
+from sharpreid.records import describe_code, describe_scores, write_json
+from sharpreid.report.table import print_readings, print_run_table
 from sharpreid.train import quieten, reason, score
 
 _ABSENT = object()
@@ -37,6 +39,9 @@ _OVERRIDABLE = (
     "trainer.precision",
 )
 
+_FLAGS = ("-m", "--multirun")
+_ONE_VALUE = ("experiment=", "output=", "data_root=", "data.source.", "data.cache")  # paths may have commas
+
 USAGE = """\
 usage: python -m sharpreid.evaluate checkpoint=RUN/checkpoints/final.ckpt [key=value ...] [output=FILE.json]
 
@@ -51,7 +56,16 @@ RUN/scores.json, digit for digit on the same machine. What concerns the scoring 
   image.height=256 image.width=128 trainer.precision=32-true protocol.denominator=all_queries
 
 output=FILE.json also writes the scores to a file.
+
+With --multirun values may be lists, as in Hydra, and checkpoint=... may be given several times. Every
+combination is scored; one table has them all, seeds of the draws taken together. FILE.json then holds a list.
+
+  --multirun model.sampler.test_mask=noise_free,expected,hard
+  --multirun model.sampler.test_mask=sample model.sampler.draws=1,8 'model.sampler.seed=range(0,5)'
+  +experiment=test_mask    such lists from conf/evaluation/test_mask.yaml
 """
+
+_DRAW = "model.sampler.seed"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -62,13 +76,14 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(0 if arguments else 2)
     quieten()
     try:
-        evaluate(arguments)
+        several = any(argument.lstrip("+").startswith((*_FLAGS, "experiment=")) for argument in arguments)
+        (evaluate_sweep if several else evaluate)(arguments)
     except (OSError, ValueError, RuntimeError, OmegaConfBaseException, HydraException) as error:
         print(f"error: {reason(error)}", file=sys.stderr)
         sys.exit(1)
 
 
-def evaluate(arguments: list[str]) -> RankingScores:
+def evaluate(arguments: Sequence[str]) -> RankingScores:
     """Score as the arguments (``key=value``) say; prints a table.
 
     Raises:
@@ -76,35 +91,112 @@ def evaluate(arguments: list[str]) -> RankingScores:
         ValueError: an argument is not key=value, or names a key that the config does not have.
     """
     given = parse_arguments(arguments, USAGE)
-    if "checkpoint" not in given:
-        raise ValueError(f"checkpoint=... is missing\n{USAGE}")
-    checkpoint, output = Path(str(given.pop("checkpoint"))), given.pop("output", None)
-    cfg = load_config(checkpoint)
-    if "re_ranking" in given:
-        cfg.re_ranking = load_re_ranking(str(given.pop("re_ranking")))
-    for key, value in given.items():
-        if not key.startswith(_OVERRIDABLE):
-            raise ValueError(f"{key} does not concern the scoring; allowed are {', '.join(_OVERRIDABLE)}")
-        if OmegaConf.select(cfg, key, default=_ABSENT) is _ABSENT:
-            raise ValueError(f"{key}: the config of {checkpoint} has no such key; see config.yaml beside it")
-        OmegaConf.update(cfg, key, value)
-    data, module = build_data(cfg), build_empty_module(cfg)
-    content = read_tensors(checkpoint)
-    if not isinstance(content, dict) or "state_dict" not in content:
-        raise ValueError(f"{checkpoint}: no checkpoint of a run; expected RUN/checkpoints/final.ckpt")
-    module.load_state_dict(content["state_dict"])
-    trainer = build_trainer(cfg, training=False)
-    scores = score(trainer, module, data)
-    record = {
-        "name": f"{cfg.name}, evaluated again",
-        **describe_scores(cfg, module.test_metric.protocol, data.data, scores),
-        "checkpoint": str(checkpoint),
-    }
+    output = given.pop("output", None)
+    scores, record = _score_again(*_checkpoint_and_config(given))
     print_run_table(record)
     if output is not None:
         write_json(Path(str(output)), record)
         print(f"written to {output}")
     return scores
+
+
+def evaluate_sweep(arguments: Sequence[str]) -> list[dict[str, Any]]:
+    """Score every combination of the arguments' values; prints one table of all of them.
+
+    What is scored is written to the output after each combination. All keys are looked at before the first.
+
+    Returns:
+        Per combination what `evaluate` writes, with ``settings``: the key=value that made it.
+
+    Raises:
+        FileNotFoundError: a checkpoint, its run's config or the experiment is missing.
+        ValueError: an argument is not key=value, or names a key that the config does not have.
+    """
+    pairs = [argument.lstrip("+") for argument in arguments if argument not in _FLAGS]
+    checkpoints = [pair for pair in pairs if pair.startswith("checkpoint=")]
+    lists = [pair for pair in pairs if not pair.startswith(("checkpoint=", *_ONE_VALUE))]
+    fixed = parse_arguments([pair for pair in pairs if pair.startswith(_ONE_VALUE)], USAGE)
+    experiment, output = fixed.pop("experiment", None), fixed.pop("output", None)
+    jobs = []
+    for checkpoint in checkpoints or [""]:
+        for setting in (one for sweep in _sweeps(experiment) for one in combinations([*sweep, *lists])):
+            named = [checkpoint] if checkpoint else []
+            given = {**fixed, **parse_arguments([*named, *setting], USAGE)}
+            shown = [*named, *setting] if len(checkpoints) > 1 else setting
+            jobs.append((shown, _checkpoint_and_config(given)))
+    records: list[dict[str, Any]] = []
+    for number, (shown, job) in enumerate(jobs, start=1):
+        print(f"[{number}/{len(jobs)}] {' '.join(shown)}", flush=True)
+        records.append({"settings": shown, **_score_again(*job)[1]})
+        if output is not None:
+            write_json(Path(str(output)), records)
+    print_readings(records, together=_DRAW)
+    if output is not None:
+        print(f"written to {output}")
+    return records
+
+
+def combinations(arguments: Sequence[str]) -> list[list[str]]:
+    """Every combination of the values of ``key=value`` arguments in Hydra's grammar, the last changing first.
+
+    Raises:
+        HydraException: an argument is not in that grammar.
+
+    >>> combinations(["model.sampler.draws=1,8", "model.sampler.seed=range(0,2)"])[1:3]
+    [['model.sampler.draws=1', 'model.sampler.seed=1'], ['model.sampler.draws=8', 'model.sampler.seed=0']]
+    """
+    values = []
+    for override in OverridesParser.create().parse_overrides(list(arguments)):
+        listed = override.is_sweep_override()
+        texts = override.sweep_string_iterator() if listed else [override.get_value_element_as_str()]
+        values.append([f"{override.get_key_element()}={text}" for text in texts])
+    return [list(combination) for combination in itertools.product(*values)]
+
+
+def _sweeps(experiment: str | None) -> list[list[str]]:
+    """The lists of arguments of a file in conf/evaluation; FileNotFoundError if there is none of the name."""
+    if experiment is None:
+        return [[]]
+    path = CONF_DIR / "evaluation" / f"{experiment}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml")))
+        raise FileNotFoundError(f"experiment={experiment}: no such evaluation; expected one of {known}")
+    sweeps: Any = OmegaConf.to_container(OmegaConf.load(path))
+    return [[f"{key}={value}" for key, value in sweep.items()] for sweep in sweeps["sweeps"]]
+
+
+def _checkpoint_and_config(given: Mapping[str, Any]) -> tuple[Path, DictConfig]:
+    """The checkpoint named in ``given`` and its run's config with the other values in it."""
+    values = dict(given)
+    if "checkpoint" not in values:
+        raise ValueError(f"checkpoint=... is missing\n{USAGE}")
+    checkpoint = Path(str(values.pop("checkpoint")))
+    cfg = load_config(checkpoint)
+    if "re_ranking" in values:
+        cfg.re_ranking = load_re_ranking(str(values.pop("re_ranking")))
+    for key, value in values.items():
+        if not key.startswith(_OVERRIDABLE):
+            raise ValueError(f"{key} does not concern the scoring; allowed are {', '.join(_OVERRIDABLE)}")
+        if OmegaConf.select(cfg, key, default=_ABSENT) is _ABSENT:
+            raise ValueError(f"{key}: the config of {checkpoint} has no such key; see config.yaml beside it")
+        OmegaConf.update(cfg, key, value)
+    return checkpoint, cfg
+
+
+def _score_again(checkpoint: Path, cfg: DictConfig) -> tuple[RankingScores, dict[str, Any]]:
+    data, module = build_data(cfg), build_empty_module(cfg)
+    content = read_tensors(checkpoint)
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise ValueError(f"{checkpoint}: no checkpoint of a run; expected RUN/checkpoints/final.ckpt")
+    module.load_state_dict(content["state_dict"])
+    scores = score(build_trainer(cfg, training=False), module, data)
+    record = {
+        "name": f"{cfg.name}, evaluated again",
+        **describe_scores(cfg, module.test_metric.protocol, data.data, scores),
+        "checkpoint": str(checkpoint),
+        **describe_code(),
+    }
+    return scores, record
 
 
 def build_empty_module(cfg: DictConfig) -> ReIDModule:

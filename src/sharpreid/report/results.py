@@ -11,11 +11,10 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 
 from sharpreid.records import write_text
 from sharpreid.report.summary_files import markdown_table
-from sharpreid.report.table import caveats, percent
+from sharpreid.report.table import READINGS, SCORE_TITLES, caveats, gather_readings, mean_and_range, percent
 
 CHECKOUT = Path(__file__).parents[3]
 _PLACE = re.compile(r"(<!-- results: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -58,7 +57,7 @@ def open_questions(experiments: Path) -> list[str]:
                 "reduced, not a split of the paper": f"`{overrides}`",
                 "seeds": str(len(same)),
                 **{
-                    title: _mean_and_range([float(row[metric]) for row in same])
+                    title: mean_and_range([float(row[metric]) for row in same])
                     for metric, title in (
                         ("mAP", "mAP (multi-shot)"),
                         ("rank1", "rank-1"),
@@ -71,14 +70,33 @@ def open_questions(experiments: Path) -> list[str]:
     )
 
 
-def _mean_and_range(scores: Sequence[float]) -> str:
-    mean = percent(fmean(scores))
-    return mean if len(scores) == 1 else f"{mean} ({percent(min(scores))} to {percent(max(scores))})"
+def test_mask(experiments: Path) -> list[str]:
+    """The readings of the mask at test time, one line per network and reading, over the draws' seeds.
+
+    Raises:
+        ValueError: a record compares with the paper, so that this table's heading would be wrong.
+    """
+    lines = []
+    for path in sorted((experiments / "test_mask").glob("*.json")):
+        records = json.loads(path.read_text(encoding="utf-8"))
+        if not all(map(caveats, records)):
+            raise ValueError(f"{path}: not reduced; this table is for reduced runs")
+        for setting, alike in gather_readings(records, together="model.sampler.seed").items():
+            line = {
+                "reduced: not comparable with the paper": path.stem,
+                "mask at test time": f"`{setting.replace('model.sampler.', '')}`",
+                "times": str(len(alike)),
+            }
+            for metric in READINGS:
+                line[SCORE_TITLES[metric]] = mean_and_range([one["scores"][metric] for one in alike])
+            lines.append(line)
+    return markdown_table(lines)
 
 
 TABLES: Mapping[str, Callable[[Path], list[str]]] = {
     "market1501-cpu": market1501_cpu,
     "open-questions": open_questions,
+    "test-mask": test_mask,
 }
 
 

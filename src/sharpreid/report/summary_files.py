@@ -3,7 +3,7 @@
 import csv
 import io
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -21,7 +21,7 @@ from sharpreid.report.comparison import (
     split_by_data,
     unfinished,
 )
-from sharpreid.report.table import percent
+from sharpreid.report.table import mean_and_range, percent
 
 
 def _csv_row(row: Row, configuration: Configuration, place: Path) -> dict[str, Any]:
@@ -97,14 +97,6 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
         temporary.write_text(text.getvalue(), encoding="utf-8")
 
 
-def _mean_and_range(values: Sequence[float], shown: Callable[[float], str]) -> str:
-    if not values:
-        return "-"
-    if shown(min(values)) == shown(max(values)):
-        return shown(fmean(values))
-    return f"{shown(fmean(values))} ({shown(min(values))} to {shown(max(values))})"
-
-
 def points(value: float) -> str:
     """A difference in percentage points, with its sign and one decimal."""
     return f"{round(value, 1) + 0.0:+.1f}"  # adding 0.0 turns -0.0 into 0.0
@@ -121,14 +113,14 @@ def _summary_cells(configuration: Configuration, *, repeated: bool) -> dict[str,
         "jobs": f"{len(done)} of {len(configuration.rows)}",
     }
     for metric, title in COMPARED.items():
-        cells[f"{title} %"] = _mean_and_range(configuration.scores(metric), percent)
-        cells[f"{title} gain"] = _mean_and_range(configuration.deltas(metric), points)
+        cells[f"{title} %"] = mean_and_range(configuration.scores(metric), percent)
+        cells[f"{title} gain"] = mean_and_range(configuration.deltas(metric), points)
         if repeated:
             cells[f"{title} std"] = percent(configuration.deviation(metric))
     for metric in ("rank5", "rank10"):
-        cells[f"rank-{metric[4:]} %"] = _mean_and_range(configuration.scores(metric), percent)
-    cells["untrained mAP %"] = _mean_and_range(configuration.untrained("mAP"), percent)
-    cells["minutes"] = _mean_and_range(minutes, "{:.1f}".format)
+        cells[f"rank-{metric[4:]} %"] = mean_and_range(configuration.scores(metric), percent)
+    cells["untrained mAP %"] = mean_and_range(configuration.untrained("mAP"), percent)
+    cells["minutes"] = mean_and_range(minutes, "{:.1f}".format)
     return cells
 
 

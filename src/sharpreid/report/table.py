@@ -1,9 +1,11 @@
 """The end of a run: one compact table of its scores, with everything a score must be printed with."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -17,6 +19,7 @@ SCORE_TITLES = {
     "rank5": "rank-5",
     "rank10": "rank-10",
 }
+READINGS = ("mAP", "rank1", "rank5")  # what a table of many evaluations shows
 
 
 def score_of(scores: Mapping[str, Any] | None, metric: str) -> float | None:
@@ -145,4 +148,59 @@ def print_run_table(record: Mapping[str, Any], console: Console | None = None) -
     for title, line in lines.items():
         console.print(Text(f"{title:<10}  ", style="dim").append(line, style="default"), soft_wrap=True)
     for caveat in caveats(record):
+        console.print(Text(f"Warning: {caveat}", style="bold yellow"), soft_wrap=True)
+
+
+def mean_and_range(values: Sequence[float], shown: Callable[[float], str] = percent) -> str:
+    """Values as tables show them: the mean and, where they are not shown alike, the lowest and the highest.
+
+    >>> mean_and_range([0.2, 0.25]), mean_and_range([0.2]), mean_and_range([])
+    ('22.5 (20.0 to 25.0)', '20.0', '-')
+    """
+    if not values:
+        return "-"
+    if shown(min(values)) == shown(max(values)):
+        return shown(fmean(values))
+    return f"{shown(fmean(values))} ({shown(min(values))} to {shown(max(values))})"
+
+
+def gather_readings(
+    records: Sequence[Mapping[str, Any]], together: str
+) -> dict[str, list[Mapping[str, Any]]]:
+    """Evaluations of one network by their ``settings`` (key=value), those alike but for one key together.
+
+    >>> records = [{"settings": ["draws=1", f"seed={seed}"]} for seed in range(3)]
+    >>> {setting: len(alike) for setting, alike in gather_readings(records, together="seed").items()}
+    {'draws=1': 3}
+    """
+    gathered: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        kept = [setting for setting in record["settings"] if not setting.startswith(f"{together}=")]
+        gathered.setdefault(" ".join(kept), []).append(record)
+    return gathered
+
+
+def print_readings(
+    records: Sequence[Mapping[str, Any]], together: str, console: Console | None = None
+) -> None:
+    """Print several evaluations in one table: mean and range of those alike but for the key ``together``.
+
+    Args:
+        records: see `gather_readings`, with ``scores`` in [0, 1], shown as percentages.
+        together: as there.
+        console: where to print; the standard output by default.
+    """
+    console = console or Console()
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("scores in %: mean (lowest to highest)", overflow="fold")
+    for title in ("times", *(SCORE_TITLES[metric] for metric in READINGS)):
+        table.add_column(title, justify="right")
+    for setting, alike in gather_readings(records, together).items():
+        scores = [[score_of(record["scores"], metric) for record in alike] for metric in READINGS]
+        cells = [mean_and_range([one for one in column if one is not None]) for column in scores]
+        table.add_row(Text(setting or "as trained"), str(len(alike)), *cells)
+    console.print(table)
+    for line in dict.fromkeys(dataset_line(record.get("dataset", {})) for record in records):
+        console.print(Text(line), soft_wrap=True)
+    for caveat in dict.fromkeys(caveat for record in records for caveat in caveats(record)):
         console.print(Text(f"Warning: {caveat}", style="bold yellow"), soft_wrap=True)
