@@ -10,7 +10,6 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 
 from sharpreid.config import (
-    CONF_DIR,
     ConfigError,
     build_data,
     build_module,
@@ -19,6 +18,7 @@ from sharpreid.config import (
     run_label,
 )
 from sharpreid.evaluation.ranking import Protocol
+from sharpreid.hydra_files import CONF_DIR
 from sharpreid.recipe import departures
 from sharpreid.report.sweep import SweepSummary
 

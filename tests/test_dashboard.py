@@ -12,6 +12,11 @@ from sharpreid import dashboard
 from sharpreid.callbacks.mask_gallery import MaskGallery
 from sharpreid.callbacks.sharpness import SharpnessCurves
 from sharpreid.config import build_data, build_module
+from sharpreid.hydra_files import CONF_DIR
+from sharpreid.recipe import PAPER_DATA
+from sharpreid.train import logged_settings
+
+METHODS = sorted(path.stem for path in CONF_DIR.glob("method/*.yaml"))
 
 
 class Names(CSVLogger):
@@ -64,13 +69,37 @@ def test_a_dry_run_prints_every_panel_without_network_or_key(
         assert any("| Table I | Baseline + SAB | cuhk03_labeled | 87.8 | 85.0 |" in text for text in values)
 
 
-def test_groups_are_keys_of_the_config(composed: Callable[..., DictConfig]) -> None:
-    cfg = composed()
+def _group(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    values = []
     for key in dashboard.GROUPS:
-        node: Any = cfg
+        node: Any = settings
         for part in key.split("."):
-            assert part in node, key
             node = node[part]
+        values.append(str(node))
+    return tuple(values)
+
+
+def test_only_runs_that_differ_in_their_seed_are_averaged(composed: Callable[..., DictConfig]) -> None:
+    full = ("recipe=paper", "model.trunk.depths=[3,4,6,3]", "model.trunk.weights=imagenet")
+    runs = [[f"method={method}"] for method in METHODS] + [
+        ["method=sab", "trainer.max_epochs=5"],
+        ["method=sab", "model.sampler.train_mask=noise_free"],
+        ["method=sab", "data.source.name=own"],
+    ]
+    groups = [
+        _group(logged_settings(composed(*full, *overrides, "output_dir=out", "callbacks={}")))
+        for overrides in runs
+    ]
+    assert len({*groups}) == len(runs)
+    again = _group(logged_settings(composed(*full, "method=sab", "seed=5", "output_dir=out", "callbacks={}")))
+    assert again == groups[METHODS.index("sab")]
+
+
+def test_the_reports_filters_are_of_values_that_runs_log(composed: Callable[..., DictConfig]) -> None:
+    settings = logged_settings(composed("output_dir=out", "callbacks={}"))
+    assert settings["departures"] != "none"
+    values = _values(dashboard.specification("team", "project")["report"])
+    assert {*PAPER_DATA, "none"} <= values
 
 
 def test_without_a_key_nothing_is_sent(

@@ -12,7 +12,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from PIL import Image
 
-from sharpreid.config import CONF_DIR, build_data, build_module, register_resolvers
+from sharpreid.config import build_data, build_module, register_resolvers
+from sharpreid.hydra_files import CONF_DIR
 from sharpreid.prepare import prepare
 from sharpreid.records import describe_scores
 from sharpreid.report.table import protocol_line

@@ -10,9 +10,10 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from sharpreid.config import CONF_DIR, build_data, build_module
+from sharpreid.config import build_data, build_module
 from sharpreid.evaluate import evaluate
 from sharpreid.evaluation import KReciprocal, QueryExpansion
+from sharpreid.hydra_files import CONF_DIR
 from sharpreid.records import describe_scores
 
 NAMES = {"none", "k_reciprocal", "query_expansion"}

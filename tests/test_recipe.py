@@ -6,7 +6,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from sharpreid.config import CONF_DIR, register_resolvers
+from sharpreid.config import register_resolvers
+from sharpreid.hydra_files import CONF_DIR
 from sharpreid.recipe import departures
 
 

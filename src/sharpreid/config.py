@@ -1,9 +1,8 @@
-"""Where the configs are, and what they need to be composed and built."""
+"""What the configs need to be composed and built."""
 
 import hashlib
 import re
 import textwrap
-from pathlib import Path
 from typing import Any
 
 import hydra.utils
@@ -15,16 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from sharpreid.callbacks.progress import ProgressWithTimeLeft
 from sharpreid.data.datamodule import ReIDDataModule
+from sharpreid.hydra_files import parse_override
 from sharpreid.module import ReIDModule
-from sharpreid.report.comparison import parse_override
 from sharpreid.report.sweep import planned_jobs, swept_keys
 
-_PACKAGED = Path(__file__).parent / "conf"
 _LONGEST_NAME = 120
 _LONGEST_LABEL = 60
-
-CONF_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "conf"
-"""The Hydra configs: inside the installed package, or conf/ of the checkout."""
 
 
 def register_resolvers() -> None:

@@ -8,14 +8,15 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sharpreid.report.gather import TABLES, read_paper
+from sharpreid.recipe import PAPER_DATA
+from sharpreid.report.paper_tables import TABLES, read_paper
 from sharpreid.report.summary_files import markdown_table
 from sharpreid.wandb_logger import has_key
 
 BLOCKS = (1, 2, 3, 4)
 
 BARS = {"test/mAP": "mAP of the test set", "test/rank1": "rank-1 of the test set"}
-"""Metrics shown as bars, one per method or block combination."""
+"""Metrics shown as bars, one per group of runs."""
 
 CURVES = {
     "Training": (
@@ -35,8 +36,12 @@ CURVES = {
 GALLERY = "masks"
 """The key of the masks' pictures."""
 
-GROUPS = ("model.blocks", "model.context_blocks", "objective.mu")
-"""Config keys that make up a configuration; seeds within one are averaged."""
+GROUPS = ("data.source.name", "method", "departures")
+"""What runs must share to be averaged, of `sharpreid.train.logged_settings`; their seeds differ."""
+
+COMPARABLE = "Config('departures') = 'none' and Config('data.source.name') = '{data}'"
+OTHERS = "Config('departures') != 'none'"
+"""Which runs stand in the report's section of one of the paper's data sets, and which do not compare."""
 
 
 def build_workspace(entity: str, project: str) -> Any:
@@ -69,18 +74,25 @@ def build_report(entity: str, project: str) -> Any:
     """The report: the same panels in the order of the paper, its tables beside them; arguments as above."""
     _, panels = _libraries()
 
-    def grid(some: Sequence[Any]) -> Any:
-        runs = panels.Runset(entity=entity, project=project, groupby=[f"config.{key}" for key in GROUPS])
+    def grid(some: Sequence[Any], filters: str = "") -> Any:
+        groups = [f"config.{key}" for key in GROUPS]
+        runs = panels.Runset(entity=entity, project=project, groupby=groups, filters=filters)
         return panels.PanelGrid(runsets=[runs], panels=list(some))
 
     blocks = [
         panels.H1("Sharp attention: the paper and these runs"),
         panels.P(
-            "A run compares with the paper's numbers only if its data, recipe and protocol are the paper's: "
-            "see `reduced`, `dataset` and `protocol` of its scores.json."
+            "A run compares with the paper's numbers only if its data, recipe and protocol are the paper's. "
+            "Runs are averaged over seeds within data set, method and departures from the paper's recipe."
         ),
         panels.H2("Ablation (Fig. 5, Table I)"),
-        grid(_bars(panels)),
+        *(
+            part
+            for data in PAPER_DATA
+            for part in (panels.H3(data), grid(_bars(panels), COMPARABLE.format(data=data)))
+        ),
+        panels.H3("Runs that do not compare with the paper: synthetic, reduced, another recipe"),
+        grid(_bars(panels), OTHERS),
         *(
             part
             for name, metrics in CURVES.items()
@@ -153,7 +165,7 @@ def _libraries() -> tuple[Any, Any]:
 
 def _bars(panels: Any) -> list[Any]:
     return [
-        panels.BarPlot(title=title, metrics=[metric], groupby=panels.Config("model.blocks"))
+        panels.BarPlot(title=title, metrics=[metric])  # grouped as its runs are
         for metric, title in BARS.items()
     ]
 
@@ -167,7 +179,7 @@ def _gallery(panels: Any) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Make or renew the W&B workspace and report of a project; --dry-run prints them instead."""
+    """Make a W&B workspace and a report of a project, new ones each time; --dry-run prints them instead."""
     parser = argparse.ArgumentParser(prog="python -m sharpreid.dashboard", description=main.__doc__)
     parser.add_argument("--entity", required=True, help="W&B user or team")
     parser.add_argument("--project", default="sharpreid", help="W&B project; sharpreid")

@@ -10,9 +10,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
-from sharpreid.config import CONF_DIR, build_data, build_module, build_trainer, register_resolvers
+from sharpreid.config import build_data, build_module, build_trainer, register_resolvers
 from sharpreid.evaluation.ranking import RankingScores
+from sharpreid.hydra_files import CONF_DIR
 from sharpreid.models.weights import read_tensors
 from sharpreid.module import ReIDModule
 from sharpreid.records import describe_code, describe_scores, write_json
@@ -39,8 +41,12 @@ _OVERRIDABLE = (
     "trainer.precision",
 )
 
+_PATHS = (
+    *("checkpoint", "images", "output", "data_root"),
+    *("data.source.root", "data.source.manifest", "data.source.images"),
+)
 _FLAGS = ("-m", "--multirun")
-_ONE_VALUE = ("experiment=", "output=", "data_root=", "data.source.", "data.cache")  # paths may have commas
+_ONE_VALUE = ("experiment", "data.source.distractors", "data.cache", *_PATHS)  # paths may have commas
 
 USAGE = """\
 usage: python -m sharpreid.evaluate checkpoint=RUN/checkpoints/final.ckpt [key=value ...] [output=FILE.json]
@@ -114,8 +120,10 @@ def evaluate_sweep(arguments: Sequence[str]) -> list[dict[str, Any]]:
     """
     pairs = [argument.lstrip("+") for argument in arguments if argument not in _FLAGS]
     checkpoints = [pair for pair in pairs if pair.startswith("checkpoint=")]
-    lists = [pair for pair in pairs if not pair.startswith(("checkpoint=", *_ONE_VALUE))]
-    fixed = parse_arguments([pair for pair in pairs if pair.startswith(_ONE_VALUE)], USAGE)
+    single = [pair for pair in pairs if pair.partition("=")[0] in _ONE_VALUE]
+    lists = [pair for pair in pairs if pair not in single]
+    fixed = parse_arguments(single, USAGE)
+    fixed.pop("checkpoint", None)
     experiment, output = fixed.pop("experiment", None), fixed.pop("output", None)
     jobs = []
     for checkpoint in checkpoints or [""]:
@@ -184,11 +192,7 @@ def _checkpoint_and_config(given: Mapping[str, Any]) -> tuple[Path, DictConfig]:
 
 
 def _score_again(checkpoint: Path, cfg: DictConfig) -> tuple[RankingScores, dict[str, Any]]:
-    data, module = build_data(cfg), build_empty_module(cfg)
-    content = read_tensors(checkpoint)
-    if not isinstance(content, dict) or "state_dict" not in content:
-        raise ValueError(f"{checkpoint}: no checkpoint of a run; expected RUN/checkpoints/final.ckpt")
-    module.load_state_dict(content["state_dict"])
+    data, module = build_data(cfg), load_network(checkpoint, cfg)
     scores = score(build_trainer(cfg, training=False), module, data)
     record = {
         "name": f"{cfg.name}, evaluated again",
@@ -197,6 +201,21 @@ def _score_again(checkpoint: Path, cfg: DictConfig) -> tuple[RankingScores, dict
         **describe_code(),
     }
     return scores, record
+
+
+def load_network(checkpoint: Path, cfg: DictConfig) -> ReIDModule:
+    """The module of a run with its trained weights, on the CPU.
+
+    Raises:
+        ValueError: the file is not a checkpoint of a run.
+        RuntimeError: it is one of another network.
+    """
+    module = build_empty_module(cfg)
+    content = read_tensors(checkpoint)
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise ValueError(f"{checkpoint}: no checkpoint of a run; expected RUN/checkpoints/final.ckpt")
+    module.load_state_dict(content["state_dict"])
+    return module.eval()
 
 
 def build_empty_module(cfg: DictConfig) -> ReIDModule:
@@ -237,12 +256,23 @@ def load_re_ranking(name: str) -> DictConfig | None:
 
 
 def parse_arguments(arguments: Sequence[str], usage: str) -> dict[str, Any]:
-    """``key=value`` arguments, values as YAML; ValueError, with ``usage``, for any other."""
+    """``key=value`` arguments, values as YAML but for paths; ValueError, with ``usage``, for any other."""
     wrong = [argument for argument in arguments if "=" not in argument]
     if wrong:
         raise ValueError(f"{' '.join(wrong)}: arguments are key=value\n{usage}")
     pairs = (argument.split("=", 1) for argument in arguments)
-    return {key: OmegaConf.from_dotlist([f"value={value}"]).value for key, value in pairs}
+    return {key: _value(key, text) for key, text in pairs}
+
+
+def _value(key: str, text: str) -> Any:
+    if not text:
+        raise ValueError(f"{key}= has no value")
+    if key in _PATHS:  # may look like YAML: "[run 1]/a.jpg", "0012"
+        return text
+    try:
+        return OmegaConf.from_dotlist([f"value={text}"]).value
+    except YAMLError as error:
+        raise ValueError(f"{key}={text}: the value is not YAML") from error
 
 
 if __name__ == "__main__":

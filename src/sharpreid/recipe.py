@@ -1,13 +1,19 @@
 """How a run departs from the paper's recipe (Sec. IV-B): said beside every score of it."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import cache
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from sharpreid.config import CONF_DIR
+from sharpreid.evaluation.ranking import Protocol
+from sharpreid.hydra_files import CONF_DIR
+
+PAPER_DATA = ("cuhk03_labeled", "cuhk03_detected", "market1501", "duke")
+"""The data sets of the paper's tables, by their name here."""
 
 _GROUPS = ("model", "data", "optimizer", "schedule", "objective", "trainer")
 
@@ -71,9 +77,7 @@ def departures(cfg: DictConfig) -> str:
     name = cfg.data.source.name
     data = name if (CONF_DIR / "data" / f"{name}.yaml").is_file() else "market1501"
     objective = "tv_as_printed" if cfg.objective.mu else "triplet"
-    started = GlobalHydra.instance().is_initialized()  # by the command that runs, from the same directory
-    with nullcontext() if started else initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        paper = compose("train", [f"data={data}", "recipe=paper", f"objective={objective}"])
+    paper = _composed(f"data={data}", "recipe=paper", f"objective={objective}")
     found = []
     size, wanted = _size(cfg), _size(paper)
     if size != wanted:
@@ -88,6 +92,20 @@ def departures(cfg: DictConfig) -> str:
         if value != wanted:
             found.append(f"{_TITLES.get(key, key)} {value} ({wanted})")
     return ", ".join(found)
+
+
+@cache
+def paper_protocol(data: str) -> Mapping[str, Any]:
+    """The rules by which the paper scores one of `PAPER_DATA`, as a score's record has them, draws aside."""
+    cfg = _composed(f"data={data}").protocol
+    rules = Protocol(**{key: value for key, value in cfg.items() if key != "_target_"}).as_dict()
+    return {key: value for key, value in rules.items() if key not in ("split", "seed", "max_rank")}
+
+
+def _composed(*overrides: str) -> DictConfig:
+    started = GlobalHydra.instance().is_initialized()  # by the command that runs, from the same directory
+    with nullcontext() if started else initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        return compose("train", list(overrides))
 
 
 def _size(cfg: DictConfig) -> str:

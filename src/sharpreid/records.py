@@ -97,7 +97,7 @@ def finished_record(output_dir: Path, cfg: DictConfig) -> dict[str, Any] | None:
     try:
         job = json.loads((output_dir / "job.json").read_text(encoding="utf-8"))
         record = json.loads((output_dir / "scores.json").read_text(encoding="utf-8"))
-        same = _of_the_result(OmegaConf.load(output_dir / "config.yaml")) == _of_the_result(
+        same = of_the_result(OmegaConf.load(output_dir / "config.yaml")) == of_the_result(
             OmegaConf.create(describe_config(cfg))
         )
         if job["status"] != "done" or not same or not isinstance(record, dict):
@@ -108,7 +108,7 @@ def finished_record(output_dir: Path, cfg: DictConfig) -> dict[str, Any] | None:
     return record
 
 
-def _of_the_result(config: Any) -> dict[str, Any]:
+def of_the_result(config: Any) -> dict[str, Any]:
     """What of a run's config its scores depend on."""
     content: Any = OmegaConf.to_container(config)
     for key in _NOT_OF_THE_RESULT:

@@ -16,10 +16,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from sharpreid.config import CONF_DIR, build_data, build_module, build_trainer, register_resolvers
+from sharpreid.config import build_data, build_module, build_trainer, register_resolvers
 from sharpreid.data.datamodule import ReIDDataModule
 from sharpreid.evaluation.ranking import RankingScores
+from sharpreid.hydra_files import CONF_DIR
 from sharpreid.module import ReIDModule
+from sharpreid.recipe import departures
 from sharpreid.records import (
     PROCESS,
     claim,
@@ -32,6 +34,7 @@ from sharpreid.records import (
     write_json,
     write_text,
 )
+from sharpreid.report.gather import method_of
 from sharpreid.report.table import print_run_table
 from sharpreid.signals import stopping_on_sigterm
 
@@ -133,7 +136,7 @@ def train(cfg: DictConfig, output_dir: Path, job: dict[str, Any], parts: Parts) 
     start = time.monotonic()
     data, module, trainer = parts
     write_text(output_dir / "config.yaml", describe_config(cfg))
-    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    settings = logged_settings(cfg)
     for logger in trainer.loggers:
         logger.log_hyperparams(settings)
     succeeded = False
@@ -164,6 +167,17 @@ def train(cfg: DictConfig, output_dir: Path, job: dict[str, Any], parts: Parts) 
     write_json(output_dir / "scores.json", record)
     print_run_table(record)
     return record
+
+
+def logged_settings(cfg: DictConfig) -> dict[str, Any]:
+    """A run's config for its loggers, with what dashboards group by: ``method`` and ``departures``.
+
+    The second is ``none`` where only the paper's recipe on real data was followed.
+    """
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    found = ["synthetic data"] if cfg.data.source.name == "synthetic" else []
+    found += [text for text in (departures(cfg),) if text]
+    return {**settings, "method": method_of(cfg), "departures": ", ".join(found) or "none"}
 
 
 def _finish(trainer: pl.Trainer, succeeded: bool) -> None:

@@ -13,10 +13,8 @@ from torch import Tensor
 from sharpreid.config import build_data
 from sharpreid.data.reid_data import image_files
 from sharpreid.data.transforms import EvalTransform, read_image
-from sharpreid.evaluate import build_empty_module, load_config, parse_arguments
+from sharpreid.evaluate import load_config, load_network, parse_arguments
 from sharpreid.files import replacing
-from sharpreid.models.weights import read_tensors
-from sharpreid.module import ReIDModule
 from sharpreid.report.pictures import attend, draw_masks, sharpness
 from sharpreid.train import quieten, reason
 
@@ -67,6 +65,9 @@ def visualize(arguments: Sequence[str]) -> Path:
         _positive(name, given.get(name, usual)) for name, usual in (("count", 4), ("channels", 3))
     )
     cfg = load_config(checkpoint)
+    output = Path(str(given.get("output", checkpoint.resolve().parents[1] / "masks.png")))
+    if output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise ValueError(f"output={output}: the name must end in .png, .jpg or .webp")
     if not cfg.model.blocks:
         raise ValueError(
             f"{checkpoint}: the network has no attention blocks (model.blocks=[]): nothing to draw"
@@ -79,9 +80,6 @@ def visualize(arguments: Sequence[str]) -> Path:
         cfg.model.sampler.test_mask = given["test_mask"]
     images = read_views(cfg, given.get("images"), count)
     attention = attend(load_network(checkpoint, cfg).network, images)
-    output = Path(str(given.get("output", checkpoint.resolve().parents[1] / "masks.png")))
-    if output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise ValueError(f"output={output}: the name must end in .png, .jpg or .webp")
     sheet = draw_masks(images, attention, channels=channels)
     with replacing(output) as temporary:
         sheet.save(temporary)
@@ -90,21 +88,6 @@ def visualize(arguments: Sequence[str]) -> Path:
         print(f"block {block}: {share}, entropy {entropy:.3f} bit")
     print(f"written to {output}")
     return output
-
-
-def load_network(checkpoint: Path, cfg: DictConfig) -> ReIDModule:
-    """The module of a run with its trained weights, on the CPU.
-
-    Raises:
-        ValueError: the file is not a checkpoint of a run.
-        RuntimeError: it is one of another network.
-    """
-    module = build_empty_module(cfg)
-    content = read_tensors(checkpoint)
-    if not isinstance(content, dict) or "state_dict" not in content:
-        raise ValueError(f"{checkpoint}: no checkpoint of a run; expected RUN/checkpoints/final.ckpt")
-    module.load_state_dict(content["state_dict"])
-    return module.eval()
 
 
 def read_views(cfg: DictConfig, place: object, count: int) -> Tensor:
@@ -117,6 +100,8 @@ def read_views(cfg: DictConfig, place: object, count: int) -> Tensor:
     transform = EvalTransform(height=cfg.image.height, width=cfg.image.width, crops="plain")
     if place is not None:
         path = Path(str(place))
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such image or folder of images")
         files = [path] if path.is_file() else image_files(path)[:count]
         return torch.cat([transform(read_image(file)) for file in files])
     cfg = cfg.copy()

@@ -23,15 +23,20 @@ class ImageLogger(CSVLogger):
     def log_image(self, key: str, images: list[Image.Image], step: int, caption: list[str]) -> None:
         assert len(images) == len(caption) == 1
         self.images.append((key, step))
+        self.sent = images[0]
 
 
 def fit(
-    cfg: DictConfig, quiet: dict[str, Any], folder: Path, images: int
+    cfg: DictConfig, quiet: dict[str, Any], folder: Path, images: int, **options: Any
 ) -> tuple[pl.Trainer, dict[str, Any]]:
-    gallery = MaskGallery(folder=str(folder / "attention"), every_n_epochs=2, images=images, channels=1)
-    options = {**quiet, "logger": ImageLogger(folder)}
+    where = str(folder / "attention")
+    gallery = MaskGallery(folder=where, every_n_epochs=2, images=images, channels=1, **options)
     trainer = pl.Trainer(
-        **options, max_epochs=3, limit_val_batches=0, log_every_n_steps=1, callbacks=[gallery]
+        **{**quiet, "logger": ImageLogger(folder)},
+        max_epochs=3,
+        limit_val_batches=0,
+        log_every_n_steps=1,
+        callbacks=[gallery],
     )
     pl.seed_everything(0, verbose=False)
     module = build_module(cfg)
@@ -55,6 +60,30 @@ def test_masks_are_drawn_every_so_many_epochs_and_at_the_end_and_change_nothing(
     _, without = fit(cfg, quiet, tmp_path / "without", images=0)
     assert not (tmp_path / "without" / "attention").exists()
     assert all(torch.equal(with_pictures[name], without[name]) for name in without)
+
+
+@pytest.mark.parametrize("upload", [False, True])
+def test_photos_of_real_people_are_uploaded_only_if_asked_for(
+    composed: Callable[..., DictConfig], quiet: dict[str, Any], tmp_path: Path, upload: bool
+) -> None:
+    trainer, _ = fit(composed("model.blocks=[1]"), quiet, tmp_path, images=1, upload_photos=upload)
+    assert isinstance(trainer.logger, ImageLogger)
+    with Image.open(tmp_path / "attention" / "epoch0003.png") as kept:
+        assert (kept.tobytes() == trainer.logger.sent.tobytes()) == upload
+    (colours,) = [trainer.logger.sent.crop((10, 10, 60, 150)).getcolors(10_000)]  # of the photo
+    assert (len(colours) == 1) == (not upload)
+
+
+def test_a_picture_that_cannot_be_drawn_does_not_stop_the_training(
+    composed: Callable[..., DictConfig],
+    quiet: dict[str, Any],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "attention").write_text("a file where the folder should be")
+    trainer, _ = fit(composed("model.blocks=[1]"), quiet, tmp_path, images=1)
+    assert trainer.current_epoch == 3
+    assert "no picture of the masks after epoch 2" in caplog.text
 
 
 def test_of_a_network_without_attention_nothing_is_drawn(

@@ -1,5 +1,6 @@
 """The whole report: on records made by hand, and on real small runs in a real browser."""
 
+import base64
 import json
 import re
 import shutil
@@ -14,16 +15,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from sharpreid.report.__main__ import main, write_report
 from sharpreid.report.figures import read_curve
-from sharpreid.report.gather import (
+from sharpreid.report.gather import distinct, gather, method_of, summary_of
+from sharpreid.report.paper_tables import (
     METHODS,
     TABLES,
     comparable,
-    gather,
-    method_of,
+    gains_table,
     own_rows,
     paper_table,
     read_paper,
-    summary_of,
 )
 
 PROTOCOL = {
@@ -33,6 +33,7 @@ PROTOCOL = {
     "test_mask": "noise_free",
     "re_ranking": "none",
 }
+DUKE = {**PROTOCOL, "name": "duke"}
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -58,7 +59,7 @@ def record(folder: Path, config: DictConfig, *, mAP: float, seed: int = 0, **cha
     }
     (folder / "job.json").write_text(json.dumps(job))
     (folder / "scores.json").write_text(json.dumps(content))
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config))
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.merge(config, {"seed": seed})))
 
 
 @pytest.mark.parametrize(
@@ -72,6 +73,10 @@ def test_what_is_no_method_of_the_paper_is_called_by_what_it_is(composed: Callab
     assert method_of(composed("model.blocks=[2,1]")) == "blocks 1+2"
     assert method_of(composed("method=sab", "objective=tv")) == "blocks 1+2+3+4, TV"
     assert method_of(composed("method=sigmoid_gate", "model.blocks=[1]")) == "blocks 1, SigmoidGate"
+    one = composed("method=residual_attention", "model.blocks=[1]", "model.context_blocks=[1]")
+    assert method_of(one) == "blocks 1, context 1, Identity, ResidualAttentionMask"
+    penalised = composed("method=residual_attention", "objective=tv")
+    assert method_of(penalised) == "blocks 1+2+3, context 1+2+3, Identity, ResidualAttentionMask, TV"
 
 
 def test_only_runs_by_the_papers_rules_stand_beside_its_numbers(
@@ -84,23 +89,145 @@ def test_only_runs_by_the_papers_rules_stand_beside_its_numbers(
     record(tmp_path / "part", sab, mAP=0.9, dataset={"subset": "every 5th identity"})
     record(tmp_path / "reduced", sab, mAP=0.9, reduced="epochs 5 (150)")
     record(tmp_path / "re-ranked", sab, mAP=0.9, protocol={**PROTOCOL, "re_ranking": "k_reciprocal"})
-    record(tmp_path / "other", composed("method=sab_cu"), mAP=0.9, dataset={"name": "duke"})
+    record(tmp_path / "multi", sab, mAP=0.9, protocol={**PROTOCOL, "name": "market1501 multi-query (mean)"})
+    record(tmp_path / "all", sab, mAP=0.9, protocol={**PROTOCOL, "denominator": "all_queries"})
+    record(tmp_path / "no cameras", sab, mAP=0.9, protocol={**PROTOCOL, "cameras": "unknown"})
+    record(tmp_path / "variant", sab, mAP=0.9, dataset={"variant": "10 cameras"})
+    record(tmp_path / "other", composed("method=sab_cu"), mAP=0.9, dataset={"name": "duke"}, protocol=DUKE)
     runs, others = gather([tmp_path])
     assert not others
     assert {run.job.folder.name for run in comparable(runs, "sab", "market1501")} == {"a", "b"}
     rows = {(row.name, row.dataset): row for row in paper_table("Table I", runs, read_paper())}
     row = rows["Baseline + SAB", "market1501"]
     cell = row.cells["mAP"]
-    assert (cell.paper, cell.ours, cell.difference, cell.runs) == ("68.3", "71.0 (70.0 to 72.0)", "+2.7", 2)
-    assert row.missing == ""
-    assert "crops ten_crop" in cell.protocol
+    assert (cell.paper, cell.ours, cell.difference, row.runs) == ("68.3", "71.0 (70.0 to 72.0)", "+2.7", 2)
+    assert (row.missing, row.command) == ("", "")
+    assert "crops ten_crop" in row.protocol
     empty = rows["Baseline + SAB + CU", "market1501"]
     assert empty.cells["mAP"].ours == "-"
-    assert empty.missing == "python -m sharpreid.train +experiment=table1 data=market1501 method=sab_cu"
+    assert empty.missing == "not run"
+    assert empty.command == "python -m sharpreid.train +experiment=table1 data=market1501 method=sab_cu"
     own = own_rows(runs)
-    assert len(own) == 4
+    assert len(own) == 8
     assert all("not comparable with the paper" in line["why not comparable"] for line in own)
     assert {line["mAP"] for line in own} == {"90.0"}
+
+
+def test_runs_by_other_rules_do_not_share_a_mean(composed: Callable[..., DictConfig], tmp_path: Path) -> None:
+    sab, v1 = composed("method=sab"), composed("method=sab", "model.trunk.strides=v1")
+    expected = composed("method=sab", "model.sampler.test_mask=expected")
+    record(tmp_path / "noise-free", sab, mAP=0.70)
+    record(tmp_path / "expected", expected, mAP=0.72, protocol={**PROTOCOL, "test_mask": "expected"})
+    record(tmp_path / "v1", v1, mAP=0.74)
+    runs, _ = gather([tmp_path])
+    rows = [row for row in paper_table("Table I", runs, read_paper()) if row.runs]
+    assert sorted(row.cells["mAP"].ours for row in rows) == ["70.0", "72.0", "74.0"]
+    assert {row.runs for row in rows} == {1}
+    (v1_row,) = [row for row in rows if row.cells["mAP"].ours == "74.0"]
+    assert v1_row.protocol.endswith("strides v1")
+
+
+def test_the_same_run_in_two_experiments_counts_once(
+    composed: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    record(tmp_path / "table1", composed("method=sab", "name=table1"), mAP=0.70)
+    record(tmp_path / "fig5", composed("model.blocks=[1,2,3,4]", "name=fig5", "logger=csv"), mAP=0.70)
+    record(tmp_path / "seed1", composed("method=sab", "name=table1"), mAP=0.72, seed=1)
+    runs, _ = gather([tmp_path])
+    assert len(runs) == 3
+    assert len(distinct(runs)) == 2
+    assert [row.runs for row in paper_table("Table I", runs, read_paper()) if row.runs] == [2]
+
+
+def test_a_row_with_another_total_variation_says_where_its_runs_are(
+    composed: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    record(tmp_path / "tv", composed("method=sab_cu_tv"), mAP=0.7, reduced="mu 0.01 (0.1)")
+    runs, _ = gather([tmp_path])
+    rows = {(row.name, row.dataset): row for row in paper_table("Table I", runs, read_paper())}
+    row = rows["Baseline + SAB + CU + TV", "market1501"]
+    assert row.missing == "only runs that do not compare, see below"
+    assert row.command.endswith("method=sab_cu_tv objective=tv_as_printed")
+    assert rows["Baseline + SAB + CU + TV", "duke"].missing == "not run"
+    assert [line["method"] for line in own_rows(runs)] == ["sab_cu_tv"]
+
+
+def test_gains_are_over_the_baseline_by_the_same_rules(
+    composed: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    unmasked = {**PROTOCOL, "test_mask": "none"}
+    baseline, sab = composed("method=baseline"), composed("method=sab")
+    plain = composed("method=baseline", "data.eval_transform.crops=plain")
+    record(tmp_path / "baseline0", baseline, mAP=0.60, seed=0, protocol=unmasked)
+    record(tmp_path / "baseline1", baseline, mAP=0.62, seed=1, protocol=unmasked)
+    record(tmp_path / "plain", plain, mAP=0.10, protocol={**unmasked, "crops": "plain"})
+    record(tmp_path / "sab0", sab, mAP=0.63, seed=0)
+    record(tmp_path / "sab1", sab, mAP=0.65, seed=1)
+    record(tmp_path / "reduced", sab, mAP=0.99, seed=2, reduced="epochs 5 (150)")
+    runs, _ = gather([tmp_path])
+    rows = gains_table(runs, read_paper())
+    (row,) = [row for row in rows if row.runs]
+    assert (row.name, row.dataset, row.runs) == ("Fig. 5(c): SAB", "market1501", 2)
+    cell = row.cells["mAP_gain"]
+    assert (cell.paper, cell.ours, cell.difference) == ("+0.4 (of Table I)", "+3.0 (+2.0 to +4.0)", "+2.6")
+    papers = {(row.name, row.dataset): row.cells["mAP_gain"].paper for row in rows}
+    assert papers["Fig. 5(a, b): blocks 1+2+3+4", "cuhk03_labeled"] == "+2.9"
+    assert papers["Fig. 5(a, b): blocks 1", "cuhk03_labeled"] == "a bar without a number"
+    assert papers["Sec. IV-D: SAB + CU + TV", "duke"] == "+2.4"
+    assert len(rows) == 7 + 6 + 4
+
+
+def test_a_run_at_full_size_that_the_paper_does_not_have_is_not_lost(
+    composed: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    record(tmp_path / "gate", composed("method=sigmoid_gate"), mAP=0.7)
+    record(tmp_path / "msmt17", composed("method=sab"), mAP=0.3, seed=1, dataset={"name": "msmt17"})
+    record(tmp_path / "table1", composed("method=sab"), mAP=0.7)
+    runs, _ = gather([tmp_path])
+    lines = own_rows(runs)
+    assert [(line["data"], line["method"]) for line in lines] == [
+        ("market1501", "sigmoid_gate"),
+        ("msmt17", "sab"),
+    ]
+    assert {line["why not comparable"] for line in lines} == {"The paper has no number for it."}
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("config.yaml", "a: [", "config.yaml"),
+        (
+            "config.yaml",
+            "model: {sampler: {}}",
+            r"config\.yaml: no model\.blocks; expected",
+        ),
+        ("config.yaml", None, "config.yaml"),
+        ("scores.json", "{}", r"scores\.json: no scores; expected the record of a run"),
+        ("scores.json", '{"scores": {}, "dataset": {"name": "a"}, "protocol": null}', "no protocol"),
+        (
+            "csv/metrics.csv",
+            "epoch,train/triplet\n0,fast\n",
+            r"metrics\.csv: train/triplet: could not",
+        ),
+    ],
+)
+def test_one_damaged_run_is_said_and_the_others_are_shown(
+    composed: Callable[..., DictConfig], tmp_path: Path, file: str, content: str | None, said: str
+) -> None:
+    runs = tmp_path / "runs"
+    record(runs / "whole", composed("method=sab"), mAP=0.71)
+    record(runs / "damaged", composed("method=baseline"), mAP=0.5)
+    path = runs / "damaged" / file
+    if content is None:
+        path.unlink()
+    else:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+    write_report([runs], tmp_path / "report", images=0)
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "71.0" in text
+    missing = text.partition("## Missing")[2]
+    assert re.search(said, missing), missing
 
 
 def test_every_row_of_the_paper_that_can_be_run_is_in_a_table() -> None:
@@ -109,7 +236,7 @@ def test_every_row_of_the_paper_that_can_be_run_is_in_a_table() -> None:
     assert set(METHODS) <= names
     literature = [row for row in paper_table("Table V", [], paper) if row.name not in METHODS]
     assert literature
-    assert not any(row.missing for row in literature)
+    assert {(row.missing, row.command) for row in literature} == {("from the literature", "")}
 
 
 def test_the_parameters_of_table_iv_are_counted() -> None:
@@ -198,16 +325,26 @@ def test_the_report_has_every_figure_and_needs_no_other_file(written: Path) -> N
     page = (written / "index.html").read_text()
     for title in (
         "Sweep methods",
-        "Fig. 2 and 6: soft and sharp on market1501",
+        "Gains: over the baseline, in percentage points (Fig. 5, Sec. IV-D)",
+        "Fig. 2 and 6 on market1501",
         "Ranked lists on market1501",
     ):
         assert f">{title}<" in page
     sources = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert len([source for source in sources if source.startswith("data:image")]) >= 9
     assert all(source.startswith(("data:", "#")) for source in sources)
+    for picture in re.findall(r'src="data:image/svg\+xml;base64,([^"]*)"', page):
+        links = re.findall(r'(?:href|src)="([^"]*)"', base64.b64decode(picture).decode())
+        assert all(link.startswith(("#", "data:")) for link in links)
     assert "not comparable with the paper" in page
     names = {path.name for path in (written / "figures").iterdir()}
-    for stem in ("methods", "methods-curves", "methods-sharpness", "tau", "histogram-market1501"):
+    for stem in (
+        "sweep-methods",
+        "sweep-methods-curves",
+        "sweep-methods-sharpness",
+        "tau",
+        "histogram-market1501",
+    ):
         assert {f"{stem}.svg", f"{stem}.png"} <= names
     markdown = (written / "report.md").read_text()
     linked = re.findall(r"!\[[^]]*\]\(([^)]*)\)", markdown)
@@ -227,10 +364,10 @@ def test_in_a_browser_nothing_is_missing_or_too_wide(written: Path, width: int, 
     with sync_playwright() as player:
         browser = player.chromium.launch(executable_path=CHROMIUM, args=options)
         page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)  # type: ignore[arg-type]
-        said: list[str] = []
+        said, asked = list[str](), set[str]()
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("requestfailed", lambda request: said.append(request.url[:100]))
+        page.on("request", lambda request: asked.add(request.url.partition(":")[0]))
         page.goto((written / "index.html").as_uri())
         missing = page.evaluate("[...document.images].filter(i => !i.complete || !i.naturalWidth).length")
         pictures, widest = page.evaluate("document.images.length"), page.evaluate("document.body.scrollWidth")
@@ -241,6 +378,8 @@ def test_in_a_browser_nothing_is_missing_or_too_wide(written: Path, width: int, 
         )
         browser.close()
     assert said == []
+    assert "file" in asked
+    assert asked <= {"file", "data"}
     assert pictures >= 9
     assert missing == 0
     assert widest <= width

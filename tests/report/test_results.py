@@ -4,6 +4,8 @@ import pytest
 
 from sharpreid.report.results import CHECKOUT, TABLES, pages, renewed
 
+HEAD = "overrides,dataset,protocol,crops,test_mask,reduced,seed,mAP,rank1,rank5"
+
 
 def test_the_tables_in_the_readmes_are_those_of_the_records() -> None:
     found = 0
@@ -31,10 +33,42 @@ def test_an_unknown_table_is_refused() -> None:
         renewed("<!-- results: best -->\n<!-- end -->", CHECKOUT)
 
 
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ("a=1,d,p,plain,none,,1,0.2,0.2,0.5", "a=1 is not reduced"),
+        ("a=1,d,p,ten_crop,none,short,1,0.2,0.2,0.5", "differ in one of dataset, protocol, crops"),
+    ],
+)
+def test_runs_that_do_not_belong_in_a_line_are_refused(tmp_path: Path, second: str, message: str) -> None:
+    (tmp_path / "open_questions").mkdir()
+    (tmp_path / "open_questions" / "runs.csv").write_text(
+        f"{HEAD}\na=1,d,p,plain,none,short,0,0.1,0.2,0.3\n{second}\n"
+    )
+    with pytest.raises(ValueError, match=message):
+        TABLES["open-questions"](tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<!-- results: open-questions -->\nprose\n\n<!-- results: open-questions -->\n<!-- end -->\n",
+        "<!-- results: open-questions -->\n| a |\n",
+        "| a |\n<!-- end -->\n",
+    ],
+)
+def test_a_table_without_its_end_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="without its <!-- end -->"):
+        renewed(text, CHECKOUT / "experiments")
+
+
 def test_runs_of_one_line_are_a_mean_with_its_range(tmp_path: Path) -> None:
     (tmp_path / "open_questions").mkdir()
     (tmp_path / "open_questions" / "runs.csv").write_text(
-        "overrides,seed,mAP,rank1,rank5\na=1,0,0.1,0.2,0.3\na=1,1,0.2,0.2,0.5\nb=1,0,0.5,0.5,0.5\n"
+        f"{HEAD}\n"
+        "a=1,d,p,plain,none,short,0,0.1,0.2,0.3\n"
+        "a=1,d,p,plain,none,short,1,0.2,0.2,0.5\n"
+        "b=1,d,p,plain,none,short,0,0.5,0.5,0.5\n"
     )
     lines = TABLES["open-questions"](tmp_path)
     assert lines[2:] == [

@@ -76,7 +76,26 @@ def test_nothing_is_cut_off_on_a_usual_terminal() -> None:
 
 
 def test_full_run_on_real_data_carries_no_warning() -> None:
-    assert "Warning" not in printed(record())
+    usual = {**record()["protocol"], "denominator": "valid_queries"}
+    assert "Warning" not in printed(record(protocol=usual))
+
+
+@pytest.mark.parametrize(
+    ("protocol", "dataset", "said"),
+    [
+        ({}, {}, "Not the paper's protocol (denominator all_queries (valid_queries))"),
+        ({"name": "own_data", "denominator": "valid_queries"}, {}, "(name own_data (market1501))"),
+        ({"cameras": "unknown", "denominator": "valid_queries"}, {}, "(cameras unknown)"),
+        ({}, {"name": "msmt17", "variant": "trained without list_val.txt"}, "a variant of the data set"),
+    ],
+)
+def test_other_rules_than_the_papers_are_said(
+    protocol: dict[str, Any], dataset: dict[str, Any], said: str
+) -> None:
+    run = record(protocol=record()["protocol"] | protocol, dataset=record()["dataset"] | dataset)
+    (caveat,) = caveats(run)
+    assert said in caveat
+    assert caveat.endswith("not comparable with the paper.")
 
 
 def test_run_that_the_paper_does_not_compare_with_says_so() -> None:

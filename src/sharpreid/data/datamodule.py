@@ -48,7 +48,8 @@ class EvalBatch(NamedTuple):
     """(B,), into the samples of `EvalImages`."""
 
 
-def _picture(sample: Sample, read: ReadImage) -> Image.Image:
+def picture_of(sample: Sample, read: ReadImage = read_image) -> Image.Image:
+    """A sample's image, RGB, cut to its box."""
     whole = read(sample.path)
     return whole.crop(sample.box) if sample.box else whole
 
@@ -72,7 +73,7 @@ class TrainImages(Dataset[TrainBatch]):
 
     def __getitem__(self, draw: Draw) -> TrainBatch:
         rng = random_stream("augmentation", self.seed, draw.epoch, draw.position)
-        image = self.transform(_picture(self.samples[draw.image], self.read), rng)
+        image = self.transform(picture_of(self.samples[draw.image], self.read), rng)
         return TrainBatch(image, torch.tensor(self.labels[draw.image]), torch.tensor(draw.image))
 
     def __len__(self) -> int:
@@ -106,7 +107,7 @@ class EvalImages(Dataset[EvalBatch]):
 
     def __getitem__(self, index: int) -> EvalBatch:
         sample = self.samples[index]
-        views = self.transform(_picture(sample, self.read))
+        views = self.transform(picture_of(sample, self.read))
         numbers = torch.tensor((sample.pid, sample.camid, index))
         return EvalBatch(views, numbers[0], numbers[1], torch.tensor(index < self.num_query), numbers[2])
 

@@ -2,26 +2,37 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
 from sharpreid.config import ConfigError, register_resolvers
+from sharpreid.evaluate import load_network
 from sharpreid.files import replacing
+from sharpreid.hydra_files import CONF_DIR
 from sharpreid.records import write_text
 from sharpreid.report.bars import draw
-from sharpreid.report.comparison import Job, all_caveats, describe_data, split_by_data, summarise
+from sharpreid.report.comparison import (
+    Job,
+    Row,
+    all_caveats,
+    configurations,
+    describe_data,
+    split_by_data,
+    summarise,
+)
 from sharpreid.report.figures import draw_curves, draw_histogram, draw_schedules
-from sharpreid.report.gallery import attention_of, best, ranked_lists
-from sharpreid.report.gather import TABLES, Run, gather, own_rows, paper_table, read_paper, summary_of, sweeps
+from sharpreid.report.gallery import attention_of, first_choice, ranked_lists
+from sharpreid.report.gather import Run, gather, summary_of, sweeps
 from sharpreid.report.page import Picture, Report, Section, identifier, render_html, render_markdown
+from sharpreid.report.paper_tables import TABLES, gains_table, own_rows, paper_table, read_paper
 from sharpreid.report.pictures import attend, draw_before_and_after, draw_masks
-from sharpreid.report.table import caveats, percent
-from sharpreid.schedules import cosine_temperature, temperature
-from sharpreid.visualize import load_network
+from sharpreid.report.table import caveats, percent, score_of
 
 TITLES = {
     "Table I": "Table I: components",
@@ -31,11 +42,18 @@ TITLES = {
     "Table V": "Table V: Market-1501, with the literature",
     "Table VI": "Table VI: DukeMTMC-reID, with the literature",
 }
+GAINS = "Gains: over the baseline, in percentage points (Fig. 5, Sec. IV-D)"
+
 _CURVES = {
     "train/triplet": "triplet loss",
     "val/mAP": "mAP of held-out identities",
     "train/tau": "temperature",
 }
+_SHARPNESS = {
+    **{f"train/decided_block{block}": f"decided, block {block}" for block in range(1, 5)},
+    **{f"train/entropy_block{block}": f"entropy (bit), block {block}" for block in (1, 4)},
+}
+_SCHEDULES = {"Eq. 9, the paper's": "paper", "cosine, as long": "cosine_tau", "constant": "constant_tau"}
 _UNREADABLE = (OSError, ValueError, RuntimeError, OmegaConfBaseException, ConfigError)
 
 
@@ -46,7 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("report"), metavar="DIR", help="where to; report/"
     )
-    parser.add_argument("--images", type=int, default=3, metavar="N", help="photos per gallery; 0 for none")
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=3,
+        metavar="N",
+        help="photos per gallery, ranked lists per data set; 0 for none (a list embeds the whole gallery)",
+    )
     given = parser.parse_args(arguments)
     if given.images < 0:
         parser.error(f"--images must be at least 0, got {given.images}")
@@ -61,6 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def write_report(folders: Sequence[Path], output: Path, *, images: int) -> Path:
     """Gather the runs below ``folders`` and write the report to ``output``; the page.
 
+    What cannot be drawn is said in the report and does not stop it.
+
     Raises:
         FileNotFoundError: there is no such folder.
         ValueError: no run is recorded in any of them.
@@ -73,17 +99,20 @@ def write_report(folders: Sequence[Path], output: Path, *, images: int) -> Path:
             f"{places}: no run is recorded there (job.json, scores.json); train one first: make ablation"
         )
     paper = read_paper()
-    figures, absent = output / "figures", list[str]()
-    sections = [_schedules(figures)]
-    for name, jobs in sweeps(runs, others).items():
-        sections.append(_sweep(name, jobs, figures))
-    if images:
-        for section in (_masks, _before_and_after, _ranked):
-            sections += section(runs, images, figures, absent)
+    figures = output / "figures"
+    sections, absent = [], []
+    for title, make in _parts(runs, others, images, figures):
+        try:
+            sections.append(make())
+        except _UNREADABLE as error:
+            absent.append(f"{title}: {error}")
     report = Report(
         folders=folders,
         runs=len(runs),
-        tables={TITLES[place]: paper_table(place, runs, paper) for place in TABLES},
+        tables={
+            **{TITLES[place]: paper_table(place, runs, paper) for place in TABLES},
+            GAINS: gains_table(runs, paper),
+        },
         own=own_rows(runs),
         sections=sections,
         unfinished=others,
@@ -94,19 +123,42 @@ def write_report(folders: Sequence[Path], output: Path, *, images: int) -> Path:
     return output / "index.html"
 
 
+def _parts(
+    runs: Sequence[Run], others: Sequence[Job], images: int, figures: Path
+) -> Iterator[tuple[str, Callable[[], Section]]]:
+    """Title and maker of each section; a maker raises one of `_UNREADABLE` where it cannot be drawn."""
+    yield "Schedule of tau", partial(_schedules, figures)
+    for name, jobs in sweeps(runs, others).items():
+        yield f"Sweep {name}", partial(_sweep, name, jobs, figures)
+    if not images:
+        return
+    by_data: dict[str, list[Run]] = {}
+    for run in runs:
+        by_data.setdefault(run.data, []).append(run)
+    for data, some in by_data.items():
+        yield f"Attention on {data}", partial(_masks, data, some, images, figures)
+        yield f"Fig. 2 and 6 on {data}", partial(_before_and_after, data, some, images, figures)
+        yield f"Ranked lists on {data}", partial(_ranked, data, some, images, figures)
+
+
 def _both(figures: Path, name: str) -> list[Path]:
     return [figures / f"{identifier(name)}{suffix}" for suffix in (".svg", ".png")]
 
 
 def _schedules(figures: Path) -> Section:
     paths = _both(figures, "tau")
-    schedules = {
-        "Eq. 9, the paper's": partial(temperature, rate=0.008, floor=0.5),
-        "cosine, as long": partial(cosine_temperature, rate=0.008, floor=0.5),
-        "constant": partial(temperature, rate=0.008, floor=1.0),
+    paper = OmegaConf.load(CONF_DIR / "schedule" / "paper.yaml").temperature
+    curves = {
+        name: instantiate(
+            OmegaConf.merge(paper, OmegaConf.load(CONF_DIR / "schedule" / f"{file}.yaml").temperature)
+        )
+        for name, file in _SCHEDULES.items()
     }
-    draw_schedules(schedules, 150, paths)
-    return Section("Schedule of tau", pictures=[Picture(paths[0], "tau by epoch of the paper's 150 (Eq. 9)")])
+    epochs = OmegaConf.load(CONF_DIR / "trainer" / "default.yaml").max_epochs
+    draw_schedules(curves, epochs, paths)
+    return Section(
+        "Schedule of tau", pictures=[Picture(paths[0], f"tau by epoch of the paper's {epochs} (Eq. 9)")]
+    )
 
 
 def _sweep(name: str, jobs: Sequence[Job], figures: Path) -> Section:
@@ -114,131 +166,122 @@ def _sweep(name: str, jobs: Sequence[Job], figures: Path) -> Section:
     rows = summarise(jobs, baseline)
     section = Section(f"Sweep {name}", texts=[claim] if claim else [], warnings=all_caveats(rows))
     section.texts += [f"Scored on {describe_data(part)}." for part in split_by_data(rows)]
-    paths = _both(figures, name)
+    paths = _both(figures, f"sweep {name}")
     for path in paths:
         draw(rows, path, title=name)
-    section.pictures.append(Picture(paths[0], f"{name}: differences to the baseline"))
-    labels = [" ".join(f"{key}={value}" for key, value in row.settings.items()) or name for row in rows]
-    folders = {
-        f"{label} seed {row.job.seed}": row.job.folder for label, row in zip(labels, rows, strict=True)
-    }
-    paths = _both(figures, f"{name} curves")
-    if draw_curves(folders, _CURVES, paths, title=f"{name}: learning curves"):
-        section.pictures.append(Picture(paths[0], f"{name}: learning curves"))
-    sharpness = {f"train/decided_block{block}": f"decided, block {block}" for block in range(1, 5)}
-    sharpness |= {f"train/entropy_block{block}": f"entropy (bit), block {block}" for block in (1, 4)}
-    paths = _both(figures, f"{name} sharpness")
-    if draw_curves(folders, sharpness, paths, title=f"{name}: share of decided mask values, and entropy"):
-        section.pictures.append(Picture(paths[0], f"{name}: sharpness of the masks by epoch (Fig. 2b)"))
+    shown = "differences to the baseline" if any(row.delta for row in rows) else "scores"
+    section.pictures.append(Picture(paths[0], f"{name}: {shown}"))
+    folders = _folders(rows)
+    several = "; bands: lowest to highest seed" if any(len(some) > 1 for some in folders.values()) else ""
+    paths = _both(figures, f"sweep {name} curves")
+    if draw_curves(folders, _CURVES, paths, title=f"{name}: learning curves{several}"):
+        section.pictures.append(Picture(paths[0], f"{name}: learning curves{several}"))
+    paths = _both(figures, f"sweep {name} sharpness")
+    title = f"{name}: share of mask values below 0.1 or above 0.9, and entropy{several}"
+    if draw_curves(folders, _SHARPNESS, paths, title=title):
+        section.pictures.append(
+            Picture(paths[0], f"{name}: sharpness of the masks by epoch (Fig. 2b){several}")
+        )
     return section
 
 
-def _each(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """The runs of each data set that still have a checkpoint."""
-    found: dict[str, list[Run]] = {}
-    for run in runs:
-        if run.checkpoint.is_file():
-            found.setdefault(run.data, []).append(run)
+def _folders(rows: Sequence[Row]) -> dict[str, list[Path]]:
+    """What to call each configuration of a sweep -> the folders of its seeds and splits."""
+    parts = split_by_data(rows)
+    found: dict[str, list[Path]] = {}
+    for part in parts:
+        data = f" ({describe_data(part).partition(';')[0]})" if len(parts) > 1 else ""
+        for one in configurations(part):
+            found.setdefault(one.label + data, []).extend(row.job.folder for row in one.rows)
     return found
 
 
-def _described(run: Run) -> list[str]:
-    score = percent(run.job.score("mAP"))
-    return [f"{run.job.name}, method {run.method}, seed {run.job.seed}: mAP {score} %."]
+def _described(run: Run) -> str:
+    plain = score_of(run.record.get("not_re_ranked") or run.record["scores"], "mAP")
+    return f"{run.job.name}, method {run.method}, seed {run.job.seed}: mAP {percent(plain)} %."
 
 
-def _tried(section: Section, absent: list[str], make: Callable[[], None]) -> list[Section]:
-    try:
-        make()
-    except _UNREADABLE as error:
-        absent.append(f"{section.title}: {error}")
-        return []
-    return [section]
-
-
-def _save(sheet: Image.Image, path: Path, section: Section, caption: str) -> None:
+def _save(sheet: Image.Image, path: Path, caption: str) -> Picture:
     with replacing(path) as temporary:
         sheet.save(temporary)
-    section.pictures.append(Picture(path, caption, sheet=True))
+    return Picture(path, caption, sheet=True)
 
 
-def _masks(runs: Sequence[Run], images: int, figures: Path, absent: list[str]) -> list[Section]:
-    sections = []
-    for data, some in _each(runs).items():
-        run = best([run for run in some if run.config.model.blocks])
-        if run is None:
-            absent.append(f"Attention on {data}: no run with attention blocks has its checkpoint.")
-            continue
-        section = Section(f"Attention on {data}", _described(run), caveats(run.record))
-
-        def make(run: Run = run, section: Section = section, data: str = data) -> None:
-            views, attention = attention_of(run, images)
-            name = identifier(f"masks {data}")
-            caption = "mask over the photo: mean over channels, then the channels attended most"
-            _save(draw_masks(views, attention, channels=3), figures / f"{name}.png", section, caption)
-            paths = _both(figures, f"histogram {data}")
-            blocks = {f"block {one.block}": one.mask for one in attention}
-            draw_histogram(blocks, paths, title=f"Mask values, {run.method}, {data}")
-            section.pictures.append(Picture(paths[0], "histogram of the mask's values (as Fig. 2b)"))
-
-        sections += _tried(section, absent, make)
-    return sections
+def _masks(data: str, runs: Sequence[Run], images: int, figures: Path) -> Section:
+    run = first_choice([run for run in runs if run.config.model.blocks])
+    if run is None:
+        raise ValueError("no run with attention blocks has its checkpoint")
+    views, attention = attention_of(run, images)
+    caption = "mask over the photo: mean over channels, then the channels attended most"
+    sheet = draw_masks(views, attention, channels=3)
+    paths = _both(figures, f"histogram {data}")
+    blocks = {f"block {one.block}": one.mask for one in attention}
+    draw_histogram(blocks, paths, title=f"Mask values, {run.method}, {data}")
+    return Section(
+        f"Attention on {data}",
+        [_described(run)],
+        caveats(run.record),
+        [
+            _save(sheet, figures / f"{identifier(f'masks {data}')}.png", caption),
+            Picture(paths[0], "histogram of the mask's values (as Fig. 2b)"),
+        ],
+    )
 
 
-def _before_and_after(runs: Sequence[Run], images: int, figures: Path, absent: list[str]) -> list[Section]:
-    """Fig. 2 and 6: soft and sharp attention of block 1, from two trained networks."""
-    sections = []
-    for data, some in _each(runs).items():
-        soft = best(some, method="sigmoid_gate")
-        sharp = next(
-            (run for name in ("sab", "sab_cu", "sab_cu_tv") if (run := best(some, method=name))), None
+def _before_and_after(data: str, runs: Sequence[Run], images: int, figures: Path) -> Section:
+    """Fig. 2 and 6: soft and sharp attention of two networks trained alike, on the same images."""
+    soft, sharp = _alike(runs)
+    views, of_sharp = attention_of(sharp, images)
+    both = {"soft": attend(load_network(soft.checkpoint, soft.config).network, views), "sharp": of_sharp}
+    title = f"soft and sharp {data}"
+    pictures = [
+        _save(
+            draw_before_and_after(views, both, block=block),
+            figures / f"{identifier(title)}-block{block}.png",
+            f"block {block}: features before the mask, mask, features after it; channel means",
         )
-        title = f"Fig. 2 and 6: soft and sharp on {data}"
-        if soft is None or sharp is None:
-            absent.append(f"{title}: needs checkpoints of method=sigmoid_gate and of a sharp method.")
-            continue
-        section = Section(title, _described(soft) + _described(sharp), caveats(sharp.record))
-
-        def make(soft: Run = soft, sharp: Run = sharp, section: Section = section, data: str = data) -> None:
-            views, of_sharp = attention_of(sharp, images)
-            of_soft = attend(load_network(soft.checkpoint, soft.config).network, views)
-            for block in (1, 4):
-                name = f"{identifier(f'soft and sharp {data}')}-block{block}"
-                caption = f"block {block}: features before the mask, mask, features after it; channel means"
-                both = {"soft": of_soft, "sharp": of_sharp}
-                _save(
-                    draw_before_and_after(views, both, block=block), figures / f"{name}.png", section, caption
-                )
-            paths = _both(figures, f"histogram soft and sharp {data}")
-            values = {
-                f"{name}, block {one.block}": one.mask
-                for name, found in (("soft", of_soft), ("sharp", of_sharp))
-                for one in found[:1]
-            }
-            draw_histogram(values, paths, title=f"Mask values of block 1, soft and sharp, {data}")
-            section.pictures.append(Picture(paths[0], "values of a soft and a sharp mask (as Fig. 2b)"))
-
-        sections += _tried(section, absent, make)
-    return sections
+        for block in (1, 4)
+    ]
+    paths = _both(figures, f"histogram {title}")
+    values = {name: found[0].mask for name, found in both.items()}
+    draw_histogram(values, paths, title=f"Mask values of block 1, soft and sharp, {data}")
+    pictures.append(Picture(paths[0], "values of a soft and a sharp mask (as Fig. 2b)"))
+    warnings = list(dict.fromkeys(caveats(soft.record) + caveats(sharp.record)))
+    return Section(f"Fig. 2 and 6 on {data}", [_described(soft), _described(sharp)], warnings, pictures)
 
 
-def _ranked(runs: Sequence[Run], images: int, figures: Path, absent: list[str]) -> list[Section]:
-    sections = []
-    for data, some in _each(runs).items():
-        run = best(some)
-        if run is None:
-            continue
-        section = Section(f"Ranked lists on {data}", _described(run), caveats(run.record))
+def _alike(runs: Sequence[Run]) -> tuple[Run, Run]:
+    """A soft and a sharp run by the same recipe, with the same seed where there is a choice."""
+    for method in ("sab", "sab_cu", "sab_cu_tv"):
+        for soft in (run for run in runs if run.method == "sigmoid_gate"):
+            alike = [
+                run
+                for run in runs
+                if run.method == method
+                and run.record["dataset"] == soft.record["dataset"]
+                and run.record.get("reduced") == soft.record.get("reduced")
+                and run.config.image == soft.config.image
+            ]
+            same_seed = [run for run in alike if run.job.seed == soft.job.seed]
+            first, sharp = first_choice([soft]), first_choice(same_seed) or first_choice(alike)
+            if first is not None and sharp is not None:
+                return first, sharp
+    raise ValueError("needs checkpoints of method=sigmoid_gate and of a sharp method, trained alike")
 
-        def make(run: Run = run, section: Section = section, data: str = data) -> None:
-            sheet = ranked_lists(run, images + 2)
-            caption = (
-                "query (blue), then the nearest: green the same person, red another, grey junk; distance"
-            )
-            _save(sheet, figures / f"{identifier(f'ranked {data}')}.png", section, caption)
 
-        sections += _tried(section, absent, make)
-    return sections
+def _ranked(data: str, runs: Sequence[Run], images: int, figures: Path) -> Section:
+    run = first_choice(runs)
+    if run is None:
+        raise ValueError("no run has its checkpoint")
+    print(f"ranked lists on {data}: embedding its queries and gallery with {run.checkpoint}", flush=True)
+    caption = "query (blue), then the nearest: green the same person, red another, grey junk; distance"
+    sheet = ranked_lists(run, images)
+    return Section(
+        f"Ranked lists on {data}",
+        [_described(run), "The lists are of one plain view, without re-ranking."],
+        caveats(run.record),
+        [_save(sheet, figures / f"{identifier(f'ranked {data}')}.png", caption)],
+    )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from sharpreid.hydra_files import parse_override, squeeze
 from sharpreid.report.table import caveats, dataset_line, protocol_line, score_of
 
 METRICS = ("mAP", "mAP_trapezoid", "rank1", "rank5", "rank10", "rank20")
@@ -108,25 +109,6 @@ class Configuration:
     def deltas(self, metric: str) -> list[float]:
         """The differences to the baseline, in percentage points, of every row that has one."""
         return [row.delta[metric] for row in self.rows if metric in row.delta]
-
-
-def squeeze(text: str) -> str:
-    """Without any white space: how override values are compared.
-
-    >>> squeeze("[1, 2]")
-    '[1,2]'
-    """
-    return "".join(text.split())
-
-
-def parse_override(override: str) -> tuple[str, str]:
-    """Key and value of a Hydra override, without spaces and without the signs that add or force a key.
-
-    >>> parse_override("+model.blocks = [1, 2]"), parse_override("~model.context")
-    (('model.blocks', '[1,2]'), ('model.context', 'deleted'))
-    """
-    key, _, value = squeeze(override).partition("=")
-    return (key[1:], "deleted") if key.startswith("~") else (key.lstrip("+"), value)
 
 
 def _read_object(path: Path) -> dict[str, Any]:

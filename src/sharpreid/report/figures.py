@@ -3,9 +3,10 @@
 import csv
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,9 @@ def read_curve(folder: Path, quantity: str) -> list[tuple[int, float]]:
     Args:
         folder: of the run, with ``csv/metrics.csv``.
         quantity: such as ``train/loss``.
+
+    Raises:
+        ValueError: a value is not a number.
     """
     path = folder / "csv" / "metrics.csv"
     if not path.is_file():
@@ -34,43 +38,61 @@ def read_curve(folder: Path, quantity: str) -> list[tuple[int, float]]:
     with path.open(newline="", encoding="utf-8") as file:
         for line in csv.DictReader(file):
             if line.get(quantity) and line.get("epoch"):
-                value = float(line[quantity])
+                try:
+                    value = float(line[quantity])
+                except ValueError as error:
+                    raise ValueError(f"{path}: {quantity}: {error}") from error
                 if math.isfinite(value):
                     values.setdefault(int(float(line["epoch"])), []).append(value)
     return [(epoch, fmean(found)) for epoch, found in sorted(values.items())]
 
 
 def draw_curves(
-    runs: Mapping[str, Path], panels: Mapping[str, str], paths: Sequence[Path], *, title: str
+    runs: Mapping[str, Sequence[Path]], panels: Mapping[str, str], paths: Sequence[Path], *, title: str
 ) -> bool:
-    """Curves of several runs by epoch, one panel per quantity; False, and no file, if none was logged.
+    """Curves by epoch, one panel per quantity; False, and no file, if none was logged.
 
     Args:
-        runs: what to call it -> folder of the run.
+        runs: what to call it -> folders of its runs; of several, their mean in a band from lowest to highest.
         panels: quantity -> heading.
         paths: where to, by suffix ``.svg`` or ``.png``.
         title: of the figure.
     """
-    curves = {what: {name: read_curve(folder, what) for name, folder in runs.items()} for what in panels}
-    curves = {what: named for what, named in curves.items() if any(named.values())}
+    curves = {
+        what: {name: [read_curve(folder, what) for folder in folders] for name, folders in runs.items()}
+        for what in panels
+    }
+    curves = {what: named for what, named in curves.items() if any(map(any, named.values()))}
     if not curves:
         return False
-    figure = _figure(4.6 * len(curves), 3.6)
+    columns = min(3, len(curves))
+    lines = math.ceil(len(curves) / columns)
+    figure = _figure(4.6 * columns, 0.6 + 3 * lines)
     figure.suptitle(title, fontsize=11)
-    for axes, (what, named) in zip(
-        figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True
-    ):
-        for number, (name, points) in enumerate(named.items()):
-            if points:
-                style = _DASHES[number // len(_COLOURS) % len(_DASHES)]
-                marker = "o" if len(points) == 1 else None
-                colour = _COLOURS[number % len(_COLOURS)]
-                axes.plot(*zip(*points, strict=True), style, color=colour, label=name, marker=marker)
+    shown: dict[str, Any] = {}
+    places = figure.subplots(lines, columns, squeeze=False).flatten()
+    for axes in places[len(curves) :]:
+        axes.remove()
+    for axes, (what, named) in zip(places, curves.items(), strict=False):
+        for number, (name, several) in enumerate(named.items()):
+            values: dict[int, list[float]] = {}
+            for epoch, value in chain.from_iterable(several):
+                values.setdefault(epoch, []).append(value)
+            if not values:
+                continue
+            colour = _COLOURS[number % len(_COLOURS)]
+            style = _DASHES[number // len(_COLOURS) % len(_DASHES)]
+            epochs = sorted(values)
+            means = [fmean(values[epoch]) for epoch in epochs]
+            marker = "o" if len(epochs) == 1 else None
+            (shown[name],) = axes.plot(epochs, means, style, color=colour, label=name, marker=marker)
+            if len(several) > 1:
+                low, high = ([limit(values[epoch]) for epoch in epochs] for limit in (min, max))
+                axes.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
         axes.set_title(panels[what], fontsize=10)
         axes.set_xlabel("epoch")
         axes.grid(color="#DDDDDD", linewidth=0.8)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=7, loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(shown.values(), shown, fontsize=7, loc="outside lower center", ncols=4, frameon=False)
     _save(figure, paths)
     return True
 

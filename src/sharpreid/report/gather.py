@@ -1,40 +1,17 @@
-"""Recorded runs beside the paper's tables: what is there, what compares, and what is missing."""
+"""Recorded runs: what is there, which of the paper's methods each is, and which count as the same result."""
 
-import csv
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError  # type: ignore[import-untyped]
 
-from sharpreid.attention.context import ContextUnit
-from sharpreid.attention.soft import ResidualAttentionMask
-from sharpreid.config import CONF_DIR
+from sharpreid.hydra_files import CONF_DIR
+from sharpreid.records import of_the_result
 from sharpreid.report.comparison import Job, load_jobs
-from sharpreid.report.summary_files import points
-from sharpreid.report.table import caveats, percent, protocol_line
-
-_PACKAGED = Path(__file__).with_name("paper.csv")
-PAPER = _PACKAGED if _PACKAGED.is_file() else Path(__file__).parents[3] / "experiments" / "paper.csv"
-"""Every number of the paper's tables: inside the installed package, or of the checkout."""
-
-METHODS = {
-    "ResNet-50 baseline": "baseline",
-    "Baseline + SAB": "sab",
-    "Baseline + SAB + CU": "sab_cu",
-    "Baseline + SAB + CU + TV": "sab_cu_tv",
-    "Our SAN": "sab_cu_tv",
-    "Our sharp attention network": "sab_cu_tv",
-    "Residual attention network [19]": "residual_attention",
-}
-"""The paper's rows that can be run here -> their name as ``method=``."""
-
-TABLES = ("Table I", "Table II", "Table III", "Table IV", "Table V", "Table VI")
-
-COMMANDS = {"Table I": "table1", "Table IV": "table4"}
-"""Table -> the experiment that fills it; "Our SAN" of the other tables is row 4 of Table I."""
 
 
 @dataclass(frozen=True)
@@ -56,58 +33,48 @@ class Run:
         """Of the trained network; may be gone."""
         return self.job.folder / str(self.record.get("checkpoint", "checkpoints/final.ckpt"))
 
-
-@dataclass(frozen=True)
-class Cell:
-    """A number of the paper beside ours."""
-
-    paper: str
-    ours: str
-    difference: str
-    protocol: str
-    runs: int
-
-
-@dataclass(frozen=True)
-class PaperRow:
-    """A row of one of the paper's tables, for one data set."""
-
-    name: str
-    category: str
-    dataset: str
-    cells: Mapping[str, Cell]
-    """Metric -> the paper's number and ours."""
-    missing: str
-    """What fills the row; empty if it is filled or cannot be run here."""
+    @property
+    def content(self) -> str:
+        """What its scores depend on, as text: equal for runs that repeat one another."""
+        config = {**of_the_result(self.config), "name": None}
+        rules = {"protocol": self.record["protocol"], "dataset": self.record["dataset"]}
+        return json.dumps([config, rules], sort_keys=True, default=str)
 
 
 def method_of(config: DictConfig) -> str:
-    """Which of ``method=`` a run's config is, whatever it was called with; else its blocks.
+    """Which of ``method=`` a run's config is, whatever it was called with; else its blocks and what is added.
 
     >>> method_of(OmegaConf.create({"model": {"blocks": [], "sampler": {}}, "objective": {"mu": 0.0}}))
     'baseline'
     """
     model = config.model
-    blocks, context = sorted(model.blocks), sorted(model.get("context_blocks") or [])
+    blocks, context = tuple(sorted(model.blocks)), tuple(sorted(model.get("context_blocks") or []))
     if not blocks:
         return "baseline"
-    sampler = str(model.sampler.get("_target_", ""))
-    all_blocks, penalised = blocks == [1, 2, 3, 4], bool(config.objective.mu)
-    if all_blocks and sampler.endswith("SigmoidGate") and not context and not penalised:
-        return "sigmoid_gate"
-    if context and str(model.context_unit.get("_target_", "")).endswith("ResidualAttentionMask"):
-        return "residual_attention"
-    known = {((), False): "sab", ((1, 2, 3), False): "sab_cu", ((1, 2, 3), True): "sab_cu_tv"}
-    if all_blocks and sampler.endswith("MaskSampler") and (tuple(context), penalised) in known:
-        return known[tuple(context), penalised]
-    label = "blocks " + "+".join(map(str, blocks))
-    label += f", context {'+'.join(map(str, context))}" if context else ""
-    label += "" if sampler.endswith("MaskSampler") else f", {sampler.rpartition('.')[2]}"
-    return label + (", TV" if penalised else "")
+    sampler = _class(model.sampler)
+    unit = _class(model.context_unit) if context else ""
+    penalised = bool(config.objective.mu)
+    known = {
+        ((1, 2, 3, 4), (), "MaskSampler", "", False): "sab",
+        ((1, 2, 3, 4), (1, 2, 3), "MaskSampler", "ContextUnit", False): "sab_cu",
+        ((1, 2, 3, 4), (1, 2, 3), "MaskSampler", "ContextUnit", True): "sab_cu_tv",
+        ((1, 2, 3, 4), (), "SigmoidGate", "", False): "sigmoid_gate",
+        ((1, 2, 3), (1, 2, 3), "Identity", "ResidualAttentionMask", False): "residual_attention",
+    }
+    if name := known.get((blocks, context, sampler, unit, penalised)):
+        return name
+    parts = ["blocks " + "+".join(map(str, blocks))]
+    parts += [f"context {'+'.join(map(str, context))}"] if context else []
+    parts += [name for name in (sampler, unit) if name not in ("", "MaskSampler", "ContextUnit")]
+    return ", ".join([*parts, "TV"] if penalised else parts)
+
+
+def _class(config: DictConfig) -> str:
+    return str(config.get("_target_", "")).rpartition(".")[2]
 
 
 def gather(folders: Iterable[Path]) -> tuple[list[Run], list[Job]]:
-    """All finished runs below the folders, and the jobs that have no score or no readable config.
+    """All finished runs below the folders, and the jobs without a score or that cannot be read, and why.
 
     Raises:
         FileNotFoundError: a folder does not exist.
@@ -121,91 +88,36 @@ def gather(folders: Iterable[Path]) -> tuple[list[Run], list[Job]]:
             if job.folder.resolve() in seen:
                 continue
             seen.add(job.folder.resolve())
-            config = _config(job)
-            if job.record is None or config is None:
+            if job.record is None:
                 others.append(job)
-            else:
-                runs.append(Run(job, job.record, config, method_of(config)))
+                continue
+            try:
+                runs.append(_run(job, job.record))
+            except (OSError, ValueError, YAMLError) as error:
+                others.append(replace(job, status="unreadable", error=str(error), record=None))
     return runs, others
 
 
-def _config(job: Job) -> DictConfig | None:
-    try:
-        config = OmegaConf.load(job.folder / "config.yaml")
-    except (OSError, ValueError):
-        return None
-    return config if isinstance(config, DictConfig) and {"model", "objective"} <= set(config) else None
+def _run(job: Job, record: Mapping[str, Any]) -> Run:
+    """ValueError, with the file's name, for what a run of ours would not have written."""
+    for key in ("scores", "dataset", "protocol"):
+        if not isinstance(record.get(key), Mapping):
+            raise ValueError(f"{job.folder / 'scores.json'}: no {key}; expected the record of a run")
+    if "name" not in record["dataset"]:
+        raise ValueError(f"{job.folder / 'scores.json'}: its dataset has no name")
+    path = job.folder / "config.yaml"
+    config = OmegaConf.load(path)
+    for key in ("model.blocks", "model.sampler", "objective.mu"):
+        if not isinstance(config, DictConfig) or OmegaConf.select(config, key) is None:
+            raise ValueError(f"{path}: no {key}; expected the config of a run")
+    assert isinstance(config, DictConfig)
+    return Run(job, record, config, method_of(config))
 
 
-def read_paper(path: Path = PAPER) -> list[dict[str, str]]:
-    """The rows of paper.csv."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def paper_table(place: str, runs: Sequence[Run], paper: Sequence[Mapping[str, str]]) -> list[PaperRow]:
-    """One of the paper's tables with ours beside it; only runs that compare with the paper get in.
-
-    Args:
-        place: such as ``Table I``.
-        runs: of `gather`.
-        paper: of `read_paper`.
-    """
-    found: dict[tuple[str, str, str], dict[str, str]] = {}
-    for line in paper:
-        if line["place"] == place:
-            found.setdefault((line["row"], line["category"], line["dataset"]), {})[line["metric"]] = line[
-                "value"
-            ]
-    rows = []
-    for (name, category, dataset), values in found.items():
-        method = METHODS.get(name)
-        ours = comparable(runs, method, dataset) if method else []
-        cells = {
-            metric: _parameters(method, metric, value)
-            if metric.startswith("parameters")
-            else _cell(metric, value, ours)
-            for metric, value in values.items()
-        }
-        missing = ""
-        if method and not ours:
-            experiment = COMMANDS.get(place, "table1")
-            missing = f"python -m sharpreid.train +experiment={experiment} data={dataset} method={method}"
-        rows.append(PaperRow(name, category, dataset, cells, missing))
-    return rows
-
-
-def comparable(runs: Sequence[Run], method: str | None, dataset: str) -> list[Run]:
-    """The runs of a method on a data set that may stand beside the paper's numbers (`caveats` has none)."""
-    return [run for run in runs if (run.method, run.data) == (method, dataset) and not caveats(run.record)]
-
-
-def _cell(metric: str, paper: str, runs: Sequence[Run]) -> Cell:
-    scores = [100 * score for run in runs if (score := run.job.score(metric)) is not None]
-    if not scores:
-        return Cell(paper, "-", "-", "", 0)
-    ours = f"{fmean(scores):.1f}"
-    if len(scores) > 1:
-        ours += f" ({min(scores):.1f} to {max(scores):.1f})"
-    protocols = dict.fromkeys(protocol_line(run.record["protocol"]) for run in runs)
-    return Cell(paper, ours, points(fmean(scores) - float(paper)), " / ".join(protocols), len(scores))
-
-
-def _parameters(method: str | None, metric: str, paper: str) -> Cell:
-    """Convolution weights of the mask branches, in millions: counted, not trained."""
-    place = metric.removeprefix("parameters_")
-    blocks = (1, 2, 3) if place == "total" else (int(place.removeprefix("block")),)
-    count = sum(_convolution_weights(method, 2 ** (7 + block)) for block in blocks) / 1e6
-    return Cell(paper, f"{count:.2f}", f"{count - float(paper):+.2f}", "counted", 0)
-
-
-def _convolution_weights(method: str | None, channels: int) -> int:
-    unit = (
-        ResidualAttentionMask(channels=channels, lowest_channels=2048, strides="v1")
-        if method == "residual_attention"
-        else ContextUnit(channels=channels, strides="v1", upsample="deconv")
-    )
-    return sum(parameter.numel() for parameter in unit.parameters() if parameter.ndim == 4)
+def distinct(runs: Iterable[Run]) -> list[Run]:
+    """One run per result: of those that repeat one another, as several experiments may, the newest."""
+    newest = {run.content: run for run in sorted(runs, key=lambda run: run.job.started)}
+    return list(newest.values())
 
 
 def sweeps(runs: Sequence[Run], others: Sequence[Job]) -> dict[str, list[Job]]:
@@ -227,24 +139,3 @@ def summary_of(name: str) -> tuple[str | None, str]:
     claim = " ".join(line for line in lines if not line.startswith("@package")).partition("Run:")[0]
     baseline = OmegaConf.select(OmegaConf.load(path), "hydra.callbacks.summary.baseline")
     return None if baseline is None else str(baseline), claim.strip()
-
-
-def own_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
-    """Every run that does not compare with the paper, gathered over seeds, with the reason in each line."""
-    groups: dict[tuple[str, str, str], list[Run]] = {}
-    for run in runs:
-        reasons = caveats(run.record)
-        if reasons:
-            key = (run.data, run.method, " ".join(reasons))
-            groups.setdefault(key, []).append(run)
-    rows = []
-    for (data, method, why), same in sorted(groups.items()):
-        cells = {"data": data, "method": method, "why not comparable": why, "runs": str(len(same))}
-        for metric, title in (("mAP", "mAP"), ("rank1", "rank-1")):
-            scores = [score for run in same if (score := run.job.score(metric)) is not None]
-            cells[title] = percent(fmean(scores)) if scores else "-"
-            if len(scores) > 1:
-                cells[title] += f" ({percent(min(scores))} to {percent(max(scores))})"
-        cells["protocol"] = " / ".join(dict.fromkeys(protocol_line(run.record["protocol"]) for run in same))
-        rows.append(cells)
-    return rows

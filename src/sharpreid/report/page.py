@@ -11,10 +11,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from sharpreid.report.comparison import Job
-from sharpreid.report.gather import METHODS, PaperRow
+from sharpreid.report.paper_tables import NOTE, PaperRow
 from sharpreid.report.summary_files import markdown_table
 
 _TITLES = {"mAP": "mAP", "rank1": "rank-1", "rank5": "rank-5", "rank10": "rank-10"}
+_TITLES |= {f"{metric}_gain": f"{title} gain" for metric, title in _TITLES.items()}
 _TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 
 
@@ -73,6 +74,7 @@ def render_html(report: Report) -> str:
     contents.insert(len(tables), ("own", "Runs that do not compare"))
     return environment.get_template("page.html.jinja").render(
         runs=report.runs,
+        note=NOTE,
         folders=", ".join(map(str, report.folders)),
         tables=tables,
         own=report.own,
@@ -125,11 +127,12 @@ def _table(title: str, rows: Sequence[PaperRow]) -> dict[str, Any]:
             {
                 "name": row.name,
                 "dataset": row.dataset,
-                "can_run": row.name in METHODS,
+                "can_run": row.method is not None,
                 "cells": [row.cells.get(metric) for metric in metrics],
-                "runs": max((cell.runs for cell in row.cells.values()), default=0),
-                "protocol": " / ".join(dict.fromkeys(c.protocol for c in row.cells.values() if c.runs)),
+                "runs": row.runs,
+                "protocol": row.protocol,
                 "missing": row.missing,
+                "command": row.command,
             }
             for row in rows
         ],
@@ -140,19 +143,20 @@ def render_markdown(report: Report, folder: Path) -> str:
     """The report as Markdown for ``folder``, where its figures are."""
     page = ["# The paper's numbers and these runs", ""]
     page += [f"{report.runs} finished runs from {', '.join(map(str, report.folders))}. Scores in percent."]
+    page += ["", NOTE]
     for title, rows in report.tables.items():
         lines = []
         for row in rows:
             cells = {"row": row.name, "data set": row.dataset}
             for metric in _metrics(rows):
                 cell = row.cells.get(metric)
-                mine = cell is not None and row.name in METHODS
+                mine = cell is not None and row.method is not None
                 cells[f"{_metric_title(metric)}: paper"] = cell.paper if cell else ""
                 cells[f"{_metric_title(metric)}: ours"] = cell.ours if cell and mine else ""
                 cells[f"{_metric_title(metric)}: difference"] = cell.difference if cell and mine else ""
-            cells["runs"] = str(max(cell.runs for cell in row.cells.values())) if row.name in METHODS else ""
-            cells["protocol"] = " / ".join(dict.fromkeys(c.protocol for c in row.cells.values() if c.runs))
-            cells["missing"] = f"`{row.missing}`" if row.missing else ""
+            cells["runs"] = str(row.runs) if row.method is not None else ""
+            cells["protocol"] = row.protocol
+            cells["ours is missing"] = row.missing + (f": `{row.command}`" if row.command else "")
             lines.append(cells)
         page += ["", f"## {title}", "", *markdown_table(lines)]
     page += ["", "## Runs that do not compare with the paper", ""]
@@ -163,6 +167,9 @@ def render_markdown(report: Report, folder: Path) -> str:
         page += [
             f"\n![{picture.caption}]({picture.path.relative_to(folder)})" for picture in section.pictures
         ]
-    gaps = [f"- {job.status}: `{' '.join(job.overrides)}` {job.error}" for job in report.unfinished]
+    gaps = [
+        f"- {job.status}: `{' '.join(job.overrides)}` {' '.join((job.error or '').split())} ({job.folder})"
+        for job in report.unfinished
+    ]
     gaps += [f"- {text}" for text in report.absent]
     return "\n".join([*page, "", "## Missing", "", *(gaps or ["Nothing."])]) + "\n"

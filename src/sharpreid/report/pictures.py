@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from sharpreid.models.network import SharpAttentionNetwork
 
 _GAP = 4
 _LINE = 14
-_HEIGHT = 160
+_HEIGHT, _WIDEST = 160, 640
 _FOUND, _WRONG, _JUNK, _QUERY = (0, 146, 71), (213, 45, 30), (150, 150, 150), (0, 114, 178)
 
 
@@ -35,7 +35,7 @@ class Attention(NamedTuple):
 
 @torch.no_grad()
 def attend(network: SharpAttentionNetwork, images: Tensor) -> list[Attention]:
-    """Masks and features of every attention block, in evaluation mode; the network's mode is kept.
+    """Masks and features of every attention block, in evaluation mode; its parts keep their modes.
 
     Args:
         network: with or without attention blocks.
@@ -45,13 +45,14 @@ def attend(network: SharpAttentionNetwork, images: Tensor) -> list[Attention]:
         One per block, ascending, on the CPU; empty for a network without attention.
     """
     found: list[Attention] = []
-    was_training = network.training
+    training = [module for module in network.modules() if module.training]
     network.eval()
     try:
         with _listening(network, found):
             network(images)
     finally:
-        network.train(was_training)
+        for module in training:
+            module.training = True
     return found
 
 
@@ -185,12 +186,15 @@ def draw_before_and_after(
     return _sheet(lines)
 
 
+Verdict = Literal["match", "other", "junk"]
+
+
 class Found(NamedTuple):
     """One place of a ranked list."""
 
     picture: Image.Image
-    verdict: str
-    """``match``, ``other`` or ``junk`` (same person and camera as the query: not ranked)."""
+    verdict: Verdict
+    """``junk`` is the query's person in its own camera, which is not ranked."""
     distance: float
 
 
@@ -223,7 +227,8 @@ def sharpness(attention: Sequence[Attention]) -> dict[int, tuple[float, float]]:
 
 
 def _sized(picture: Image.Image) -> Image.Image:
-    width = max(1, round(picture.width * _HEIGHT / picture.height))
+    width = round(picture.width * _HEIGHT / picture.height)
+    width = min(max(1, width), _WIDEST)
     return picture.convert("RGB").resize((width, _HEIGHT), Image.Resampling.BICUBIC)
 
 

@@ -16,8 +16,10 @@ from sharpreid.records import write_text
 from sharpreid.report.summary_files import markdown_table
 from sharpreid.report.table import READINGS, SCORE_TITLES, caveats, gather_readings, mean_and_range, percent
 
+_RULES = ("dataset", "protocol", "crops", "test_mask", "reduced")
+
 CHECKOUT = Path(__file__).parents[3]
-_PLACE = re.compile(r"(<!-- results: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_PLACE = re.compile(r"(<!-- results: ([\w-]+) -->\n)((?!<!-- ).*\n)*?(<!-- end -->)")
 
 
 def market1501_cpu(experiments: Path) -> list[str]:
@@ -45,12 +47,22 @@ def market1501_cpu(experiments: Path) -> list[str]:
 
 
 def open_questions(experiments: Path) -> list[str]:
-    """The rows of ``open_questions/runs.csv``, gathered over seeds."""
+    """The rows of ``open_questions/runs.csv``, gathered over seeds.
+
+    Raises:
+        ValueError: a run compares with the paper, so that this table's heading would be wrong; or runs of one
+            line were scored by different rules.
+    """
     with (experiments / "open_questions" / "runs.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     groups: dict[str, list[Mapping[str, str]]] = {}
     for row in rows:
+        if not row["reduced"]:
+            raise ValueError(f"runs.csv: {row['overrides']} is not reduced; this table is for reduced runs")
         groups.setdefault(row["overrides"], []).append(row)
+    for overrides, same in groups.items():
+        if len({tuple(row[key] for key in _RULES) for row in same}) > 1:
+            raise ValueError(f"runs.csv: the runs of {overrides} differ in one of {', '.join(_RULES)}")
     return markdown_table(
         [
             {
@@ -104,15 +116,18 @@ def renewed(text: str, experiments: Path) -> str:
     """A README's text with its tables made anew from the records in ``experiments``.
 
     Raises:
-        ValueError: a table is not known.
+        ValueError: a table is not known, or has no end.
     """
 
     def table(place: re.Match[str]) -> str:
         if place[2] not in TABLES:
             raise ValueError(f"results: {place[2]}: no such table; known are {', '.join(TABLES)}")
-        return place[1] + "\n".join(TABLES[place[2]](experiments)) + "\n" + place[3]
+        return place[1] + "\n".join(TABLES[place[2]](experiments)) + "\n" + place[4]
 
-    return _PLACE.sub(table, text)
+    new, count = _PLACE.subn(table, text)
+    if not count == text.count("<!-- results:") == text.count("<!-- end -->"):
+        raise ValueError("results: a <!-- results: NAME --> without its <!-- end -->, or the other way round")
+    return new
 
 
 def pages(checkout: Path) -> list[Path]:

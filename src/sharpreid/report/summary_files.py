@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -22,6 +23,8 @@ from sharpreid.report.comparison import (
     unfinished,
 )
 from sharpreid.report.table import mean_and_range, percent
+
+_NUMBER = re.compile(r"[+-]?\d|-?$")
 
 
 def _csv_row(row: Row, configuration: Configuration, place: Path) -> dict[str, Any]:
@@ -125,12 +128,16 @@ def _summary_cells(configuration: Configuration, *, repeated: bool) -> dict[str,
 
 
 def markdown_table(lines: Sequence[Mapping[str, str]]) -> list[str]:
-    """The lines of a Markdown table: one per mapping of column title to text; all have the same keys."""
+    """The lines of a Markdown table: one per mapping of column title to text; all have the same keys.
+
+    Columns of numbers are aligned to the right.
+    """
 
     def line(cells: Iterable[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
-    alignment = ["---"] + ["---:"] * (len(lines[0]) - 1)
+    numbers = {title for title in lines[0] if all(_NUMBER.match(cells[title]) for cells in lines)}
+    alignment = ["---:" if title in numbers else "---" for title in lines[0]]
     return [line(lines[0]), line(alignment), *(line(cells.values()) for cells in lines)]
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sharpreid.evaluation.ranking import Protocol
+from sharpreid.recipe import PAPER_DATA, paper_protocol
 
 SCORE_TITLES = {
     "mAP": "mAP",
@@ -93,11 +94,29 @@ def caveats(record: Mapping[str, Any]) -> list[str]:
         found.append("Synthetic data: not the paper's numbers, not comparable with the paper.")
     if subset := dataset.get("subset"):
         found.append(f"Scored on a part of the data set ({subset}): not comparable with the paper.")
+    if variant := dataset.get("variant"):
+        found.append(f"Scored on a variant of the data set ({variant}): not comparable with the paper.")
+    if unusual := _unlike_the_paper(record):
+        found.append(f"Not the paper's protocol ({unusual}): not comparable with the paper.")
     if re_ranking != "none":
         found.append(f"Re-ranked ({re_ranking}): not comparable with the paper.")
     if reduced := str(record.get("reduced") or "").strip().rstrip("."):
         found.append(f"Not the paper's recipe ({reduced}): not comparable with the paper.")
     return found
+
+
+def _unlike_the_paper(record: Mapping[str, Any]) -> str:
+    """The rules of a score on a data set of the paper that are not the paper's, in brackets the paper's."""
+    name, rules = record.get("dataset", {}).get("name"), record.get("protocol", {})
+    if name not in PAPER_DATA:
+        return ""
+    found = [
+        f"{key.replace('_', ' ')} {rules[key]} ({value})"
+        for key, value in paper_protocol(name).items()
+        if key in rules and str(rules[key]) != str(value)
+    ]
+    found += [f"cameras {rules['cameras']}"] if "cameras" in rules else []
+    return ", ".join(found)
 
 
 def _score_table(record: Mapping[str, Any]) -> Table:

@@ -1,0 +1,273 @@
+"""The paper's tables with recorded runs beside them; what does not compare stands in a table of its own."""
+
+import csv
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from omegaconf import OmegaConf
+
+from sharpreid.attention.context import ContextUnit
+from sharpreid.attention.soft import ResidualAttentionMask
+from sharpreid.recipe import PAPER_DATA
+from sharpreid.report.gather import Run, distinct
+from sharpreid.report.summary_files import points
+from sharpreid.report.table import caveats, dataset_line, mean_and_range, protocol_line
+
+_PACKAGED = Path(__file__).with_name("paper.csv")
+PAPER = _PACKAGED if _PACKAGED.is_file() else Path(__file__).parents[3] / "experiments" / "paper.csv"
+"""Every number of the paper's tables: inside the installed package, or of the checkout."""
+
+METHODS = {
+    "ResNet-50 baseline": "baseline",
+    "Baseline + SAB": "sab",
+    "Baseline + SAB + CU": "sab_cu",
+    "Baseline + SAB + CU + TV": "sab_cu_tv",
+    "Our SAN": "sab_cu_tv",
+    "Our sharp attention network": "sab_cu_tv",
+    "Residual attention network [19]": "residual_attention",
+}
+"""The paper's rows that can be run here -> their name as ``method=``."""
+
+TABLES = ("Table I", "Table II", "Table III", "Table IV", "Table V", "Table VI")
+
+COMMANDS = {"Table I": "table1", "Table IV": "table4"}
+"""Table -> the experiment that fills it; "Our SAN" of the other tables is row 4 of Table I."""
+
+NOTE = (
+    "The rows with TV: as printed, a sum with mu = 0.1, total variation outweighs the triplet loss by four "
+    "orders of magnitude and nothing was learnt in any run recorded so far. So method=sab_cu_tv takes a mean "
+    "with mu = 0.01 unless objective=tv_as_printed is given, and those runs are listed as not comparable."
+)
+"""What a reader of the tables has to know about the paper's last row."""
+
+_OPEN = {"model.trunk.strides": "strides", "schedule.beta1": "beta1"}
+"""What the paper leaves open and no departure tells: runs that differ in it share no mean."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number of the paper beside ours."""
+
+    paper: str
+    ours: str
+    difference: str
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """A row of one of the paper's tables, for one data set and, of ours, one protocol."""
+
+    name: str
+    category: str
+    dataset: str
+    method: str | None
+    """``method=`` that it is here; None if it cannot be run."""
+    cells: Mapping[str, Cell]
+    """Metric -> the paper's number and ours."""
+    runs: int
+    protocol: str
+    """Of ours; empty if there is none."""
+    missing: str
+    """Why there is no number of ours; empty if there is one."""
+    command: str
+    """What fills the row; empty if it is filled or cannot be run here."""
+
+
+def read_paper(path: Path = PAPER) -> list[dict[str, str]]:
+    """The rows of paper.csv."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def paper_table(place: str, runs: Sequence[Run], paper: Sequence[Mapping[str, str]]) -> list[PaperRow]:
+    """One of the paper's tables with ours beside it; only runs that compare with the paper get in.
+
+    Args:
+        place: such as ``Table I``.
+        runs: of `gather`.
+        paper: of `read_paper`.
+    """
+    found: dict[tuple[str, str, str], dict[str, str]] = {}
+    for line in paper:
+        if line["place"] == place:
+            key = line["row"], line["category"], line["dataset"]
+            found.setdefault(key, {})[line["metric"]] = line["value"]
+    rows = []
+    for (name, category, dataset), values in found.items():
+        method = METHODS.get(name)
+        for ours in by_protocol(comparable(runs, method, dataset)) or [[]]:
+            cells = {
+                metric: _parameters(method, metric, value)
+                if metric.startswith("parameters")
+                else _cell(value, _percents(ours, metric))
+                for metric, value in values.items()
+            }
+            experiment = COMMANDS.get(place, "table1")
+            gap = ("from the literature", "") if method is None else ("", "")
+            if method and not ours:
+                gap = _gap(runs, method, dataset, f"+experiment={experiment} data={dataset} method={method}")
+            row = PaperRow(name, category, dataset, method, cells, len(ours), describe_protocols(ours), *gap)
+            rows.append(row)
+    return rows
+
+
+def gains_table(runs: Sequence[Run], paper: Sequence[Mapping[str, str]]) -> list[PaperRow]:
+    """What attention adds to the baseline, in percentage points (Fig. 5, Sec. IV-D).
+
+    Ours is a run's score over the mean of the baseline's, of the same data set and protocol. The paper's is
+    stated (Fig. 5's last bar, Sec. IV-D) or the difference of two rows of Table I, and then says so.
+
+    Args:
+        runs: of `gather`; only those that compare with the paper get in.
+        paper: of `read_paper`.
+    """
+    stated = {
+        (line["place"], line["dataset"], line["metric"].removesuffix("_gain")): f"+{line['value']}"
+        for line in paper
+        if line["metric"].endswith("_gain") and line["place"] in ("Fig. 5", "Sec. IV-D")
+    }
+    table1 = {
+        (METHODS[line["row"]], line["dataset"], line["metric"]): float(line["value"])
+        for line in paper
+        if line["place"] == "Table I"
+    }
+    metrics = ("mAP", "rank1")
+    rows = []
+    for blocks in ("1", "2", "3", "4", "1+2", "1+2+3", "1+2+3+4"):
+        last = blocks == "1+2+3+4"
+        values = {
+            metric: stated["Fig. 5", "cuhk03_labeled", metric] if last else "a bar without a number"
+            for metric in metrics
+        }
+        method = "sab" if last else f"blocks {blocks}"
+        rows += _gains(f"Fig. 5(a, b): blocks {blocks}", method, "cuhk03_labeled", values, runs, "fig5")
+    for method, name in (("sab", "SAB"), ("sab_cu", "SAB + CU")):
+        for dataset in ("cuhk03_labeled", "cuhk03_detected", "market1501"):
+            gain = table1[method, dataset, "mAP"] - table1["baseline", dataset, "mAP"]
+            values = {"mAP": f"{points(gain)} (of Table I)"}
+            rows += _gains(f"Fig. 5(c): {name}", method, dataset, values, runs, "fig5c")
+    for dataset in PAPER_DATA:
+        values = {metric: stated["Sec. IV-D", dataset, metric] for metric in metrics}
+        rows += _gains("Sec. IV-D: SAB + CU + TV", "sab_cu_tv", dataset, values, runs, "table1")
+    return rows
+
+
+def own_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """Every run that stands beside no number of the paper, gathered over seeds, each line with the reason."""
+    groups: dict[tuple[str, str, str], list[Run]] = {}
+    for run in runs:
+        reasons = " ".join(caveats(run.record))
+        if not reasons and not (run.method in METHODS.values() and run.data in PAPER_DATA):
+            reasons = "The paper has no number for it."
+        if reasons:
+            groups.setdefault((run.data, run.method, reasons), []).append(run)
+    return [
+        {
+            "data": data,
+            "method": method,
+            "mAP": mean_and_range(_percents(same, "mAP"), "{:.1f}".format),
+            "rank-1": mean_and_range(_percents(same, "rank1"), "{:.1f}".format),
+            "runs": str(len(same)),
+            "why not comparable": why,
+            "protocol": describe_protocols(same),
+        }
+        for (data, method, why), alike in sorted(groups.items())
+        for same in by_protocol(distinct(alike))
+    ]
+
+
+def comparable(runs: Sequence[Run], method: str | None, dataset: str) -> list[Run]:
+    """The distinct runs of a method on a data set that may stand beside the paper's (`caveats` has none)."""
+    some = [run for run in runs if (run.method, run.data) == (method, dataset)]
+    return distinct(run for run in some if not caveats(run.record))
+
+
+def by_protocol(runs: Iterable[Run]) -> list[list[Run]]:
+    """Runs whose scores may share a mean: same data set, protocol and strides, whatever split was drawn."""
+    found: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        found.setdefault(_rules(run), []).append(run)
+    return list(found.values())
+
+
+def describe_protocols(runs: Sequence[Run]) -> str:
+    """The protocol of runs that share it, each split that was drawn, and what else the paper leaves open."""
+    return " / ".join(
+        dict.fromkeys(", ".join((protocol_line(run.record["protocol"]), *_open(run))) for run in runs)
+    )
+
+
+def _rules(run: Run, *ignored: str) -> tuple[str, ...]:
+    protocol = run.record["protocol"].items()
+    rules = (f"{key} {value}" for key, value in protocol if key not in ("split", "seed", *ignored))
+    return dataset_line(run.record["dataset"]), *sorted(rules), *_open(run)
+
+
+def _open(run: Run) -> list[str]:
+    values = {title: OmegaConf.select(run.config, key) for key, title in _OPEN.items()}
+    said = {key: "dropped" if key == "beta1" else value for key, value in values.items() if value is not None}
+    return [f"{key} {value}" for key, value in said.items()]
+
+
+def _percents(runs: Iterable[Run], metric: str) -> list[float]:
+    return [100 * score for run in runs if (score := run.job.score(metric)) is not None]
+
+
+def _cell(paper: str, ours: Sequence[float], shown: Callable[[float], str] = "{:.1f}".format) -> Cell:
+    """Ours in percent or percentage points; ``paper`` starts with its number, or says why there is none."""
+    if not ours:
+        return Cell(paper, "-", "-")
+    stated = re.match(r"[+-]?[\d.]+", paper)
+    difference = points(fmean(ours) - float(stated[0])) if stated else ""
+    return Cell(paper, mean_and_range(ours, shown), difference)
+
+
+def _gap(runs: Sequence[Run], method: str, dataset: str, arguments: str) -> tuple[str, str]:
+    """Why a row that can be run has no number of ours, and the command that gives it one."""
+    others = [run for run in runs if (run.method, run.data) == (method, dataset)]
+    found = "not run" if not others else "only runs that do not compare, see below"
+    if method == "sab_cu_tv":
+        arguments += " objective=tv_as_printed"
+    return found, f"python -m sharpreid.train {arguments}"
+
+
+def _gains(
+    name: str, method: str, dataset: str, values: Mapping[str, str], runs: Sequence[Run], experiment: str
+) -> list[PaperRow]:
+    baselines: dict[tuple[str, ...], list[Run]] = {}
+    for run in comparable(runs, "baseline", dataset):  # it has no mask
+        baselines.setdefault(_rules(run, "test_mask"), []).append(run)
+    rows = []
+    parts = by_protocol(comparable(runs, method, dataset))
+    for ours in [part for part in parts if _rules(part[0], "test_mask") in baselines] or [[]]:
+        base = baselines[_rules(ours[0], "test_mask")] if ours else []
+        gains = {
+            metric: [score - fmean(_percents(base, metric)) for score in _percents(ours, metric)]
+            for metric in values
+        }
+        cells = {f"{metric}_gain": _cell(value, gains[metric], points) for metric, value in values.items()}
+        gap = ("", "") if ours else _gap(runs, method, dataset, f"+experiment={experiment} data={dataset}")
+        rows.append(
+            PaperRow(name, "paper", dataset, method, cells, len(ours), describe_protocols(ours), *gap)
+        )
+    return rows
+
+
+def _parameters(method: str | None, metric: str, paper: str) -> Cell:
+    """Convolution weights of the mask branches, in millions: counted, not trained."""
+    place = metric.removeprefix("parameters_")
+    blocks = (1, 2, 3) if place == "total" else (int(place.removeprefix("block")),)
+    count = sum(_convolution_weights(method, 2 ** (7 + block)) for block in blocks) / 1e6
+    return Cell(paper, f"{count:.2f}", f"{round(count - float(paper), 2) + 0.0:+.2f}")
+
+
+def _convolution_weights(method: str | None, channels: int) -> int:
+    unit = (
+        ResidualAttentionMask(channels=channels, lowest_channels=2048, strides="v1")
+        if method == "residual_attention"
+        else ContextUnit(channels=channels, strides="v1", upsample="deconv")
+    )
+    return sum(parameter.numel() for parameter in unit.parameters() if parameter.ndim == 4)
