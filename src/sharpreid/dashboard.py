@@ -132,7 +132,12 @@ def specification(entity: str, project: str) -> dict[str, Any]:
     """What would be sent to W&B, as plain data; needs neither network nor key."""
     workspace, report = build_workspace(entity, project), build_report(entity, project)
     blocks = [
-        {"panels": [_plain(panel) for panel in block.panels]} if hasattr(block, "panels") else _plain(block)
+        {
+            "runsets": [{"filters": runs.filters, "groupby": runs.groupby} for runs in block.runsets],
+            "panels": [_plain(panel) for panel in block.panels],
+        }
+        if hasattr(block, "panels")
+        else _plain(block)
         for block in report.blocks
     ]
     return {"workspace": _plain(workspace), "report": {"title": report.title, "blocks": blocks}}
