@@ -26,7 +26,7 @@ ablation: $(READY) ## the main job: which blocks should attend (Fig. 5 a, b), on
 
 report: $(READY) ## the paper's tables and figures beside runs on the embedded data: report/index.html
 	$(BIN)/python -m sharpreid.train +experiment=block_ablation skip_finished=true $(ARGS)
-	$(BIN)/python -m sharpreid.train +experiment=methods $(ARGS)
+	$(BIN)/python -m sharpreid.train +experiment=methods method=sab_cu,sab_cu_tv,sigmoid_gate,residual_attention $(ARGS)
 	$(BIN)/python -m sharpreid.report
 
 test: $(READY) ## all tests
