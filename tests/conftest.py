@@ -37,22 +37,35 @@ def quiet() -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="session")
-def tiny_market(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """8 training and 4 test identities, seen twice by each of two cameras; each has a colour of its own."""
-    root = tmp_path_factory.mktemp("market")
+def write_market(root: Path, train: range, test: range) -> None:
+    """Training and test identities, seen twice by each of two cameras; each has a colour of its own."""
     rng = np.random.default_rng(0)
     for folder in ("bounding_box_train", "bounding_box_test", "query"):
         (root / folder).mkdir()
-    for pid in (*TRAIN_IDENTITIES, *TEST_IDENTITIES):
+    for pid in (*train, *test):
         colour = rng.integers(40, 216, 3)
         for camera in (1, 2):
             for number in range(2):
                 test_folder = "bounding_box_test" if number else "query"
-                folder = "bounding_box_train" if pid in TRAIN_IDENTITIES else test_folder
+                folder = "bounding_box_train" if pid in train else test_folder
                 pixels = np.clip(colour + rng.integers(-30, 31, (32, 16, 3)), 0, 255).astype(np.uint8)
                 name = f"{pid:04d}_c{camera}s1_{number:06d}_00.jpg"
                 Image.fromarray(pixels).save(root / folder / name)
+
+
+@pytest.fixture(scope="session")
+def tiny_market(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """8 training and 4 test identities in Market-1501's layout."""
+    root = tmp_path_factory.mktemp("market")
+    write_market(root, TRAIN_IDENTITIES, TEST_IDENTITIES)
+    return root
+
+
+@pytest.fixture(scope="session")
+def market_of_16(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """16 training identities, enough for a batch of 16 x 4."""
+    root = tmp_path_factory.mktemp("market_of_16")
+    write_market(root, range(1, 17), range(17, 19))
     return root
 
 

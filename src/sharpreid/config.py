@@ -1,6 +1,7 @@
 """What the configs need to be composed and built."""
 
 import hashlib
+import os
 import re
 import textwrap
 from typing import Any
@@ -13,8 +14,10 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from sharpreid.callbacks.progress import ProgressWithTimeLeft
+from sharpreid.checkpoints import SafeCheckpointIO
 from sharpreid.data.datamodule import ReIDDataModule
 from sharpreid.hydra_files import parse_override
+from sharpreid.models.batch_norm import set_statistics
 from sharpreid.module import ReIDModule
 from sharpreid.report.sweep import planned_jobs, swept_keys
 
@@ -104,6 +107,8 @@ def _plain_values(cfg: DictConfig, key: str) -> list[tuple[str, Any]]:
 
 def build_module(cfg: DictConfig) -> ReIDModule:
     """The LightningModule of a composed config; ConfigError names a key whose value does not fit."""
+    network = _built(cfg, "model")
+    set_statistics(network, cfg.get("batch_norm", "process"))  # not in the configs of early runs
     return ReIDModule(
         objective=_built(cfg, "objective"),
         optimizer=_built(cfg, "optimizer", [torch.nn.Parameter(torch.zeros(1))]),
@@ -112,7 +117,7 @@ def build_module(cfg: DictConfig) -> ReIDModule:
         beta1=_built(cfg, "schedule.beta1", 0),
         protocol=_built(cfg, "protocol"),
         re_ranking=_built(cfg, "re_ranking"),
-        network=_built(cfg, "model"),
+        network=network,
         channels_last=cfg.channels_last,
         seed=cfg.seed,
     )
@@ -130,16 +135,30 @@ def build_trainer(cfg: DictConfig, *, training: bool) -> pl.Trainer:
         cfg.trainer,
         callbacks=callbacks,
         logger=loggers,
+        plugins=[SafeCheckpointIO()],
         enable_checkpointing=training,
         limit_val_batches=1.0 if cfg.data.validation_identities else 0,
     )
     epochs = cfg.trainer.get("max_epochs")
     if training and (not isinstance(epochs, int) or epochs < 1):
         raise ValueError(f"trainer.max_epochs must be a whole number, at least 1; got {epochs!r}")
-    if trainer.world_size > 1:
-        raise ValueError(
-            f"trainer.devices={cfg.trainer.devices} on {cfg.trainer.get('num_nodes', 1)} node(s) starts "
-            f"{trainer.world_size} processes, each of which would run the whole command again; use "
-            "trainer.devices=1, and one process per GPU for the jobs of a sweep"
-        )
+    _check_processes(trainer)
     return trainer
+
+
+def _check_processes(trainer: pl.Trainer) -> None:
+    """Refuse processes that Lightning would start by running the command again, or that do not add up."""
+    started = int(os.environ.get("WORLD_SIZE", 1))  # by torchrun
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    outside = environment is not None and environment.creates_processes_externally
+    wanted = f"trainer.devices={trainer.num_devices} trainer.num_nodes={trainer.num_nodes}"
+    if trainer.world_size > 1 and not outside:
+        raise ValueError(
+            f"{wanted} needs {trainer.world_size} processes, one per device; start them from outside: "
+            f"torchrun --nproc-per-node={trainer.num_devices} -m sharpreid.train ... {wanted}"
+        )
+    if started > 1 and trainer.world_size != started:
+        raise ValueError(
+            f"torchrun started {started} processes, but {wanted} are {trainer.world_size}: each would train "
+            "the same network on its own. Give trainer.devices (per node) and trainer.num_nodes to match"
+        )

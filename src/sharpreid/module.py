@@ -77,6 +77,10 @@ class ReIDModule(pl.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
 
+    def on_train_start(self) -> None:
+        """As `on_train_epoch_start`, which Lightning leaves out when a run goes on within an epoch."""
+        self.on_train_epoch_start()
+
     def on_train_epoch_start(self) -> None:
         """Set what is a function of the epoch: tau (Eq. 9) and beta1."""
         self.network.set_temperature(self.temperature(self.current_epoch))
@@ -90,7 +94,7 @@ class ReIDModule(pl.LightningModule):
         self.network.seed_noise(noise.integers(2**63, size=NUM_STAGES).tolist())
         output = self.network(batch.images.to(memory_format=self.memory_format))
         embeddings, labels = self._gather(output.embedding), self._gather(batch.labels)
-        value = self.objective(embeddings, labels, output.attended)
+        value = self.objective(embeddings, labels, output.attended, self._gather)
         self._refuse_non_finite(value.total, "loss", batch.indices)
         self._indices = batch.indices
         self._log_training(value, embeddings, len(batch.images))

@@ -82,6 +82,8 @@ def departures(cfg: DictConfig) -> str:
     size, wanted = _size(cfg), _size(paper)
     if size != wanted:
         found.append(f"{size} images (paper: {wanted})")
+    if statistics := _batch_norm(cfg):
+        found.append(statistics)
     ours, theirs = _leaves(cfg), _leaves(paper)
     for key in dict.fromkeys([*_TITLES, *ours, *theirs]):
         if key.startswith("model.sampler.") and (key not in ours or not cfg.model.blocks):
@@ -106,6 +108,15 @@ def _composed(*overrides: str) -> DictConfig:
     started = GlobalHydra.instance().is_initialized()  # by the command that runs, from the same directory
     with nullcontext() if started else initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         return compose("train", list(overrides))
+
+
+def _batch_norm(cfg: DictConfig) -> str:
+    """How batch norm departs from the statistics of the whole batch."""
+    over = cfg.get("batch_norm", "process")  # not in the configs of early runs
+    processes = [cfg.trainer.get("devices", 1), cfg.trainer.get("num_nodes", 1)]
+    if over == "global" or (over == "process" and processes == [1, 1]):
+        return ""
+    return f"batch norm over {over} images" if over != "process" else "batch norm over each process's images"
 
 
 def _size(cfg: DictConfig) -> str:

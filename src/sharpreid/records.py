@@ -23,11 +23,12 @@ import sharpreid
 from sharpreid.data.reid_data import ReIDData
 from sharpreid.evaluation.ranking import Protocol, RankingScores
 from sharpreid.files import replacing
+from sharpreid.processes import is_first, rank_zero_only
 from sharpreid.recipe import departures
 
 _KEPT = ("previous", "train.log", ".lock")
 _NOT_OF_THE_RESULT = (
-    *("callbacks", "logger", "output_dir", "data_root", "skip_finished"),
+    *("callbacks", "logger", "output_dir", "data_root", "skip_finished", "resume", "allow_changed"),
     *("data.num_workers", "data.cache", "trainer.accelerator"),
 )
 
@@ -35,24 +36,29 @@ PROCESS = secrets.token_hex(8)
 """Names this process in every job.json that it writes."""
 
 
+@rank_zero_only
 def write_json(path: Path, content: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
-    """Write a JSON file whole or not at all."""
+    """Write a JSON file whole or not at all; of several processes the first does."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
+@rank_zero_only
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file whole or not at all; of several processes the first does."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def claim(output_dir: Path) -> Iterator[None]:
-    """Have ``output_dir``, which is made if missing, to oneself.
+    """Have ``output_dir``, which is made if missing, to oneself; of several processes the first claims it.
 
     Raises:
         RuntimeError: another run is writing there, or an earlier job of this sweep did.
     """
+    if not is_first():
+        yield
+        return
     output_dir.mkdir(parents=True, exist_ok=True)
     lock = FileLock(output_dir / ".lock")
     try:
@@ -75,6 +81,7 @@ def _refuse_same_sweep(output_dir: Path) -> None:
         )
 
 
+@rank_zero_only
 def set_earlier_run_aside(output_dir: Path) -> Path | None:
     """Move what an earlier run left in ``output_dir`` to ``previous/<n>`` in it; the place, or None."""
     left = [entry for entry in sorted(output_dir.iterdir()) if entry.name not in _KEPT]

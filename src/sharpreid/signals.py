@@ -5,9 +5,42 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+EXIT_RESUMABLE = 75
+"""Exit status after a signal at which the run was saved: start it again with resume=auto (EX_TEMPFAIL)."""
+
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""At which a training saves and stops."""
+
+_WORKER_GRACE = 60  # seconds
+
+
+class StoppedAtStepError(SystemExit):
+    """A signal came; the run was saved after ``step`` in ``checkpoint`` and ends with `EXIT_RESUMABLE`."""
+
+    def __init__(self, step: int, checkpoint: Path) -> None:
+        super().__init__(EXIT_RESUMABLE)
+        self.step = step
+        self.checkpoint = checkpoint
+
+
+def outlive_stop_signals(worker: int) -> None:
+    """Keep a data loader's process alive for a minute after a signal that was sent to all processes.
+
+    The training still needs its batches to reach the step's end. For ``worker_init_fn`` of a DataLoader.
+    """
+
+    def linger(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(_WORKER_GRACE)
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, linger)
 
 
 @contextmanager

@@ -1,11 +1,14 @@
 """Train and score one network, or a sweep of them: ``python -m sharpreid.train --help``."""
 
+import json
 import logging
 import os
+import secrets
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +19,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from sharpreid.checkpoints import step_of
 from sharpreid.config import build_data, build_module, build_trainer, register_resolvers
+from sharpreid.csv_logger import forget_from
 from sharpreid.data.datamodule import ReIDDataModule
 from sharpreid.evaluation.ranking import RankingScores
 from sharpreid.hydra_files import CONF_DIR
 from sharpreid.module import ReIDModule
+from sharpreid.processes import is_first
 from sharpreid.recipe import departures
 from sharpreid.records import (
     PROCESS,
@@ -36,7 +42,8 @@ from sharpreid.records import (
 )
 from sharpreid.report.gather import method_of
 from sharpreid.report.table import print_run_table
-from sharpreid.signals import stopping_on_sigterm
+from sharpreid.resume import find_checkpoint
+from sharpreid.signals import EXIT_RESUMABLE, StoppedAtStepError, stopping_on_sigterm
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +54,14 @@ register_resolvers()
 def main(cfg: DictConfig) -> float:
     """Run one job; in a sweep a failing job is recorded and the others go on."""
     quieten()
+    _leave_printing_to_the_first()
     output_dir = Path(cfg.output_dir)
     try:
         with stopping_on_sigterm(), claim(output_dir):
             return run_job(cfg, output_dir)
+    except StoppedAtStepError as stop:
+        log.error("stopped by a signal, saved in %s; go on with resume=auto", stop.checkpoint)
+        sys.exit(EXIT_RESUMABLE)
     except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns the first into the second
         log.error("interrupted; what is done so far is in %s", output_dir)
         sys.exit(143 if isinstance(stop, SIGTERMException) else 130)
@@ -84,25 +95,30 @@ def run_job(cfg: DictConfig, output_dir: Path) -> float:
         "overrides": list(HydraConfig.get().overrides.task),
         "error": None,
         "process": PROCESS,
+        "wandb_id": secrets.token_hex(4),
         **describe_code(),
     }
-    if cfg.skip_finished and (finished := finished_record(output_dir, cfg)) is not None:
+    finished = finished_record(output_dir, cfg) if cfg.skip_finished or cfg.resume == "auto" else None
+    if finished is not None:
         commit = finished.get("commit")
         log.info("%s: finished before, from the same config (commit %s); not run again", output_dir, commit)
         return _searched(finished)
     try:
+        checkpoint = find_checkpoint(cfg, output_dir)
         parts = build(cfg)
     except Exception as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             set_earlier_run_aside(output_dir)
             _record_failure(output_dir, job, error)
         raise
-    earlier = set_earlier_run_aside(output_dir)
-    if earlier:
+    if checkpoint is not None and checkpoint.parents[1] == output_dir:
+        job |= _go_on(output_dir, checkpoint)
+    elif earlier := set_earlier_run_aside(output_dir):
         log.info("an earlier run of this output directory is now in %s", earlier)
     write_json(output_dir / "job.json", job)
     try:
-        record = train(cfg, output_dir, job, parts)
+        with _wandb_run(job["wandb_id"]):
+            record = train(cfg, output_dir, job, parts, checkpoint)
     except BaseException as error:
         _record_failure(output_dir, job, error)
         raise
@@ -117,7 +133,7 @@ def _searched(record: dict[str, Any]) -> float:
 
 def _record_failure(output_dir: Path, job: dict[str, Any], error: BaseException) -> None:
     stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
-    failure = "interrupted" if stopped else f"{type(error).__name__}: {reason(error)}"
+    failure = "interrupted; go on with resume=auto" if stopped else f"{type(error).__name__}: {reason(error)}"
     write_json(output_dir / "job.json", {**job, "status": "failed", "error": failure})
 
 
@@ -128,11 +144,51 @@ def build(cfg: DictConfig) -> Parts:
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     data = build_data(cfg)
     data.setup("fit")
-    return Parts(data, build_module(cfg), build_trainer(cfg, training=True))
+    parts = Parts(data, build_module(cfg), build_trainer(cfg, training=True))
+    if parts.trainer.world_size > 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise ValueError(
+            f"a sweep goes through its jobs in one process, but trainer.devices={parts.trainer.num_devices} "
+            f"needs {parts.trainer.world_size}; start each job by itself: torchrun --nproc-per-node="
+            f"{parts.trainer.num_devices} -m sharpreid.train ... hydra.mode=RUN"
+        )
+    return parts
 
 
-def train(cfg: DictConfig, output_dir: Path, job: dict[str, Any], parts: Parts) -> dict[str, Any]:
-    """Train and score one network; what is returned is what scores.json holds."""
+def _go_on(output_dir: Path, checkpoint: Path) -> dict[str, Any]:
+    """Ready a run's directory for going on from ``checkpoint``; what stays of its job.json."""
+    step = step_of(checkpoint)
+    log.info("going on from step %d, %s", step, checkpoint)
+    if is_first():
+        forget_from(output_dir / "csv" / "metrics.csv", step)
+    try:
+        earlier = json.loads((output_dir / "job.json").read_text(encoding="utf-8"))
+        here = describe_code()["commit"]
+        if earlier["commit"] != here:
+            log.warning("the run was started by the code of commit %s, this is %s", earlier["commit"], here)
+        kept = {key: earlier[key] for key in ("started", "wandb_id") if key in earlier}
+        return {**kept, "resumed_at": [*earlier.get("resumed_at", []), step]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {"resumed_at": [step]}
+
+
+@contextmanager
+def _wandb_run(name: str) -> Iterator[None]:
+    """Let W&B's next run be ``name``: the same as before where a run goes on."""
+    before = os.environ.get("WANDB_RUN_ID")
+    os.environ["WANDB_RUN_ID"] = name
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["WANDB_RUN_ID"]
+        else:
+            os.environ["WANDB_RUN_ID"] = before
+
+
+def train(
+    cfg: DictConfig, output_dir: Path, job: dict[str, Any], parts: Parts, checkpoint: Path | None
+) -> dict[str, Any]:
+    """Train and score one network, from ``checkpoint`` on if there is one; what scores.json holds."""
     start = time.monotonic()
     data, module, trainer = parts
     write_text(output_dir / "config.yaml", describe_config(cfg))
@@ -141,10 +197,10 @@ def train(cfg: DictConfig, output_dir: Path, job: dict[str, Any], parts: Parts) 
         logger.log_hyperparams(settings)
     succeeded = False
     try:
-        untrained = score(trainer, module, data) if cfg.score_untrained else None
-        trainer.fit(module, data)
-        checkpoint = Path("checkpoints", "final.ckpt")
-        trainer.save_checkpoint(output_dir / checkpoint, weights_only=True)
+        untrained = _score_untrained(parts, output_dir / "untrained.json") if cfg.score_untrained else None
+        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+        final = Path("checkpoints", "final.ckpt")
+        trainer.save_checkpoint(output_dir / final, weights_only=True)
         scores = score(trainer, module, data)
         succeeded = True
     finally:
@@ -153,7 +209,7 @@ def train(cfg: DictConfig, output_dir: Path, job: dict[str, Any], parts: Parts) 
         "name": cfg.name,
         "overrides": job["overrides"],
         **describe_scores(cfg, module.test_metric.protocol, data.data, scores),
-        "untrained": untrained and untrained.as_dict(),
+        "untrained": untrained,
         "validation_identities": data.validation_identities,
         "epochs": trainer.current_epoch,
         "iterations": trainer.global_step,
@@ -161,12 +217,23 @@ def train(cfg: DictConfig, output_dir: Path, job: dict[str, Any], parts: Parts) 
         "commit": job["commit"],
         "dirty": job["dirty"],
         "minutes": round((time.monotonic() - start) / 60, 2),
+        "resumed_at": job.get("resumed_at", []),
         "parameters": sum(parameter.numel() for parameter in module.network.parameters()),
-        "checkpoint": str(checkpoint),
+        "checkpoint": str(final),
     }
     write_json(output_dir / "scores.json", record)
     print_run_table(record)
     return record
+
+
+def _score_untrained(parts: Parts, path: Path) -> dict[str, float]:
+    """Scores of the network before training; of a run that goes on those it had."""
+    if path.is_file():
+        scores: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+        return scores
+    scores = score(parts.trainer, parts.module, parts.data).as_dict()
+    write_json(path, scores)
+    return scores
 
 
 def logged_settings(cfg: DictConfig) -> dict[str, Any]:
@@ -195,10 +262,22 @@ def reason(error: BaseException) -> str:
     return str(error) or f"{type(error).__name__} without a message"
 
 
+def _leave_printing_to_the_first() -> None:
+    """Of several processes only the first shows and logs what goes on; errors are everyone's."""
+    if not is_first():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+        for handler in logging.getLogger().handlers:
+            handler.setLevel(logging.ERROR)
+
+
 def quieten() -> None:
     """Leave out what Lightning says in every run and nobody can act on."""
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
+        logging.getLogger(f"pytorch_lightning.{name}").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".isinstance.treespec, LeafSpec", category=FutureWarning)
+    warnings.filterwarnings(
+        "ignore", message="You're resuming from a checkpoint that ended before"
+    )  # data goes on
 
 
 def score(trainer: pl.Trainer, module: ReIDModule, data: ReIDDataModule) -> RankingScores:

@@ -15,6 +15,7 @@ from sharpreid.data.pixel_cache import cache_folder, open_cache
 from sharpreid.data.reid_data import ReIDData, Sample, hold_out, random_stream
 from sharpreid.data.sampler import Draw, PKBatchSampler
 from sharpreid.data.transforms import EvalTransform, TrainTransform, read_image
+from sharpreid.signals import outlive_stop_signals
 
 ReadImage = Callable[[Path], Image.Image]
 """From an image file to its pixels, RGB."""
@@ -210,7 +211,7 @@ class ReIDDataModule(pl.LightningDataModule):
         return self._data
 
     def train_dataloader(self) -> DataLoader[TrainBatch]:
-        """PK batches of this rank."""
+        """PK batches of this rank, from where the training stands in its epoch."""
         trainer = self.trainer
         batches = PKBatchSampler(
             self.train.labels,
@@ -220,7 +221,11 @@ class ReIDDataModule(pl.LightningDataModule):
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
         )
-        batches.set_epoch(trainer.current_epoch if trainer else 0)
+        if trainer:
+            loop = trainer.fit_loop  # whose epoch, unlike the trainer's, is already right when a run goes on
+            current: Any = loop.epoch_progress.current
+            batches.set_epoch(current.processed)
+            batches.start_at(loop.epoch_loop.batch_progress.current.ready % len(batches))
         return DataLoader(self.train, batch_sampler=batches, **self._worker_options())
 
     def val_dataloader(self) -> DataLoader[EvalBatch] | list[DataLoader[EvalBatch]]:
@@ -239,6 +244,8 @@ class ReIDDataModule(pl.LightningDataModule):
     def _worker_options(self) -> dict[str, Any]:
         return {
             "num_workers": self.num_workers,
+            "worker_init_fn": outlive_stop_signals,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
+            "generator": torch.Generator().manual_seed(self.seed),  # not the global one
         }

@@ -72,6 +72,7 @@ class PKBatchSampler(Sampler[list[Draw]]):
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
+        self.first_step = 0
 
     @property
     def sampler(self) -> "PKBatchSampler":
@@ -82,18 +83,22 @@ class PKBatchSampler(Sampler[list[Draw]]):
         """Choose the epoch (0-based) that the next iteration yields."""
         self.epoch = epoch
 
+    def start_at(self, step: int) -> None:
+        """Let the next iteration, and only that, leave out the batches before ``step`` (0-based)."""
+        self.first_step = step
+
     def __len__(self) -> int:
         """Batches per epoch, the same on every rank."""
         return len(self.images_of) // self.identities_per_batch
 
     def __iter__(self) -> Iterator[list[Draw]]:
         """This rank's part of each batch of the current epoch."""
-        epoch = self.epoch
+        epoch, first_step, self.first_step = self.epoch, self.first_step, 0
         rng = random_stream("sampling", self.seed, epoch)
         order = rng.permutation(list(self.images_of))
         indices = np.concatenate([self._draw_images(pid, rng) for pid in order])
         share = self.identities_per_batch // self.world_size * self.images_per_identity
-        for step in range(len(self)):
+        for step in range(first_step, len(self)):
             start = (step * self.world_size + self.rank) * share
             yield [Draw(int(indices[i]), epoch, i) for i in range(start, start + share)]
 

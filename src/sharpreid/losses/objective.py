@@ -1,6 +1,6 @@
 """The training objective (paper Sec. III-B, Eq. 8)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -41,16 +41,25 @@ class Objective:
         self.mu = mu
         self.reduction: Reduction = reduction
 
-    def __call__(self, embeddings: Tensor, identities: Tensor, attended: Sequence[Tensor]) -> ObjectiveValue:
+    def __call__(
+        self,
+        embeddings: Tensor,
+        identities: Tensor,
+        attended: Sequence[Tensor],
+        gather: Callable[[Tensor], Tensor] = lambda x: x,
+    ) -> ObjectiveValue:
         """Objective of one batch.
 
         Args:
             embeddings: float, (B, D): the global batch, of all devices.
             identities: integer, (B,).
             attended: A_i of Eq. 1 per active block, float, each (b, C, H, W): this device's images.
+            gather: from a device's values, (1,), to those of all, with gradients to each.
         """
         triplet = batch_hard_triplet_loss(embeddings, identities, self.margin)
         if self.mu == 0:
             return ObjectiveValue(triplet.loss, triplet, ())
-        variations = tuple(squared_total_variation(a, self.reduction) for a in attended)
+        variations = tuple(
+            gather(squared_total_variation(a, self.reduction).view(1)).mean() for a in attended
+        )
         return ObjectiveValue(triplet.loss + self.mu * sum(variations), triplet, variations)

@@ -1,0 +1,129 @@
+"""Checkpoints are whole or not there, and a damaged one is passed over."""
+
+import logging
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sharpreid.checkpoints import (
+    DamagedCheckpointError,
+    SafeCheckpointIO,
+    digest_path,
+    newest_whole,
+    step_path,
+    verify,
+)
+from sharpreid.models.weights import WeightsError
+
+CONTENT = {"state_dict": {"w": torch.arange(1000.0)}, "epoch": 3}
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> tuple[Path, Path]:
+    """Checkpoints after 10 and 20 steps."""
+    paths = step_path(tmp_path, 10), step_path(tmp_path, 20)
+    for path in paths:
+        SafeCheckpointIO().save_checkpoint(CONTENT, path)
+    return paths
+
+
+def test_what_is_written_is_read(two: tuple[Path, Path]) -> None:
+    assert newest_whole(two[0].parent) == two[1]
+    read = SafeCheckpointIO().load_checkpoint(two[1])
+    assert read["epoch"] == 3
+    assert torch.equal(read["state_dict"]["w"], CONTENT["state_dict"]["w"])  # type: ignore[index]
+    assert sorted(path.name for path in two[0].parent.iterdir()) == [
+        "step=000010.ckpt",
+        "step=000010.ckpt.sha256",
+        "step=000020.ckpt",
+        "step=000020.ckpt.sha256",
+    ]
+
+
+def test_the_checksum_is_that_of_sha256sum(two: tuple[Path, Path]) -> None:
+    check = ["sha256sum", "--check", "--strict", digest_path(two[0]).name]
+    assert subprocess.run(check, cwd=two[0].parent, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped byte", "empty", "no checksum", "empty checksum"])
+def test_a_damaged_one_is_passed_over(
+    damage: str, two: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    old, new = two
+    whole = new.read_bytes()
+    if damage == "cut":
+        new.write_bytes(whole[: len(whole) // 2])
+    elif damage == "flipped byte":
+        new.write_bytes(whole[:3000] + bytes([whole[3000] ^ 1]) + whole[3001:])
+    elif damage == "empty":
+        new.write_bytes(b"")
+    elif damage == "no checksum":
+        digest_path(new).unlink()
+    else:
+        digest_path(new).write_bytes(b"")
+    with pytest.raises(DamagedCheckpointError, match="step=000020"):
+        verify(new)
+    with caplog.at_level(logging.WARNING):
+        assert newest_whole(new.parent) == old
+    assert "falling back" in caplog.text
+
+
+def test_nothing_whole_is_nothing(two: tuple[Path, Path], tmp_path: Path) -> None:
+    for path in two:
+        path.write_bytes(b"")
+    assert newest_whole(tmp_path) is None
+    assert newest_whole(tmp_path / "missing") is None
+
+
+def test_a_full_disk_is_an_error_and_leaves_the_earlier_one(two: tuple[Path, Path]) -> None:
+    """A limit on the size of files stands for the disk's end: the write fails part way."""
+    program = (
+        "import sys, torch; from pathlib import Path; from sharpreid.checkpoints import SafeCheckpointIO;"
+        "SafeCheckpointIO().save_checkpoint({'w': torch.zeros(10**6)}, Path(sys.argv[1]))"
+    )
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    before = {path: path.read_bytes() for path in two[0].parent.iterdir()}
+    for target in (step_path(two[0].parent, 30), two[1]):
+        ended = subprocess.run(
+            [sys.executable, "-c", program, str(target)], preexec_fn=limit, capture_output=True, text=True
+        )
+        assert ended.returncode == 1
+        assert f"the checkpoint {target} could not be written" in ended.stderr
+        assert "resume=auto" in ended.stderr
+        assert {path: path.read_bytes() for path in two[0].parent.iterdir()} == before
+
+
+def test_a_folder_that_takes_no_files_is_an_error() -> None:
+    with pytest.raises(OSError, match="could not be written"):  # /proc refuses the superuser too
+        SafeCheckpointIO().save_checkpoint(CONTENT, Path("/proc/self/fdinfo/step=000001.ckpt"))
+
+
+class Bomb:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self) -> object:
+        return (Path.touch, (Path("exploded"),))
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "step=000001.ckpt"
+    torch.save({"state_dict": Bomb()}, path)
+    with pytest.raises(WeightsError, match="not a plain file of tensors"):
+        SafeCheckpointIO().load_checkpoint(path)
+    assert not Path("exploded").exists()
+
+
+def test_removing_takes_the_checksum_along(two: tuple[Path, Path]) -> None:
+    SafeCheckpointIO().remove_checkpoint(two[1])
+    assert newest_whole(two[0].parent) == two[0]
+    assert not digest_path(two[1]).exists()

@@ -1,0 +1,288 @@
+"""A run that was stopped anywhere ends as the one that was not, bit for bit."""
+
+import contextlib
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from sharpreid.callbacks.checkpoint import StepCheckpoints
+from sharpreid.checkpoints import SafeCheckpointIO, newest_whole, step_checkpoints, step_path
+from sharpreid.config import build_data, build_module
+from sharpreid.records import describe_config
+from sharpreid.resume import ChangedConfigError, find_checkpoint
+from sharpreid.signals import EXIT_RESUMABLE
+from sharpreid.train import quieten
+
+
+class CutError(Exception):
+    """Ends a training."""
+
+
+class Cut(pl.Callback):
+    """Ends the training before the batch that follows ``step`` optimizer steps."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self.step:
+            raise CutError
+
+
+def fit(
+    cfg: DictConfig, folder: Path, quiet: dict[str, Any], cut: int | None = None, resume: Path | None = None
+) -> dict[str, Any]:
+    """The last checkpoint of a training over 3 epochs of 2 batches."""
+    quieten()
+    pl.seed_everything(0, verbose=False)
+    callbacks: list[pl.Callback] = [StepCheckpoints(folder=str(folder), every_n_steps=1, keep=2)]
+    trainer = pl.Trainer(
+        **{**quiet, "enable_checkpointing": True},
+        max_epochs=3,
+        limit_val_batches=0,
+        plugins=[SafeCheckpointIO()],
+        callbacks=callbacks + ([] if cut is None else [Cut(cut)]),
+    )
+    with contextlib.suppress(CutError):
+        trainer.fit(build_module(cfg), build_data(cfg), ckpt_path=resume, weights_only=True)
+    newest = newest_whole(folder)
+    assert newest is not None
+    return SafeCheckpointIO().load_checkpoint(newest)
+
+
+def differing(one: Any, other: Any, place: str = "") -> list[str]:
+    """Where two checkpoints differ."""
+    if isinstance(one, dict):
+        keys = one.keys() ^ other.keys()
+        return [f"{place}.{key}" for key in keys] + [
+            difference
+            for key in one.keys() & other.keys()
+            for difference in differing(one[key], other[key], f"{place}.{key}")
+        ]
+    if isinstance(one, (list, tuple)):
+        pairs = enumerate(zip(one, other, strict=True))
+        return [found for n, (a, b) in pairs for found in differing(a, b, f"{place}[{n}]")]
+    same = torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+    return [] if same else [place]
+
+
+@pytest.fixture
+def cfg(composed: Callable[..., DictConfig]) -> DictConfig:
+    """The tiny network with all that changes from step to step: noise, tau, learning rate, beta1."""
+    return composed("objective.margin=2", "schedule=beta1_drop", "schedule.learning_rate_factor.start=0")
+
+
+@pytest.mark.parametrize(
+    ("workers", "steps"),
+    [
+        (0, [1, 2]),
+        pytest.param(0, [3, 4, 5], marks=pytest.mark.slow),
+        pytest.param(2, [1, 2, 3, 4, 5], marks=pytest.mark.slow),
+    ],
+)
+def test_a_cut_training_ends_as_an_uncut_one(
+    cfg: DictConfig, tmp_path: Path, quiet: dict[str, Any], workers: int, steps: list[int]
+) -> None:
+    """In the middle of an epoch and at its end: weights, optimizer, loops and random states."""
+    cfg.data.num_workers = workers
+    whole = fit(cfg, tmp_path / "whole", quiet)
+    assert whole["global_step"] == 6
+    for step in steps:
+        folder = tmp_path / str(step)
+        earlier = fit(cfg, folder, quiet, cut=step)
+        assert earlier["global_step"] == step
+        assert differing(earlier, whole)  # the comparison is one that can fail
+        assert differing(fit(cfg, folder, quiet, resume=step_path(folder, step)), whole) == []
+
+
+def test_only_the_last_two_are_kept(cfg: DictConfig, tmp_path: Path, quiet: dict[str, Any]) -> None:
+    fit(cfg, tmp_path, quiet)
+    assert [path.name for path in step_checkpoints(tmp_path)] == ["step=000006.ckpt", "step=000005.ckpt"]
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.fixture
+def stopped(composed: Callable[..., DictConfig], tmp_path: Path) -> tuple[DictConfig, Path]:
+    """A config, and the directory of a run of it that has a checkpoint."""
+    cfg = composed("resume=auto", f"output_dir={tmp_path}")
+    cfg.callbacks = {}  # these know the command that they run in
+    (tmp_path / "config.yaml").write_text(describe_config(cfg), encoding="utf-8")
+    SafeCheckpointIO().save_checkpoint({}, step_path(tmp_path / "checkpoints", 7))
+    return cfg, tmp_path
+
+
+def test_auto_finds_the_newest_checkpoint(stopped: tuple[DictConfig, Path], tmp_path: Path) -> None:
+    cfg, folder = stopped
+    assert find_checkpoint(cfg, folder) == folder / "checkpoints" / "step=000007.ckpt"
+    assert find_checkpoint(cfg, tmp_path / "another") is None
+    cfg.resume = "none"
+    assert find_checkpoint(cfg, folder) is None
+
+
+def test_a_changed_config_is_refused_key_by_key(stopped: tuple[DictConfig, Path]) -> None:
+    cfg, folder = stopped
+    cfg.optimizer.lr = 0.5
+    cfg.seed = 1
+    cfg.data.num_workers = 1  # changes no result
+    message = r"differs:\n  optimizer.lr: was 0.0002, is 0.5\n  seed: was 0, is 1\n.*\[optimizer.lr,seed\]"
+    with pytest.raises(ChangedConfigError, match=message):
+        find_checkpoint(cfg, folder)
+    cfg.allow_changed = ["seed"]
+    with pytest.raises(ChangedConfigError, match=r"differs:\n  optimizer.lr: was 0.0002, is 0.5\nGive"):
+        find_checkpoint(cfg, folder)
+    cfg.allow_changed = ["seed", "optimizer.lr"]
+    assert find_checkpoint(cfg, folder) is not None
+
+
+def test_a_missing_file_is_refused(stopped: tuple[DictConfig, Path], tmp_path: Path) -> None:
+    cfg, folder = stopped
+    cfg.resume = str(tmp_path / "no.ckpt")
+    with pytest.raises(FileNotFoundError, match="expected auto, none or a checkpoint"):
+        find_checkpoint(cfg, folder)
+
+
+class Command:
+    """``python -m sharpreid.train`` in a directory, on one process or several."""
+
+    def __init__(self, overrides: list[str], output_dir: Path, processes: int) -> None:
+        self.output_dir = output_dir
+        start = [sys.executable, "-m"]
+        if processes > 1:
+            start += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
+        self.arguments = [
+            *start,
+            "sharpreid.train",
+            *overrides,
+            "resume=auto",
+            "callbacks.checkpoint.every_n_steps=1",
+            f"trainer.devices={processes}",
+            f"hydra.run.dir={output_dir}",
+        ]
+        self.environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        }
+
+    def start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.arguments,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def finish(self) -> None:
+        process = self.start()
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+
+    def result(self) -> tuple[dict[str, Any], dict[str, Any], set[tuple[str, ...]]]:
+        """The last checkpoint, scores.json's scores and the log's training losses."""
+        newest = newest_whole(self.output_dir / "checkpoints")
+        assert newest is not None
+        record = json.loads((self.output_dir / "scores.json").read_text(encoding="utf-8"))
+        with (self.output_dir / "csv" / "metrics.csv").open(newline="", encoding="utf-8") as file:
+            losses = [(row["step"], row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+        assert len(losses) == len(set(losses))
+        scores = {key: record[key] for key in ("scores", "untrained", "epochs", "iterations")}
+        checkpoint = SafeCheckpointIO().load_checkpoint(newest)
+        checkpoint["loops"] = checkpoint["loops"]["fit_loop"]  # the others count tests of this process
+        return checkpoint, scores, set(losses)
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """Kill a command with all processes that it started, so that none can clear up."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "workers"), [(1, 2), pytest.param(2, 0, marks=pytest.mark.ddp)])
+def test_a_killed_command_ends_as_an_undisturbed_one(
+    tiny_overrides: list[str], tmp_path: Path, processes: int, workers: int
+) -> None:
+    """kill -9 at random moments: before and during the training, while saving, while scoring."""
+    overrides = [*tiny_overrides, "trainer.max_epochs=4", f"data.num_workers={workers}"]
+    undisturbed = Command(overrides, tmp_path / "whole", processes)
+    start = time.monotonic()
+    undisturbed.finish()
+    took = time.monotonic() - start
+    rng = np.random.default_rng(processes)
+    disturbed = Command(overrides, tmp_path / "killed", processes)
+    scores = tmp_path / "killed" / "scores.json"
+    steps_at_kill = []
+    for _ in range(4):
+        process = disturbed.start()
+        time.sleep(rng.uniform(0.5, 0.95) * took)
+        kill(process)
+        if scores.exists():
+            break
+        steps_at_kill.append(len(step_checkpoints(tmp_path / "killed" / "checkpoints")))
+    assert steps_at_kill, "no kill came before the end"
+    disturbed.finish()
+    (checkpoint, values, losses), (wanted, wanted_values, wanted_losses) = (
+        disturbed.result(),
+        undisturbed.result(),
+    )
+    assert differing(checkpoint, wanted) == []
+    assert values == wanted_values
+    assert losses <= wanted_losses  # of the very last step before a kill the row may be missing
+    assert len(losses) >= len(wanted_losses) - len(steps_at_kill)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_and_says_so(
+    tiny_overrides: list[str], tmp_path: Path, number: signal.Signals
+) -> None:
+    """To all processes of the command, its data loader's too, as a scheduler sends it."""
+    overrides = [*tiny_overrides, "trainer.max_epochs=300", "data.num_workers=1", "score_untrained=false"]
+    command = Command(overrides, tmp_path, 1)
+    process = command.start()
+    deadline = time.monotonic() + 120
+    while not step_checkpoints(tmp_path / "checkpoints"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, number)
+    output, _ = process.communicate(timeout=90)
+    assert process.returncode == EXIT_RESUMABLE, output
+    newest = step_checkpoints(tmp_path / "checkpoints")[0]
+    assert f"saved in {newest}; go on with resume=auto" in output
+    job = json.loads((tmp_path / "job.json").read_text(encoding="utf-8"))
+    assert job["status"] == "failed"
+    assert OmegaConf.load(tmp_path / "config.yaml").trainer.max_epochs == 300
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+def test_a_signal_to_one_process_stops_all_at_one_step(tiny_overrides: list[str], tmp_path: Path) -> None:
+    overrides = [*tiny_overrides, "trainer.max_epochs=300", "score_untrained=false"]
+    process = Command(overrides, tmp_path, 2).start()
+    deadline = time.monotonic() + 120
+    while not step_checkpoints(tmp_path / "checkpoints"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    children = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True
+    ).stdout.split()
+    os.kill(int(children[-1]), signal.SIGUSR1)
+    output, _ = process.communicate(timeout=120)
+    assert f"exitcode  : {EXIT_RESUMABLE}" in output
+    assert "go on with resume=auto" in output
+    assert newest_whole(tmp_path / "checkpoints") == step_checkpoints(tmp_path / "checkpoints")[0]
