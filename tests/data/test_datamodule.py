@@ -37,7 +37,11 @@ def datamodule(root: Path, **changes: Any) -> ReIDDataModule:
 
 def attach(module: ReIDDataModule, *, rank: int = 0, world_size: int = 1, epoch: int = 0) -> ReIDDataModule:
     """As if a trainer with so many processes held it."""
-    trainer: Any = SimpleNamespace(global_rank=rank, world_size=world_size, current_epoch=epoch)
+    loop = SimpleNamespace(
+        epoch_progress=SimpleNamespace(current=SimpleNamespace(processed=epoch)),
+        epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(ready=0))),
+    )
+    trainer: Any = SimpleNamespace(global_rank=rank, world_size=world_size, fit_loop=loop)
     module.trainer = trainer
     return module
 
