@@ -189,15 +189,17 @@ def _gallery(panels: Any) -> Any:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make a W&B workspace and a report of a project, new ones each time; --dry-run prints them instead."""
     parser = argparse.ArgumentParser(prog="python -m sharpreid.dashboard", description=main.__doc__)
-    parser.add_argument("--entity", required=True, help="W&B user or team")
+    parser.add_argument("--entity", help="W&B user or team; needed but for --dry-run")
     parser.add_argument("--project", default="sharpreid", help="W&B project; sharpreid")
     parser.add_argument(
         "--dry-run", action="store_true", help="print the specification as JSON and send nothing"
     )
     given = parser.parse_args(arguments)
+    if not given.entity and not given.dry_run:
+        parser.error("--entity TEAM is missing: the W&B user or team whose project it is")
     try:
         if given.dry_run:
-            print(json.dumps(specification(given.entity, given.project), indent=2))
+            print(json.dumps(specification(given.entity or "TEAM", given.project), indent=2))
             return
         if not has_key():
             raise RuntimeError(
