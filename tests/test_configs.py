@@ -112,7 +112,9 @@ def test_everything_of_an_experiment_can_be_built(path: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("devices", [2, 3])
 def test_several_devices_are_refused_before_anything_starts(devices: int) -> None:
     cfg = composed("output_dir=out", f"trainer.devices={devices}", "trainer.accelerator=cpu")
-    with pytest.raises(ValueError, match=f"needs {devices} processes, one per device; start them from outside: torchrun"):
+    with pytest.raises(
+        ValueError, match=f"needs {devices} processes, one per device; start them from outside: torchrun"
+    ):
         build_trainer(cfg, training=False)
 
 
@@ -127,6 +129,21 @@ def test_an_experiment_opens_with_its_claim_and_its_command(path: Path) -> None:
     head = path.read_text(encoding="utf-8")[:800]
     assert head.startswith("# @package _global_\n# ")
     assert f"python -m sharpreid.train +experiment={path.stem}" in head
+
+
+def test_every_table_and_figure_has_a_command_that_exists() -> None:
+    index = (CONF_DIR.parent / "experiments" / "README.md").read_text(encoding="utf-8")
+    table = index.partition("# Recorded")[0]
+    for number in ("I", "II", "III", "IV", "V", "VI"):
+        assert re.search(rf"\| Tables? [^|]*\b{number}\b", table), number
+    for number in (1, 2, 5, 6):
+        assert re.search(rf"\| Fig\. [^|]*\b{number}\b", table), number
+    known = {path.stem for path in EXPERIMENTS} | {"test_mask", "NAME"}
+    named = set(re.findall(r"\+experiment=(\w+)", table)) | set(re.findall(r"\| `(\w+)` \|", table))
+    assert {"table1", "table4", "fig5", "fig5c", "methods", "tv_scale"} <= named <= known
+    for command in re.findall(r"`python -m sharpreid\.train ([^`]*)`", table):
+        if "NAME" not in command:
+            composed(*(re.sub(r",.*", "", word) for word in command.split()))  # the first of a list
 
 
 def test_block_ablation_sweeps_the_paper_s_combinations_and_knows_its_baseline() -> None:

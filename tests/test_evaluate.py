@@ -50,6 +50,14 @@ def test_what_does_not_concern_the_scoring_cannot_be_given(checkpoint: Path, key
         evaluate([f"checkpoint={checkpoint}", f"{key}=1"])
 
 
+def test_a_baseline_has_no_mask_to_change(checkpoint: Path) -> None:
+    (checkpoint.parents[1] / "config.yaml").write_text(
+        "model: {blocks: [], sampler: {test_mask: noise_free}}\ndata: {num_workers: 0}\n"
+    )
+    with pytest.raises(ValueError, match=r"test_mask: the network of .* has no attention block, so no mask"):
+        evaluate([f"checkpoint={checkpoint}", "model.sampler.test_mask=hard"])
+
+
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04"])
 def test_a_file_that_is_no_checkpoint_is_named(
     checkpoint: Path, content: bytes, composed: Callable[..., DictConfig]

@@ -36,11 +36,11 @@ CURVES = {
 GALLERY = "masks"
 """The key of the masks' pictures."""
 
-GROUPS = ("data.source.name", "method", "departures")
+GROUPS = ("data.source.name", "method", "departures", "rules")
 """What runs must share to be averaged, of `sharpreid.train.logged_settings`; their seeds differ."""
 
-COMPARABLE = "Config('departures') = 'none' and Config('data.source.name') = '{data}'"
-OTHERS = "Config('departures') != 'none'"
+COMPARABLE = "Config('comparable') = True and Config('data.source.name') = '{data}'"
+OTHERS = "Config('comparable') = False"
 """Which runs stand in the report's section of one of the paper's data sets, and which do not compare."""
 
 
@@ -83,7 +83,8 @@ def build_report(entity: str, project: str) -> Any:
         panels.H1("Sharp attention: the paper and these runs"),
         panels.P(
             "A run compares with the paper's numbers only if its data, recipe and protocol are the paper's. "
-            "Runs are averaged over seeds within data set, method and departures from the paper's recipe."
+            "Runs are averaged over seeds within data set, method, departures from the paper's recipe and "
+            "rules of the scores."
         ),
         panels.H2("Ablation (Fig. 5, Table I)"),
         *(
@@ -91,7 +92,9 @@ def build_report(entity: str, project: str) -> Any:
             for data in PAPER_DATA
             for part in (panels.H3(data), grid(_bars(panels), COMPARABLE.format(data=data)))
         ),
-        panels.H3("Runs that do not compare with the paper: synthetic, reduced, another recipe"),
+        panels.H3(
+            "Runs that do not compare with the paper: synthetic or other data, another recipe or protocol"
+        ),
         grid(_bars(panels), OTHERS),
         *(
             part
@@ -186,15 +189,17 @@ def _gallery(panels: Any) -> Any:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make a W&B workspace and a report of a project, new ones each time; --dry-run prints them instead."""
     parser = argparse.ArgumentParser(prog="python -m sharpreid.dashboard", description=main.__doc__)
-    parser.add_argument("--entity", required=True, help="W&B user or team")
+    parser.add_argument("--entity", help="W&B user or team; needed but for --dry-run")
     parser.add_argument("--project", default="sharpreid", help="W&B project; sharpreid")
     parser.add_argument(
         "--dry-run", action="store_true", help="print the specification as JSON and send nothing"
     )
     given = parser.parse_args(arguments)
+    if not given.entity and not given.dry_run:
+        parser.error("--entity TEAM is missing: the W&B user or team whose project it is")
     try:
         if given.dry_run:
-            print(json.dumps(specification(given.entity, given.project), indent=2))
+            print(json.dumps(specification(given.entity or "TEAM", given.project), indent=2))
             return
         if not has_key():
             raise RuntimeError(

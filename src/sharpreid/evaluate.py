@@ -185,6 +185,8 @@ def _checkpoint_and_config(given: Mapping[str, Any]) -> tuple[Path, DictConfig]:
     for key, value in values.items():
         if not key.startswith(_OVERRIDABLE):
             raise ValueError(f"{key} does not concern the scoring; allowed are {', '.join(_OVERRIDABLE)}")
+        if key.startswith("model.sampler.") and OmegaConf.select(cfg, "model.blocks") == []:
+            raise ValueError(f"{key}: the network of {checkpoint} has no attention block, so no mask either")
         if OmegaConf.select(cfg, key, default=_ABSENT) is _ABSENT:
             raise ValueError(f"{key}: the config of {checkpoint} has no such key; see config.yaml beside it")
         OmegaConf.update(cfg, key, value)

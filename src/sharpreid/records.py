@@ -137,11 +137,23 @@ def describe_scores(
     return {
         "scores": scores.as_dict(),
         "not_re_ranked": scores.plain and scores.plain.as_dict(),
+        **describe_rules(cfg, protocol, data, scores.re_ranking),
+        "seed": cfg.seed,
+    }
+
+
+def describe_rules(cfg: DictConfig, protocol: Protocol, data: ReIDData, re_ranking: str) -> dict[str, Any]:
+    """What is known of a run's scores before there are any: protocol, data set, departures from the paper.
+
+    Args:
+        re_ranking: what it calls itself; ``none`` without.
+    """
+    return {
         "protocol": describe_protocol(
             protocol,
             crops=cfg.data.eval_transform.crops,
             test_mask=_test_mask(cfg),
-            re_ranking=scores.re_ranking,
+            re_ranking=re_ranking,
         )
         | _rules_of_data(protocol, data),
         "dataset": {
@@ -153,7 +165,6 @@ def describe_scores(
             "counts": data.counts(),
         },
         "reduced": departures(cfg),
-        "seed": cfg.seed,
     }
 
 

@@ -7,7 +7,7 @@ import secrets
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,21 +27,22 @@ from sharpreid.evaluation.ranking import RankingScores
 from sharpreid.hydra_files import CONF_DIR
 from sharpreid.module import ReIDModule
 from sharpreid.processes import is_first
-from sharpreid.recipe import departures
+from sharpreid.recipe import PAPER_DATA
 from sharpreid.records import (
     PROCESS,
     claim,
     describe_code,
     describe_config,
     describe_environment,
+    describe_rules,
     describe_scores,
     finished_record,
     set_earlier_run_aside,
     write_json,
     write_text,
 )
-from sharpreid.report.gather import method_of
-from sharpreid.report.table import print_run_table
+from sharpreid.report.gather import method_of, rules_of
+from sharpreid.report.table import caveats, print_run_table
 from sharpreid.resume import find_checkpoint
 from sharpreid.signals import EXIT_RESUMABLE, StoppedAtStepError, stopping_on_sigterm
 
@@ -192,7 +193,7 @@ def train(
     start = time.monotonic()
     data, module, trainer = parts
     write_text(output_dir / "config.yaml", describe_config(cfg))
-    settings = logged_settings(cfg)
+    settings = logged_settings(cfg, _rules(cfg, parts))
     for logger in trainer.loggers:
         logger.log_hyperparams(settings)
     succeeded = False
@@ -236,15 +237,32 @@ def _score_untrained(parts: Parts, path: Path) -> dict[str, float]:
     return scores
 
 
-def logged_settings(cfg: DictConfig) -> dict[str, Any]:
-    """A run's config for its loggers, with what dashboards group by: ``method`` and ``departures``.
+def _rules(cfg: DictConfig, parts: Parts) -> dict[str, Any]:
+    metric = parts.module.test_metric
+    re_ranking = "none" if metric.re_ranking is None else metric.re_ranking.describe()
+    return describe_rules(cfg, metric.protocol, parts.data.data, re_ranking)
 
-    The second is ``none`` where only the paper's recipe on real data was followed.
+
+def logged_settings(cfg: DictConfig, rules: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's config for its loggers, with what dashboards group and filter by.
+
+    Args:
+        cfg: of the run.
+        rules: of `describe_rules`.
+
+    Returns:
+        The config's values and: ``method``; ``departures`` from the paper's recipe, or ``none``; ``rules`` of
+        the scores, all that runs have to share to be averaged; ``comparable``, whether they may stand beside
+        the paper's numbers on this data.
     """
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
-    found = ["synthetic data"] if cfg.data.source.name == "synthetic" else []
-    found += [text for text in (departures(cfg),) if text]
-    return {**settings, "method": method_of(cfg), "departures": ", ".join(found) or "none"}
+    return {
+        **settings,
+        "method": method_of(cfg),
+        "departures": rules["reduced"] or "none",
+        "rules": ", ".join(rules_of(rules, cfg)),
+        "comparable": cfg.data.source.name in PAPER_DATA and not caveats(rules),
+    }
 
 
 def _finish(trainer: pl.Trainer, succeeded: bool) -> None:

@@ -468,7 +468,7 @@ def test_planned_jobs_are_known_only_while_the_sweep_runs(tmp_path: Path) -> Non
     callback.on_multirun_start(config)
     assert sweep.planned_jobs() == 2
     assert sweep.swept_keys() == {"k"}
-    with pytest.raises(SystemExit, match=r"no job\.json"):
+    with pytest.raises(SystemExit, match=r"no such folder"):
         callback.on_multirun_end(config)
     assert sweep.planned_jobs() is None
     assert sweep.swept_keys() == set()
@@ -533,3 +533,25 @@ def test_a_real_sweep_ends_with_the_summary_and_the_right_exit_status(
     assert [line["x"] for line in lines] == ["0", "1", "2"]
     assert [line["delta_mAP_points"] for line in lines] == ["0.0", "1.0", "2.0" if code == 0 else ""]
     assert ("ValueError: x is 2" in ran.stdout) == (code == 1)
+
+
+def test_a_baseline_that_no_job_has_is_refused_and_nothing_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "job"
+    folder.mkdir()
+    (folder / "job.json").write_text(
+        json.dumps({"status": "done", "started": 1.0, "name": "a", "overrides": ["model.blocks=[]"]})
+    )
+    (folder / "scores.json").write_text(json.dumps(record(0.5)))
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path), "--baseline", "model.block=[]"])
+    assert "no job below" in capsys.readouterr().err
+    assert not (tmp_path / "summary.csv").exists()
+    main([str(tmp_path), "--baseline", "model.blocks=[]"])
+    assert (tmp_path / "summary.csv").exists()
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="nope: no such folder"):
+        main([str(tmp_path / "nope")])

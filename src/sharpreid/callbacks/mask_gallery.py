@@ -57,7 +57,7 @@ class MaskGallery(pl.Callback):
         if trainer.is_global_zero and self.images and (last or epoch % self.every_n_epochs == 0):
             try:
                 self._draw(trainer, pl_module, epoch)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, RuntimeError) as error:
                 log.warning("no picture of the masks after epoch %d: %s", epoch, error)
 
     def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> None:

@@ -62,6 +62,6 @@ def _read_folder(root: Path, folder: str) -> tuple[Sample, ...]:
         _NAME,
         example="0001_c2_f0046182.jpg",
         layout="Expected the DukeMTMC-reID layout (bounding_box_train/, bounding_box_test/, query/) in "
-        f"{root}; put the unpacked data set there, or name its place by "
+        f"{root}; put the unpacked data set there (docs/datasets/duke.md), or name its place by "
         "data.source.root=/path/to/DukeMTMC-reID",
     )

@@ -137,6 +137,6 @@ def _read_folder(root: Path, folder: str) -> tuple[Sample, ...]:
         _NAME,
         example="0002_c1s1_000451_03.jpg",
         layout="Expected the Market-1501-v15.09.15 layout (bounding_box_train/, bounding_box_test/, query/; "
-        f"for multi-query gt_bbox/ too) in {root}; put the unpacked data set there, or name its place by "
-        "data.source.root=/path/to/Market-1501-v15.09.15",
+        f"for multi-query gt_bbox/ too) in {root}; put the unpacked data set there (docs/datasets/"
+        "market1501.md), or name its place by data.source.root=/path/to/Market-1501-v15.09.15",
     )

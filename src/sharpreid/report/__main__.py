@@ -173,15 +173,21 @@ def _sweep(name: str, jobs: Sequence[Job], figures: Path) -> Section:
     section.pictures.append(Picture(paths[0], f"{name}: {shown}"))
     folders = _folders(rows)
     several = "; bands: lowest to highest seed" if any(len(some) > 1 for some in folders.values()) else ""
-    paths = _both(figures, f"sweep {name} curves")
-    if draw_curves(folders, _CURVES, paths, title=f"{name}: learning curves{several}"):
-        section.pictures.append(Picture(paths[0], f"{name}: learning curves{several}"))
-    paths = _both(figures, f"sweep {name} sharpness")
-    title = f"{name}: share of mask values below 0.1 or above 0.9, and entropy{several}"
-    if draw_curves(folders, _SHARPNESS, paths, title=title):
-        section.pictures.append(
-            Picture(paths[0], f"{name}: sharpness of the masks by epoch (Fig. 2b){several}")
-        )
+    for what, panels, caption in (
+        ("curves", _CURVES, "learning curves"),
+        (
+            "sharpness",
+            _SHARPNESS,
+            "sharpness of the masks (as Fig. 2b): share of values below 0.1 or above 0.9, and entropy",
+        ),
+    ):
+        paths, title = _both(figures, f"sweep {name} {what}"), f"{name}: {caption}{several}"
+        try:
+            drawn = draw_curves(folders, panels, paths, title=title)
+        except _UNREADABLE as error:
+            section.warnings.append(f"Without {caption}: {error}")
+        else:
+            section.pictures += [Picture(paths[0], title)] if drawn else []
     return section
 
 

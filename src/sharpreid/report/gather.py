@@ -12,6 +12,10 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from sharpreid.hydra_files import CONF_DIR
 from sharpreid.records import of_the_result
 from sharpreid.report.comparison import Job, load_jobs
+from sharpreid.report.table import dataset_line
+
+_OPEN = {"model.trunk.strides": "strides", "schedule.beta1": "beta1"}
+"""What the paper leaves open and no departure tells: runs that differ in it share no mean."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,30 @@ def method_of(config: DictConfig) -> str:
 
 def _class(config: DictConfig) -> str:
     return str(config.get("_target_", "")).rpartition(".")[2]
+
+
+def rules_of(record: Mapping[str, Any], config: DictConfig, *ignored: str) -> tuple[str, ...]:
+    """What runs have to share for their scores to share a mean, seed and departures aside.
+
+    Args:
+        record: with the run's ``protocol`` and ``dataset``, as in scores.json.
+        config: of the run.
+        ignored: rules of the protocol that may differ; the drawn split always may.
+    """
+    protocol = record["protocol"].items()
+    rules = (f"{key} {value}" for key, value in protocol if key not in ("split", "seed", *ignored))
+    return dataset_line(record["dataset"]), *sorted(rules), *left_open(config)
+
+
+def left_open(config: DictConfig) -> list[str]:
+    """The run's choice in what the paper leaves open.
+
+    >>> left_open(OmegaConf.create({"model": {"trunk": {"strides": "v1"}}}))
+    ['strides v1']
+    """
+    values = {title: OmegaConf.select(config, key) for key, title in _OPEN.items()}
+    said = {key: "dropped" if key == "beta1" else value for key, value in values.items() if value is not None}
+    return [f"{key} {value}" for key, value in said.items()]
 
 
 def gather(folders: Iterable[Path]) -> tuple[list[Run], list[Job]]:

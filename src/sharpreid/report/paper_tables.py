@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from omegaconf import OmegaConf
-
 from sharpreid.attention.context import ContextUnit
 from sharpreid.attention.soft import ResidualAttentionMask
 from sharpreid.recipe import PAPER_DATA
-from sharpreid.report.gather import Run, distinct
+from sharpreid.report.gather import Run, distinct, left_open, rules_of
 from sharpreid.report.summary_files import points
-from sharpreid.report.table import caveats, dataset_line, mean_and_range, protocol_line
+from sharpreid.report.table import caveats, mean_and_range, protocol_line
 
 _PACKAGED = Path(__file__).with_name("paper.csv")
 PAPER = _PACKAGED if _PACKAGED.is_file() else Path(__file__).parents[3] / "experiments" / "paper.csv"
@@ -42,9 +40,6 @@ NOTE = (
     "with mu = 0.01 unless objective=tv_as_printed is given, and those runs are listed as not comparable."
 )
 """What a reader of the tables has to know about the paper's last row."""
-
-_OPEN = {"model.trunk.strides": "strides", "schedule.beta1": "beta1"}
-"""What the paper leaves open and no departure tells: runs that differ in it share no mean."""
 
 
 @dataclass(frozen=True)
@@ -158,9 +153,10 @@ def gains_table(runs: Sequence[Run], paper: Sequence[Mapping[str, str]]) -> list
 def own_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
     """Every run that stands beside no number of the paper, gathered over seeds, each line with the reason."""
     groups: dict[tuple[str, str, str], list[Run]] = {}
+    of_the_paper = {(METHODS.get(line["row"]), line["dataset"]) for line in read_paper()}
     for run in runs:
         reasons = " ".join(caveats(run.record))
-        if not reasons and not (run.method in METHODS.values() and run.data in PAPER_DATA):
+        if not reasons and (run.method, run.data) not in of_the_paper:
             reasons = "The paper has no number for it."
         if reasons:
             groups.setdefault((run.data, run.method, reasons), []).append(run)
@@ -189,27 +185,22 @@ def by_protocol(runs: Iterable[Run]) -> list[list[Run]]:
     """Runs whose scores may share a mean: same data set, protocol and strides, whatever split was drawn."""
     found: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
-        found.setdefault(_rules(run), []).append(run)
+        found.setdefault(rules_of(run.record, run.config), []).append(run)
     return list(found.values())
 
 
 def describe_protocols(runs: Sequence[Run]) -> str:
     """The protocol of runs that share it, each split that was drawn, and what else the paper leaves open."""
     return " / ".join(
-        dict.fromkeys(", ".join((protocol_line(run.record["protocol"]), *_open(run))) for run in runs)
+        dict.fromkeys(
+            ", ".join((protocol_line(run.record["protocol"]), *left_open(run.config))) for run in runs
+        )
     )
 
 
-def _rules(run: Run, *ignored: str) -> tuple[str, ...]:
-    protocol = run.record["protocol"].items()
-    rules = (f"{key} {value}" for key, value in protocol if key not in ("split", "seed", *ignored))
-    return dataset_line(run.record["dataset"]), *sorted(rules), *_open(run)
-
-
-def _open(run: Run) -> list[str]:
-    values = {title: OmegaConf.select(run.config, key) for key, title in _OPEN.items()}
-    said = {key: "dropped" if key == "beta1" else value for key, value in values.items() if value is not None}
-    return [f"{key} {value}" for key, value in said.items()]
+def _without_mask(run: Run) -> tuple[str, ...]:
+    """The rules that a run shares with a baseline, which has no mask."""
+    return rules_of(run.record, run.config, "test_mask")
 
 
 def _percents(runs: Iterable[Run], metric: str) -> list[float]:
@@ -229,27 +220,46 @@ def _gap(runs: Sequence[Run], method: str, dataset: str, arguments: str) -> tupl
     """Why a row that can be run has no number of ours, and the command that gives it one."""
     others = [run for run in runs if (run.method, run.data) == (method, dataset)]
     found = "not run" if not others else "only runs that do not compare, see below"
-    if method == "sab_cu_tv":
-        arguments += " objective=tv_as_printed"
-    return found, f"python -m sharpreid.train {arguments}"
+    return found, _command(arguments, method)
+
+
+def _command(arguments: str, method: str) -> str:
+    printed = " objective=tv_as_printed" if method == "sab_cu_tv" else ""
+    return f"python -m sharpreid.train {arguments}{printed}"
+
+
+def _gap_of_gain(
+    runs: Sequence[Run], method: str, dataset: str, experiment: str, baseline: bool
+) -> tuple[str, str]:
+    """As `_gap`, for a gain, which needs runs of the method and, by the same rules, of the baseline."""
+    arguments = f"+experiment={experiment} data={dataset}"
+    if experiment == "fig5":  # sweeps blocks, not methods
+        blocks = "1,2,3,4" if method == "sab" else method.removeprefix("blocks ").replace("+", ",")
+        ours, base = f"{arguments} model.blocks=[{blocks}]", f"{arguments} model.blocks=[]"
+    else:
+        ours, base = f"{arguments} method={method}", f"{arguments} method=baseline"
+    if comparable(runs, method, dataset):
+        return "no baseline by the same rules", _command(base, "baseline")
+    reason, command = _gap(runs, method, dataset, ours)
+    return reason, command if baseline else f"{_command(base, 'baseline')}; {command}"
 
 
 def _gains(
     name: str, method: str, dataset: str, values: Mapping[str, str], runs: Sequence[Run], experiment: str
 ) -> list[PaperRow]:
     baselines: dict[tuple[str, ...], list[Run]] = {}
-    for run in comparable(runs, "baseline", dataset):  # it has no mask
-        baselines.setdefault(_rules(run, "test_mask"), []).append(run)
+    for run in comparable(runs, "baseline", dataset):
+        baselines.setdefault(_without_mask(run), []).append(run)
     rows = []
     parts = by_protocol(comparable(runs, method, dataset))
-    for ours in [part for part in parts if _rules(part[0], "test_mask") in baselines] or [[]]:
-        base = baselines[_rules(ours[0], "test_mask")] if ours else []
-        gains = {
-            metric: [score - fmean(_percents(base, metric)) for score in _percents(ours, metric)]
-            for metric in values
-        }
-        cells = {f"{metric}_gain": _cell(value, gains[metric], points) for metric, value in values.items()}
-        gap = ("", "") if ours else _gap(runs, method, dataset, f"+experiment={experiment} data={dataset}")
+    for ours in [part for part in parts if _without_mask(part[0]) in baselines] or [[]]:
+        base = baselines[_without_mask(ours[0])] if ours else []
+        cells = {}
+        for metric, value in values.items():
+            before = _percents(base, metric)
+            gains = [score - fmean(before) for score in _percents(ours, metric)] if before else []
+            cells[f"{metric}_gain"] = _cell(value, gains, points)
+        gap = ("", "") if ours else _gap_of_gain(runs, method, dataset, experiment, bool(baselines))
         rows.append(
             PaperRow(name, "paper", dataset, method, cells, len(ours), describe_protocols(ours), *gap)
         )

@@ -14,7 +14,17 @@ from pathlib import Path
 
 from sharpreid.records import write_text
 from sharpreid.report.summary_files import markdown_table
-from sharpreid.report.table import READINGS, SCORE_TITLES, caveats, gather_readings, mean_and_range, percent
+from sharpreid.report.table import (
+    READINGS,
+    SCORE_TITLES,
+    caveats,
+    dataset_line,
+    gather_readings,
+    mean_and_range,
+    percent,
+    protocol_line,
+    without_mask,
+)
 
 _RULES = ("dataset", "protocol", "crops", "test_mask", "reduced")
 
@@ -85,14 +95,24 @@ def open_questions(experiments: Path) -> list[str]:
 def test_mask(experiments: Path) -> list[str]:
     """The readings of the mask at test time, one line per network and reading, over the draws' seeds.
 
+    Networks scored on the same data set by the same protocol share a table.
+
     Raises:
-        ValueError: a record compares with the paper, so that this table's heading would be wrong.
+        ValueError: a record compares with the paper, so that the table's heading would be wrong; or the
+            records of one network differ in more than the mask.
     """
-    lines = []
+    tables: dict[str, list[dict[str, str]]] = {}
     for path in sorted((experiments / "test_mask").glob("*.json")):
         records = json.loads(path.read_text(encoding="utf-8"))
         if not all(map(caveats, records)):
             raise ValueError(f"{path}: not reduced; this table is for reduced runs")
+        rules = {
+            f"{dataset_line(one['dataset'])}: {protocol_line(without_mask(one['protocol']))}"
+            for one in records
+        }
+        if len(rules | {one["reduced"] for one in records}) != 2:
+            raise ValueError(f"{path}: its records differ in more than the mask: {'; '.join(sorted(rules))}")
+        lines = tables.setdefault(rules.pop(), [])
         for setting, alike in gather_readings(records, together="model.sampler.seed").items():
             line = {
                 "reduced: not comparable with the paper": path.stem,
@@ -102,7 +122,11 @@ def test_mask(experiments: Path) -> list[str]:
             for metric in READINGS:
                 line[SCORE_TITLES[metric]] = mean_and_range([one["scores"][metric] for one in alike])
             lines.append(line)
-    return markdown_table(lines)
+    return [
+        text
+        for rules, lines in tables.items()
+        for text in (f"Scored on {rules}.", "", *markdown_table(lines), "")
+    ]
 
 
 TABLES: Mapping[str, Callable[[Path], list[str]]] = {

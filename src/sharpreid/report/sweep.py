@@ -98,6 +98,10 @@ def report(
     """
     console = console or Console()
     jobs = load_jobs(folder, since)
+    if not folder.is_dir():
+        raise SystemExit(
+            f"{folder}: no such folder; expected one that a sweep wrote to, as outputs/NAME/DATA"
+        )
     if not jobs:
         raise SystemExit(f"{folder}: no job.json of this sweep below this folder; did any job start?")
     rows = summarise(jobs, baseline)
@@ -217,6 +221,11 @@ class SweepSummary(Callback):
             raise SystemExit(f"no summary of the sweep ({error!r}); to try again: {again}") from error
 
 
+def _has(folder: Path, baseline: str) -> bool:
+    rows = summarise(load_jobs(folder, 0.0), baseline)
+    return not rows or any(row.is_baseline for row in rows)
+
+
 def _one_label(text: str) -> tuple[str, str]:
     value, equals, label = text.rpartition("=")
     if not equals:
@@ -232,6 +241,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--title", default="", help="heading of the page and the figure")
     parser.add_argument("--label", type=_one_label, action="append", default=[], metavar="VALUE=LABEL")
     given = parser.parse_args(arguments)
+    if given.baseline and not _has(given.folder, given.baseline):
+        parser.error(
+            f"--baseline {given.baseline}: no job below {given.folder} has this override; nothing is written"
+        )
     report(given.folder, baseline=given.baseline, title=given.title, labels=dict(given.label))
 
 

@@ -199,6 +199,11 @@ def gather_readings(
     return gathered
 
 
+def without_mask(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """A protocol's rules but for the mask at test time, which a table of its readings has in every line."""
+    return {**protocol, "test_mask": "as in the table"}
+
+
 def print_readings(
     records: Sequence[Mapping[str, Any]], together: str, console: Console | None = None
 ) -> None:
@@ -219,7 +224,11 @@ def print_readings(
         cells = [mean_and_range([one for one in column if one is not None]) for column in scores]
         table.add_row(Text(setting or "as trained"), str(len(alike)), *cells)
     console.print(table)
-    for line in dict.fromkeys(dataset_line(record.get("dataset", {})) for record in records):
+    lines: dict[str, None] = {}  # an ordered set
+    for record in records:
+        rules = protocol_line(without_mask(record.get("protocol", {})))
+        lines[f"{dataset_line(record.get('dataset', {}))}: {rules}"] = None
+    for line in lines:
         console.print(Text(line), soft_wrap=True)
     for caveat in dict.fromkeys(caveat for record in records for caveat in caveats(record)):
         console.print(Text(f"Warning: {caveat}", style="bold yellow"), soft_wrap=True)
