@@ -15,6 +15,7 @@ from sharpreid.checkpoints import (
     SafeCheckpointIO,
     digest_path,
     newest_whole,
+    remove_unfinished,
     step_path,
     verify,
 )
@@ -127,3 +128,17 @@ def test_removing_takes_the_checksum_along(two: tuple[Path, Path]) -> None:
     SafeCheckpointIO().remove_checkpoint(two[1])
     assert newest_whole(two[0].parent) == two[0]
     assert not digest_path(two[1]).exists()
+
+
+def test_what_a_killed_process_left_half_written_is_deleted(two: tuple[Path, Path]) -> None:
+    """Its temporary files, each the size of a checkpoint, and checksums whose checkpoint never came."""
+    folder = two[0].parent
+    whole = {*folder.iterdir()}
+    left = [".step=000030-0123abcd.ckpt", ".step=000030.ckpt-89abcdef.sha256", "step=000030.ckpt.sha256"]
+    for name in left:
+        (folder / name).write_bytes(b"half")
+    mine = folder / ".notes.txt"
+    mine.touch()
+    remove_unfinished(folder)
+    assert {*folder.iterdir()} == {*whole, mine}
+    remove_unfinished(folder / "missing")
