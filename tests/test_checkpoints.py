@@ -5,6 +5,7 @@ import resource
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,20 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(WeightsError, match="not a plain file of tensors"):
         SafeCheckpointIO().load_checkpoint(path)
     assert not Path("exploded").exists()
+
+
+def test_a_zip_bomb_is_not_unpacked(tmp_path: Path) -> None:
+    """A compressed checkpoint, whose checksum is right."""
+    path = step_path(tmp_path, 1)
+    torch.save({"state_dict": {"w": torch.zeros(10**6)}}, tmp_path / "whole")
+    with (
+        zipfile.ZipFile(tmp_path / "whole") as source,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as target,
+    ):
+        for entry in source.infolist():
+            target.writestr(entry.filename, source.read(entry))
+    with pytest.raises(WeightsError, match=r"step=000001\.ckpt: .*: a zip bomb"):
+        SafeCheckpointIO().load_checkpoint(path)
 
 
 def test_removing_takes_the_checksum_along(two: tuple[Path, Path]) -> None:

@@ -44,9 +44,9 @@ def naming_lost_processes(minutes: float) -> Iterator[None]:
         rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         raise LostProcessError(
             f"another process of this run ended, or did not answer for trainer.timeout_minutes={minutes:g} "
-            f"({error}); this is rank {rank} of {world_size}, on {socket.gethostname()}. If it ended by itself, "
-            "its output says why; else see that its host is up and can be reached. Then start all processes "
-            "again with resume=auto: they go on from the newest checkpoint"
+            f"({error}); this is rank {rank} of {world_size}, on {socket.gethostname()}. If it ended by "
+            "itself, its output says why; else see that its host is up and can be reached. Then start all "
+            "processes again with resume=auto: they go on from the newest checkpoint"
         ) from error
 
 
