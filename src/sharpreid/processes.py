@@ -14,7 +14,7 @@ _CONNECTION = re.compile(
     r"pair closure|connection (closed|reset|refused)|timed out|broken pipe|no route to host|gloo|nccl",
     re.IGNORECASE,
 )
-"""What torch's backends say, as plain RuntimeErrors, when another process does not answer."""
+"""What gloo and NCCL say, some of it as plain RuntimeErrors, when another process does not answer."""
 
 
 class LostProcessError(RuntimeError):
@@ -39,23 +39,19 @@ def naming_lost_processes(minutes: float) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not torch.distributed.is_initialized() or not is_of_a_connection(error):
+        if not is_of_a_connection(error):
             raise
-        rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         raise LostProcessError(
             f"another process of this run ended, or did not answer for trainer.timeout_minutes={minutes:g} "
-            f"({error}); this is rank {rank} of {world_size}, on {socket.gethostname()}. If it ended by "
-            "itself, its output says why; else see that its host is up and can be reached. Then start all "
-            "processes again with resume=auto: they go on from the newest checkpoint"
+            f"({error}); this is rank {getattr(rank_zero_only, 'rank', 0)}, on {socket.gethostname()}. If it "
+            "ended by itself, its output says why; else see that its host is up and can be reached. Then start "
+            "all processes again with resume=auto: they go on from the newest checkpoint"
         ) from error
 
 
 def is_of_a_connection(error: RuntimeError) -> bool:
-    """Whether ``error`` is one of torch's backends about another process.
-
-    >>> is_of_a_connection(RuntimeError("Application timeout caused pair closure"))
-    True
-    >>> is_of_a_connection(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-    False
-    """
-    return isinstance(error, torch.distributed.DistError) or bool(_CONNECTION.search(str(error)))
+    """Whether ``error`` is one of torch.distributed about another process."""
+    if not torch.distributed.is_available():
+        return False
+    said = torch.distributed.is_initialized() and _CONNECTION.search(str(error))
+    return isinstance(error, torch.distributed.DistError) or bool(said)

@@ -332,23 +332,24 @@ def jpeg(width: int, height: int) -> bytes:
     return bytes(content)
 
 
-@pytest.mark.parametrize("side", [9_460, 20_000, 60_000])
+@pytest.mark.parametrize("side", [9_460, 20_000])
 @pytest.mark.parametrize("made", [png, jpeg])
 def test_a_picture_that_would_fill_the_memory_is_refused_by_name(
     made: Callable[[int, int], bytes], side: int, tmp_path: Path
 ) -> None:
     """Above Pillow's limit, where it warns, and above twice that, where it refuses."""
     path = tmp_path / "bomb.img"
-    path.write_bytes(made(side, min(side, 20_000)))
+    path.write_bytes(made(side, side))
     assert path.stat().st_size < 10**6
     for read in (read_image, image_size):
         with pytest.raises(
             DataError, match=r"bomb\.img: too large to be decoded .* may have 89,478,485 pixels"
         ):
             read(path)
-    with warnings.catch_warnings(), pytest.raises(DataError, match="too large"):
-        warnings.simplefilter("ignore")  # outside of the tests it is no error
-        read_image(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # outside of the tests Pillow's warning is no error
+        with pytest.raises(DataError, match="too large"):
+            read_image(path)
 
 
 def test_a_large_photo_is_read(tmp_path: Path) -> None:

@@ -263,7 +263,7 @@ class TestReadState:
             largest = max(archive.infolist(), key=lambda entry: entry.file_size)
             archive.filelist += [largest] * 100
             archive._didModify = True  # type: ignore[attr-defined]
-        with pytest.raises(WeightsError, match="would unpack to .*: a zip bomb"):
+        with pytest.raises(WeightsError, match=r"would unpack to .*: a zip bomb"):
             read_state(str(tmp_path / "file.pth"))
 
     def test_refuses_a_whole_pickled_module(self, tmp_path: Path) -> None:

@@ -109,6 +109,13 @@ def check_fits(state: dict[str, Tensor], target: nn.Module, source: str) -> None
     )
 
 
+def take_dtype(state: dict[str, Tensor], target: nn.Module) -> None:
+    """Give ``target`` the floating-point type of ``state``, which a shorter one would round when loaded."""
+    types = {value.dtype for value in state.values() if value.is_floating_point()}
+    if len(types) == 1:
+        target.to(types.pop())
+
+
 def read_state(source: str) -> dict[str, Tensor]:
     """State dict from ``imagenet`` (torchvision's ResNet-50, v1.5) or a local .pth, .pt or .safetensors file.
 
