@@ -44,12 +44,20 @@ class Hosts:
             ip("-n", name, "link", "set", INTERFACE, "up")
 
     def tear_down(self) -> None:
+        for number in range(2):
+            self.kill_all_on(number)
         for process in self.processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
         for name in self.names:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True)  # and the cable with it
+
+    def kill_all_on(self, number: int) -> None:
+        """Everything that runs on a host: torchrun gives its processes sessions of their own."""
+        command = ["ip", "netns", "pids", self.names[number]]
+        running = subprocess.run(command, capture_output=True, text=True).stdout.split()
+        for pid in running:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
 
     def pull_the_cable(self) -> None:
         ip("-n", self.names[0], "link", "set", INTERFACE, "down")
@@ -92,7 +100,6 @@ def popen(command: list[str]) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,
     )
 
 
@@ -195,7 +202,7 @@ def test_the_others_stop_and_the_run_goes_on_when_all_are_back(
         hosts.pull_the_cable()
         stopping = both
     else:
-        os.killpg(both[1].pid, signal.SIGKILL)
+        hosts.kill_all_on(1)
         stopping = both[:1]
     lost = time.monotonic()
     try:
@@ -206,9 +213,7 @@ def test_the_others_stop_and_the_run_goes_on_when_all_are_back(
     print(*outputs, f"{loss}: all stopped after {took:.1f} s", sep="\n")
     for process, output in zip(stopping, outputs, strict=True):
         assert process.returncode == 1
-        assert (
-            "another process of this run ended, or did not answer for trainer.timeout_minutes=0.33" in output
-        )
+        assert "another process of this run ended, or did not answer for trainer.timeout_minutes=" in output
         assert "start all processes again with resume=auto" in output
     assert took < 3 * TIMEOUT
     stopped = newest_whole(tmp_path / "checkpoints")

@@ -227,8 +227,17 @@ class Command:
 
 
 def kill(process: subprocess.Popen[str]) -> None:
-    """Kill a command with all processes that it started, so that none can clear up."""
-    os.killpg(process.pid, signal.SIGKILL)
+    """Kill a command with all processes that it started, so that none can clear up.
+
+    Those of torchrun are in sessions of their own, and would go on if only its process group were killed.
+    """
+    started = [process.pid]
+    for pid in started:
+        children = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout
+        started += map(int, children.split())
+    for pid in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     process.communicate(timeout=60)
 
 

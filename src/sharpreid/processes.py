@@ -44,8 +44,8 @@ def naming_lost_processes(minutes: float) -> Iterator[None]:
         raise LostProcessError(
             f"another process of this run ended, or did not answer for trainer.timeout_minutes={minutes:g} "
             f"({error}); this is rank {getattr(rank_zero_only, 'rank', 0)}, on {socket.gethostname()}. If it "
-            "ended by itself, its output says why; else see that its host is up and can be reached. Then start "
-            "all processes again with resume=auto: they go on from the newest checkpoint"
+            "ended by itself, its output says why; else see that its host is up and can be reached. Then "
+            "start all processes again with resume=auto: they go on from the newest checkpoint"
         ) from error
 
 
