@@ -6,10 +6,10 @@ READY := $(VENV)/.ready
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup ablation report test check format clean
+.PHONY: help setup ablation report test test-hosts soak check format clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 setup: $(READY) ## make .venv with everything that is needed, once
 
@@ -31,6 +31,12 @@ report: $(READY) ## the paper's tables and figures beside runs on the embedded d
 
 test: $(READY) ## all tests
 	$(BIN)/python -m pytest $(ARGS)
+
+test-hosts: $(READY) ## two hosts and a link that is cut: about 3 minutes, Linux as root
+	$(BIN)/python -m pytest -m hosts tests/test_hosts.py $(ARGS)
+
+soak: $(READY) ## kill a training 100 times; its end must be that of an undisturbed one: about 20 minutes
+	$(BIN)/python -m tests.soak $(ARGS)
 
 check: $(READY) ## what CI runs: lint, format, types, fast tests and doctests
 	$(BIN)/ruff check

@@ -18,6 +18,13 @@ TRAIN_IDENTITIES = range(1, 9)
 TEST_IDENTITIES = range(9, 13)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is marked ``hosts`` unless it is asked for by name: it changes the machine's network."""
+    if "hosts" not in config.option.markexpr:
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("hosts")])
+        items[:] = [item for item in items if not item.get_closest_marker("hosts")]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _single_thread() -> None:
     """On a busy machine the tiny tensors of these tests wait for each other's threads."""

@@ -1,10 +1,12 @@
 """Checkpoints are whole or not there, and a damaged one is passed over."""
 
+import hashlib
 import logging
 import resource
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from sharpreid.checkpoints import (
     SafeCheckpointIO,
     digest_path,
     newest_whole,
+    remove_unfinished,
     step_path,
     verify,
 )
@@ -123,7 +126,33 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, monkeypatch: pytest.Mon
     assert not Path("exploded").exists()
 
 
+def test_a_zip_bomb_is_not_unpacked(tmp_path: Path) -> None:
+    """A compressed checkpoint, whose checksum is right."""
+    path = step_path(tmp_path, 1)
+    torch.save({"state_dict": {"w": torch.zeros(10**6)}}, tmp_path / "whole")
+    with zipfile.ZipFile(tmp_path / "whole") as whole, zipfile.ZipFile(path, "w") as packed:
+        for entry in whole.infolist():
+            packed.writestr(entry.filename, whole.read(entry), zipfile.ZIP_DEFLATED)
+    digest_path(path).write_text(hashlib.sha256(path.read_bytes()).hexdigest())
+    with pytest.raises(WeightsError, match=r"step=000001\.ckpt: .*: a zip bomb"):
+        SafeCheckpointIO().load_checkpoint(path)
+
+
 def test_removing_takes_the_checksum_along(two: tuple[Path, Path]) -> None:
     SafeCheckpointIO().remove_checkpoint(two[1])
     assert newest_whole(two[0].parent) == two[0]
     assert not digest_path(two[1]).exists()
+
+
+def test_what_a_killed_process_left_half_written_is_deleted(two: tuple[Path, Path]) -> None:
+    """Its temporary files, each the size of a checkpoint, and checksums whose checkpoint never came."""
+    folder = two[0].parent
+    whole = {*folder.iterdir()}
+    left = [".step=000030-0123abcd.ckpt", ".step=000030.ckpt-89abcdef.sha256", "step=000030.ckpt.sha256"]
+    for name in left:
+        (folder / name).write_bytes(b"half")
+    mine = folder / ".notes.txt"
+    mine.touch()
+    remove_unfinished(folder)
+    assert {*folder.iterdir()} == {*whole, mine}
+    remove_unfinished(folder / "missing")

@@ -1,21 +1,24 @@
-"""1, 2 and 4 processes that share a batch of 64 images train one and the same network."""
+"""Several processes train the network of one on the same global batch, and score it like one."""
 
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 from torch import Tensor
 
 from sharpreid.config import build_data, build_module, register_resolvers
-from sharpreid.data.datamodule import TrainBatch
+from sharpreid.data.datamodule import EvalBatch, TrainBatch
 from sharpreid.module import ReIDModule
 
 STEPS = 3
@@ -26,6 +29,28 @@ class LocalMining(ReIDModule):
 
     def _gather(self, x: Tensor) -> Tensor:
         return x
+
+
+class LocalScores(ReIDModule):
+    """The negative control: every process scores its own share of the test set."""
+
+    def on_test_epoch_start(self) -> None:
+        self.test_metric.reset()
+        self.test_metric.distributed_available_fn = lambda: False
+
+
+class Embeddings(pl.Callback):
+    """The embeddings that a process computes for the score."""
+
+    def __init__(self) -> None:
+        self.embeddings: list[Tensor] = []
+        self.index: list[Tensor] = []
+
+    def on_test_batch_end(
+        self, trainer: Any, module: Any, outputs: Any, batch: EvalBatch, batch_idx: int, loader: int = 0
+    ) -> None:
+        self.embeddings.append(module.embed_views(batch.views))
+        self.index.append(batch.indices)
 
 
 class Losses(pl.Callback):
@@ -70,8 +95,40 @@ def train(cfg: DictConfig, processes: int, mining: str = "global") -> dict[str, 
     return {"losses": torch.stack(seen.losses), "images": torch.stack(seen.images), **state}
 
 
+def score(cfg: DictConfig, processes: int, gathering: str = "gathered") -> dict[str, Any]:
+    """Scores of an untrained network, and this process's embeddings with the indices of their images."""
+    pl.seed_everything(0, verbose=False)
+    module, data = build_module(cfg), build_data(cfg)
+    if gathering == "alone":
+        module.__class__ = LocalScores
+    seen = Embeddings()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=processes,
+        strategy="ddp" if processes > 1 else "auto",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        callbacks=[seen],
+    )
+    trainer.test(module, data, verbose=False)
+    assert module.test_scores is not None
+    return {
+        "scores": {**module.test_scores.as_dict(), "cmc": list(module.test_scores.cmc)},
+        "embeddings": torch.cat(seen.embeddings),
+        "index": torch.cat(seen.index),
+    }
+
+
 def on_processes(folder: Path, cfg: DictConfig, processes: int, mining: str = "global") -> dict[str, Tensor]:
     """`train` on real processes; what the first saw, but the images of all, in the order of the ranks."""
+    results = each_of(folder, cfg, processes, "train", mining)
+    return {**results[0], "images": torch.cat([result["images"] for result in results], 1)}
+
+
+def each_of(folder: Path, cfg: DictConfig, processes: int, what: str, how: str) -> list[dict[str, Any]]:
+    """What `train` or `score` return on each of several real processes."""
     folder.mkdir()
     OmegaConf.save(cfg, folder / "cfg.yaml")
     with socket.socket() as free:
@@ -85,14 +142,13 @@ def on_processes(folder: Path, cfg: DictConfig, processes: int, mining: str = "g
         "MASTER_PORT": str(port),
         "WORLD_SIZE": str(processes),
     }
-    command = [sys.executable, __file__, str(folder), mining]
+    command = [sys.executable, __file__, str(folder), what, how]
     started = [
         subprocess.Popen(command, env={**environment, "LOCAL_RANK": str(rank), "NODE_RANK": "0"})
         for rank in range(processes)
     ]
     assert [process.wait(timeout=240) for process in started] == [0] * processes
-    results = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(processes)]
-    return {**results[0], "images": torch.cat([result["images"] for result in results], 1)}
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(processes)]
 
 
 @pytest.fixture
@@ -154,11 +210,50 @@ def test_groups_on_one_process_are_batch_norm_within_four(cfg: DictConfig, tmp_p
     assert max((alone[name] - four[name]).abs().max().item() for name in statistics) > 1e-6
 
 
+@pytest.fixture
+def odd_test_set(cfg: DictConfig, market_of_16: Path, tmp_path: Path) -> DictConfig:
+    """17 test images, one by one: shares of 9 and 8, or of 6, 6 and 5; the people are hard to tell apart."""
+    root = tmp_path / "odd"
+    rng = np.random.default_rng(0)
+    for folder in ("bounding_box_train", "query", "bounding_box_test"):
+        (root / folder).mkdir(parents=True)
+    for path in sorted((market_of_16 / "bounding_box_train").iterdir()):
+        (root / "bounding_box_train" / path.name).symlink_to(path)
+    for number in range(17):
+        folder, camera = ("query", 1) if number < 5 else ("bounding_box_test", 2 + number % 2)
+        pixels = rng.integers(0, 256, (32, 16, 3), dtype=np.uint8)
+        name = f"{20 + number % 5:04d}_c{camera}s1_{number:06d}_00.jpg"
+        Image.fromarray(pixels).save(root / folder / name)
+    cfg.data.source.root = str(root)
+    cfg.data.eval_batch_size = 1  # kernels may round otherwise for another number of images
+    return cfg
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+def test_scores_of_uneven_shares_are_those_of_one_process(odd_test_set: DictConfig, tmp_path: Path) -> None:
+    """To the last bit, on every process; and not so if each scores its own share."""
+    alone = score(odd_test_set, 1)
+    assert alone["index"].tolist() == list(range(17))
+    assert 0.1 < alone["scores"]["mAP"] < 0.9
+    for processes in (2, 3):
+        results = each_of(tmp_path / str(processes), odd_test_set, processes, "score", "gathered")
+        shares = [result["index"].tolist() for result in results]
+        assert sorted(chain(*shares)) == list(range(17))
+        assert {len(share) for share in shares} == ({9, 8} if processes == 2 else {6, 5})
+        assert [result["scores"] for result in results] == [alone["scores"]] * processes
+        for result in results:
+            assert torch.equal(result["embeddings"], alone["embeddings"][result["index"]])
+    apart = each_of(tmp_path / "apart", odd_test_set, 2, "score", "alone")
+    assert all(result["scores"] != alone["scores"] for result in apart)
+
+
 if __name__ == "__main__":
     place = Path(sys.argv[1])
     register_resolvers()
     loaded = OmegaConf.load(place / "cfg.yaml")
     assert isinstance(loaded, DictConfig)
+    job = {"train": train, "score": score}[sys.argv[2]]
     torch.save(
-        train(loaded, int(os.environ["WORLD_SIZE"]), sys.argv[2]), place / f"{os.environ['LOCAL_RANK']}.pt"
+        job(loaded, int(os.environ["WORLD_SIZE"]), sys.argv[3]), place / f"{os.environ['LOCAL_RANK']}.pt"
     )

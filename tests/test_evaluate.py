@@ -4,11 +4,20 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from sharpreid.attention.mask import TestMask
-from sharpreid.evaluate import _sweeps, build_empty_module, combinations, evaluate, evaluate_sweep, main
+from sharpreid.evaluate import (
+    _sweeps,
+    build_empty_module,
+    combinations,
+    evaluate,
+    evaluate_sweep,
+    load_network,
+    main,
+)
 from sharpreid.recipe import departures
 from sharpreid.report.table import gather_readings, print_readings
 
@@ -68,6 +77,42 @@ def test_a_file_that_is_no_checkpoint_is_named(
     )
     with pytest.raises(ValueError, match=r"final\.ckpt: not a plain file of tensors"):
         evaluate([f"checkpoint={checkpoint}"])
+
+
+class Touch:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> object:
+        return (Path.touch, (self.path,))
+
+
+def test_code_in_a_checkpoint_is_not_run(
+    checkpoint: Path, composed: Callable[..., DictConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command ends with status 1."""
+    torch.save({"state_dict": Touch(checkpoint.with_name("ran"))}, checkpoint)
+    OmegaConf.save(
+        composed("output_dir=out", "callbacks={}", "logger={}"), checkpoint.parents[1] / "config.yaml"
+    )
+    with pytest.raises(SystemExit) as stop:
+        main([f"checkpoint={checkpoint}"])
+    assert stop.value.code == 1
+    assert "final.ckpt: not a plain file of tensors" in capsys.readouterr().err
+    assert not checkpoint.with_name("ran").exists()
+
+
+def test_a_checkpoint_of_another_network_is_compared_with_the_config(
+    checkpoint: Path, composed: Callable[..., DictConfig]
+) -> None:
+    cfg = composed("output_dir=out", "callbacks={}", "logger={}", "model.blocks=[1]")
+    torch.save({"state_dict": build_empty_module(cfg).state_dict()}, checkpoint)
+    load_network(checkpoint, cfg)
+    cfg.model.head.embedding_dim = 64
+    with pytest.raises(ValueError, match=r"final\.ckpt: a checkpoint of another network .*wanted \(64, "):
+        load_network(checkpoint, cfg)
 
 
 def test_the_weights_that_a_run_started_from_are_not_needed_and_stay_in_its_label(

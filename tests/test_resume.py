@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from sharpreid.callbacks.checkpoint import StepCheckpoints
 from sharpreid.checkpoints import SafeCheckpointIO, newest_whole, step_checkpoints, step_path
 from sharpreid.config import build_data, build_module
+from sharpreid.models.weights import WeightsError
 from sharpreid.records import describe_config
 from sharpreid.resume import ChangedConfigError, find_checkpoint
 from sharpreid.signals import EXIT_RESUMABLE
@@ -106,6 +107,25 @@ def test_a_cut_training_ends_as_an_uncut_one(
         assert earlier["global_step"] == step
         assert differing(earlier, whole)  # the comparison is one that can fail
         assert differing(fit(cfg, folder, quiet, resume=step_path(folder, step)), whole) == []
+
+
+@pytest.mark.slow
+def test_a_cut_training_in_float64_ends_as_an_uncut_one(
+    cfg: DictConfig, tmp_path: Path, quiet: dict[str, Any]
+) -> None:
+    double = {**quiet, "precision": "64-true"}
+    whole = fit(cfg, tmp_path / "whole", double)
+    fit(cfg, tmp_path / "cut", double, cut=3)
+    assert differing(fit(cfg, tmp_path / "cut", double, resume=step_path(tmp_path / "cut", 3)), whole) == []
+
+
+def test_a_checkpoint_of_another_network_is_refused(
+    cfg: DictConfig, tmp_path: Path, quiet: dict[str, Any]
+) -> None:
+    fit(cfg, tmp_path, quiet, cut=1)
+    cfg.model.head.embedding_dim = 64
+    with pytest.raises(WeightsError, match=r"of another network .*\(128,\), wanted \(64,\)"):
+        fit(cfg, tmp_path, quiet, resume=step_path(tmp_path, 1))
 
 
 def test_only_the_last_two_are_kept(cfg: DictConfig, tmp_path: Path, quiet: dict[str, Any]) -> None:
@@ -207,8 +227,17 @@ class Command:
 
 
 def kill(process: subprocess.Popen[str]) -> None:
-    """Kill a command with all processes that it started, so that none can clear up."""
-    os.killpg(process.pid, signal.SIGKILL)
+    """Kill a command with all processes that it started, so that none can clear up.
+
+    Those of torchrun are in sessions of their own, and would go on if only its process group were killed.
+    """
+    started = [process.pid]
+    for pid in started:
+        children = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout
+        started += map(int, children.split())
+    for pid in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     process.communicate(timeout=60)
 
 

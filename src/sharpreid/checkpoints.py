@@ -16,6 +16,7 @@ from sharpreid.models.weights import read_tensors
 log = logging.getLogger(__name__)
 
 _STEP = re.compile(r"step=(\d+)\.ckpt")
+_UNFINISHED = re.compile(r"\..+-[0-9a-f]{8}\.(ckpt|sha256)")
 
 
 class DamagedCheckpointError(ValueError):
@@ -91,6 +92,17 @@ def newest_whole(folder: Path) -> Path | None:
             continue
         return path
     return None
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what a killed process left in ``folder``: files it was writing, checksums without a checkpoint.
+
+    Nobody else may be writing there.
+    """
+    for path in folder.glob("*"):
+        alone = path.suffix == ".sha256" and not path.with_suffix("").exists()
+        if alone or _UNFINISHED.fullmatch(path.name):
+            path.unlink()
 
 
 def _sha256(path: Path) -> str:

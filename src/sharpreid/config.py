@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import textwrap
+from datetime import timedelta
 from typing import Any
 
 import hydra.utils
@@ -12,6 +13,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.strategies import DDPStrategy
 
 from sharpreid.callbacks.progress import ProgressWithTimeLeft
 from sharpreid.checkpoints import SafeCheckpointIO
@@ -131,8 +133,11 @@ def build_trainer(cfg: DictConfig, *, training: bool) -> pl.Trainer:
         )
     else:
         callbacks, loggers = [ProgressWithTimeLeft(training=False)], []
+    settings = cfg.trainer.copy()
+    OmegaConf.set_struct(settings, False)
+    minutes = settings.pop("timeout_minutes", 10)  # not in the configs of early runs
     trainer: pl.Trainer = hydra.utils.instantiate(
-        cfg.trainer,
+        settings,
         callbacks=callbacks,
         logger=loggers,
         plugins=[SafeCheckpointIO()],
@@ -143,7 +148,16 @@ def build_trainer(cfg: DictConfig, *, training: bool) -> pl.Trainer:
     if training and (not isinstance(epochs, int) or epochs < 1):
         raise ValueError(f"trainer.max_epochs must be a whole number, at least 1; got {epochs!r}")
     _check_processes(trainer)
+    _set_timeout(trainer, minutes)
     return trainer
+
+
+def _set_timeout(trainer: pl.Trainer, minutes: float) -> None:
+    """Bound how long a process waits for the others."""
+    if not isinstance(minutes, (int, float)) or not minutes > 0:
+        raise ValueError(f"trainer.timeout_minutes must be a number > 0, got {minutes!r}")
+    if isinstance(trainer.strategy, DDPStrategy):  # which Lightning itself chose, with torch's 30 minutes
+        trainer.strategy._timeout = timedelta(minutes=minutes)
 
 
 def _check_processes(trainer: pl.Trainer) -> None:

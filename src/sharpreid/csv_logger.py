@@ -1,7 +1,9 @@
 """A CSV log that a resumed run goes on with."""
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lightning_fabric.loggers.csv_logs import _ExperimentWriter
 from lightning_fabric.loggers.logger import rank_zero_experiment
@@ -12,7 +14,20 @@ from sharpreid.files import write_rows
 
 
 class ContinuedCSVLogger(CSVLogger):
-    """Lightning's, but what is in ``metrics.csv`` stays: Lightning's own deletes it when a run is resumed."""
+    """Lightning's, but what is in ``metrics.csv`` stays: Lightning's own deletes it when a run is resumed.
+
+    A row that repeats the one before it is written once, so that a checkpoint's row can be there before it.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._last: tuple[Mapping[str, Any], int | None] | None = None
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Add a row, unless it is the last one again."""
+        if (metrics, step) != self._last:
+            self._last = dict(metrics), step
+            super().log_metrics(dict(metrics), step)
 
     @property
     @rank_zero_experiment
@@ -29,6 +44,13 @@ class _Writer(ExperimentWriter):
         if file.is_file():
             with file.open(newline="", encoding="utf-8") as lines:
                 self.metrics_keys = next(csv.reader(lines), [])
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        """As in the base class, but a process that is killed meanwhile leaves the whole file."""
+        file = Path(self.metrics_file_path)
+        with file.open(newline="", encoding="utf-8") as lines:
+            rows = [*csv.DictReader(lines)]
+        write_rows(file, fieldnames, [[row.get(name, "") for name in fieldnames] for row in rows])
 
 
 def forget_from(metrics: Path, step: int) -> None:

@@ -15,7 +15,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from sharpreid.config import build_data, build_module, build_trainer, register_resolvers
 from sharpreid.evaluation.ranking import RankingScores
 from sharpreid.hydra_files import CONF_DIR
-from sharpreid.models.weights import read_tensors
+from sharpreid.models.weights import check_fits, read_tensors
 from sharpreid.module import ReIDModule
 from sharpreid.records import describe_code, describe_scores, write_json
 from sharpreid.report.table import print_readings, print_run_table
@@ -26,6 +26,7 @@ _OVERRIDABLE = (
     "data_root",
     "data.source.root",
     "data.source.manifest",
+    "data.source.within",
     "data.source.images",
     "data.source.distractors",
     "data.source.multi_query",
@@ -43,7 +44,7 @@ _OVERRIDABLE = (
 
 _PATHS = (
     *("checkpoint", "images", "output", "data_root"),
-    *("data.source.root", "data.source.manifest", "data.source.images"),
+    *("data.source.root", "data.source.manifest", "data.source.within", "data.source.images"),
 )
 _FLAGS = ("-m", "--multirun")
 _ONE_VALUE = ("experiment", "data.source.distractors", "data.cache", *_PATHS)  # paths may have commas
@@ -209,13 +210,13 @@ def load_network(checkpoint: Path, cfg: DictConfig) -> ReIDModule:
     """The module of a run with its trained weights, on the CPU.
 
     Raises:
-        ValueError: the file is not a checkpoint of a run.
-        RuntimeError: it is one of another network.
+        ValueError: the file is not a checkpoint of a run, or one of another network.
     """
     module = build_empty_module(cfg)
     content = read_tensors(checkpoint)
     if not isinstance(content, dict) or "state_dict" not in content:
         raise ValueError(f"{checkpoint}: no checkpoint of a run; expected RUN/checkpoints/final.ckpt")
+    check_fits(content["state_dict"], module, str(checkpoint))
     module.load_state_dict(content["state_dict"])
     return module.eval()
 

@@ -16,6 +16,7 @@ from sharpreid.losses.objective import Objective, ObjectiveValue
 from sharpreid.losses.total_variation import squared_total_variation
 from sharpreid.models.network import SharpAttentionNetwork
 from sharpreid.models.trunk import NUM_STAGES
+from sharpreid.models.weights import check_fits, take_dtype
 
 Schedule = Callable[[int], float]
 """A pure function of the 0-based epoch."""
@@ -76,6 +77,14 @@ class ReIDModule(pl.LightningModule):
         optimizer = self.optimizer_builder(self.network.parameters())
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another network, and lose no bit of one in float64.
+
+        Lightning loads first and only then makes the module float64 (``trainer.precision=64-true``).
+        """
+        check_fits(checkpoint["state_dict"], self, "the checkpoint")
+        take_dtype(checkpoint["state_dict"], self)
 
     def on_train_start(self) -> None:
         """As `on_train_epoch_start`, which Lightning leaves out when a run goes on within an epoch."""

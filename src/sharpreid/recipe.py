@@ -32,6 +32,7 @@ _NO_DEPARTURE = (
         "trainer.accelerator",
         "trainer.devices",
         "trainer.num_nodes",
+        "trainer.timeout_minutes",
         "trainer.strategy",
         "trainer.deterministic",
     ),

@@ -29,7 +29,7 @@ from sharpreid.recipe import departures
 _KEPT = ("previous", "train.log", ".lock")
 _NOT_OF_THE_RESULT = (
     *("callbacks", "logger", "output_dir", "data_root", "skip_finished", "resume", "allow_changed"),
-    *("data.num_workers", "data.cache", "trainer.accelerator"),
+    *("data.num_workers", "data.cache", "trainer.accelerator", "trainer.timeout_minutes"),
 )
 
 PROCESS = secrets.token_hex(8)

@@ -26,7 +26,7 @@ from sharpreid.data.datamodule import ReIDDataModule
 from sharpreid.evaluation.ranking import RankingScores
 from sharpreid.hydra_files import CONF_DIR
 from sharpreid.module import ReIDModule
-from sharpreid.processes import is_first
+from sharpreid.processes import is_first, naming_lost_processes
 from sharpreid.recipe import PAPER_DATA
 from sharpreid.records import (
     PROCESS,
@@ -118,7 +118,7 @@ def run_job(cfg: DictConfig, output_dir: Path) -> float:
         log.info("an earlier run of this output directory is now in %s", earlier)
     write_json(output_dir / "job.json", job)
     try:
-        with _wandb_run(job["wandb_id"]):
+        with _wandb_run(job["wandb_id"]), naming_lost_processes(cfg.trainer.get("timeout_minutes", 10)):
             record = train(cfg, output_dir, job, parts, checkpoint)
     except BaseException as error:
         _record_failure(output_dir, job, error)

@@ -1,5 +1,6 @@
 """A manifest of anyone's own images is read whole, or refused by the number of a line."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -109,6 +110,42 @@ def test_an_absolute_path_needs_no_manifest_beside_it(tmp_path: Path, write: Wri
     image = tmp_path / "elsewhere.png"
     Image.new("RGB", (4, 8)).save(image)
     assert load(write(*LINES, f"{image},dora,door,gallery")).gallery[-1].path == image
+
+
+@pytest.fixture
+def outside(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Somebody's private picture."""
+    image = tmp_path_factory.mktemp("private") / "me.png"
+    Image.new("RGB", (4, 8)).save(image)
+    return image
+
+
+@pytest.mark.parametrize("way", ["absolute", "upwards", "link", "linked folder"])
+def test_an_image_outside_of_the_manifests_folder_is_refused(
+    way: str, tmp_path: Path, outside: Path, write: Write
+) -> None:
+    name = {
+        "absolute": str(outside),
+        "upwards": os.path.relpath(outside, tmp_path),
+        "link": "link.png",
+        "linked folder": "folder/me.png",
+    }[way]
+    (tmp_path / "link.png").symlink_to(outside)
+    (tmp_path / "folder").symlink_to(outside.parent)
+    manifest = write(*LINES, f"{name},dora,door,gallery")
+    with pytest.raises(
+        DataError, match=r"line 11: the image is .*me\.png, outside of .*data\.source\.within="
+    ):
+        load(manifest)
+    shared = os.path.commonpath([tmp_path, outside])
+    data = load_manifest(manifest=manifest, name="shop", within=shared)
+    assert data.gallery[-1].path == tmp_path / name
+
+
+def test_a_file_outside_is_refused_before_it_is_opened(write: Write) -> None:
+    line = f"{'../' * 40}etc/passwd,dora,door,gallery,0 0 1 1"
+    with pytest.raises(DataError, match=r"line 11: the image is /etc/passwd, outside of"):
+        load(write(*(f"{line}," for line in LINES), line, header=f"{HEADER},box"))
 
 
 @pytest.mark.parametrize(

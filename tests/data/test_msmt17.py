@@ -117,6 +117,7 @@ def test_a_missing_list_is_named(tree: Path, name: str) -> None:
         "0000/0000_000_16_0303morning_0008_0.jpg 0",
         "0000/0000_000_01_0303morning_0008_0.jpg",
         "../secret.jpg 0",
+        "0000/0000_000_01_/../../../secret.jpg 0",
         "0000/0000_000_01_0303morning_0008_0.jpg -1",
     ],
 )

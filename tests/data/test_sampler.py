@@ -120,6 +120,42 @@ def test_ranks_in_order_are_the_batch_of_one_process(world_size: int, epoch: int
         assert list(chain(*(batches[step] for batches in ranks))) == batch
 
 
+def faults(ranks: list[PKBatchSampler], whole: PKBatchSampler) -> set[str]:
+    """What is wrong with the batches of several ranks, seen beside those of one process."""
+    found = set()
+    for *parts, batch in zip(*ranks, whole, strict=True):
+        shares = [{LABELS[draw.image] for draw in part} for part in parts]
+        if sum(map(len, shares)) > len(set().union(*shares)):
+            found.add("two ranks share an identity")
+        if sorted(chain(*parts)) != sorted(batch):
+            found.add("the ranks' union is not the batch of one process")
+    drawn = Counter(LABELS[draw.image] for draw in chain(*chain(*ranks)))
+    if drawn != dict.fromkeys(SIZES, K):
+        found.add("an identity is not drawn once")
+    return found
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 7])
+def test_ranks_divide_the_identities_of_an_epoch_among_them(epoch: int) -> None:
+    """At every step; 9 identities in 3 batches."""
+    ranks = [sampler(p=3, rank=r, world_size=3, epoch=epoch) for r in range(3)]
+    assert faults(ranks, sampler(p=3, epoch=epoch)) == set()
+
+
+def test_ranks_that_draw_alike_are_found_out() -> None:
+    """The check above can fail: a rank that is not told, and ranks of different seeds or epochs."""
+    share, union, once = (
+        "two ranks share an identity",
+        "the ranks' union is not the batch of one process",
+        "an identity is not drawn once",
+    )
+    whole = sampler(p=3)
+    assert faults([sampler(p=3, rank=0, world_size=3)] * 3, whole) == {share, union, once}
+    assert union in faults([sampler(p=3, rank=r, world_size=3, seed=r) for r in range(3)], whole)
+    assert union in faults([sampler(p=3, rank=r, world_size=3, epoch=r) for r in range(3)], whole)
+    assert union in faults([sampler(p=3, rank=r, world_size=3, epoch=1) for r in range(3)], whole)
+
+
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_ranks_share_no_identity(world_size: int) -> None:
     ranks = [sampler(rank=r, world_size=world_size) for r in range(world_size)]

@@ -1,6 +1,11 @@
 """The paper's augmentation and test-time views, checked on pictures whose pixels name their own place."""
 
+import io
 import random
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -301,3 +306,52 @@ def test_an_unreadable_picture_is_named(tmp_path: Path, damage: str) -> None:
         path.write_bytes({"text": b"Not Found", "truncated": whole[: len(whole) // 2], "empty": b""}[damage])
     with pytest.raises(DataError, match=r"0002_c1s1_000451_03\.jpg: cannot be read as an image .*restore"):
         read_image(path)
+
+
+def png(width: int, height: int) -> bytes:
+    """A black picture of one bit per pixel, its rows compressed."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checksum = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+    packer = zlib.compressobj(9)
+    row = bytes(1 + (width + 7) // 8)
+    rows = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def jpeg(width: int, height: int) -> bytes:
+    """A small picture whose header claims another size."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(buffer, "JPEG")
+    content = bytearray(buffer.getvalue())
+    place = content.index(b"\xff\xc0") + 5
+    content[place : place + 4] = struct.pack(">HH", height, width)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("side", [9_460, 20_000])
+@pytest.mark.parametrize("made", [png, jpeg])
+def test_a_picture_that_would_fill_the_memory_is_refused_by_name(
+    made: Callable[[int, int], bytes], side: int, tmp_path: Path
+) -> None:
+    """Above Pillow's limit, where it warns, and above twice that, where it refuses."""
+    path = tmp_path / "bomb.img"
+    path.write_bytes(made(side, side))
+    assert path.stat().st_size < 10**6
+    for read in (read_image, image_size):
+        with pytest.raises(
+            DataError, match=r"bomb\.img: too large to be decoded .* may have 89,478,485 pixels"
+        ):
+            read(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # outside of the tests Pillow's warning is no error
+        with pytest.raises(DataError, match="too large"):
+            read_image(path)
+
+
+def test_a_large_photo_is_read(tmp_path: Path) -> None:
+    (tmp_path / "photo.png").write_bytes(png(9_450, 9_450))
+    assert image_size(tmp_path / "photo.png") == (9_450, 9_450)

@@ -1,4 +1,5 @@
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torchvision.models import ResNet50_Weights
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from sharpreid.models.trunk import ResNetTrunk
-from sharpreid.models.weights import WeightsError, compare, load_strictly, read_state
+from sharpreid.models.weights import WeightsError, check_fits, compare, load_strictly, read_state
 
 TINY = [1, 1, 1, 1]
 IMAGENET_FILE = ResNet50_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[-1]
@@ -188,6 +189,35 @@ class TestStrictLoading:
         assert coverage.ignored == ()
 
 
+def bomb(path: Path, size: int) -> Path:
+    """What torch.save wrote of ``size`` zeros, compressed."""
+    whole = path.with_suffix(".whole")
+    torch.save({"0.weight": torch.zeros(size // 4)}, whole)
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
+        for entry in source.infolist():
+            target.writestr(entry.filename, source.read(entry))
+    whole.unlink()
+    return path
+
+
+class TestCheckFits:
+    def test_names_tensors_with_the_shapes_found_and_wanted(self) -> None:
+        state = {**small().state_dict(), "0.weight": torch.zeros(3, 5), "other": torch.zeros(1)}
+        message = (
+            r"run/final\.ckpt: a checkpoint of another network than the config describes; nothing was loaded "
+            r"\(1 of another shape: 0\.weight: \(3, 5\), wanted \(3, 2\); 1 unexpected: other\)\. Keep"
+        )
+        with pytest.raises(WeightsError, match=message):
+            check_fits(state, small(), "run/final.ckpt")
+
+    def test_lets_the_same_network_pass(self) -> None:
+        check_fits(small().state_dict(), small(), "final.ckpt")
+
+    def test_refuses_what_is_no_state_dict(self) -> None:
+        with pytest.raises(WeightsError, match="expected a dict of tensors by name"):
+            check_fits({"0.weight": 1}, small(), "final.ckpt")  # type: ignore[dict-item]
+
+
 class TestReadState:
     @pytest.mark.parametrize("suffix", [".pth", ".pt"])
     @pytest.mark.parametrize("wrapped", [True, False])
@@ -213,6 +243,28 @@ class TestReadState:
         assert not proof.exists()
         pickle.loads(path.read_bytes())
         assert proof.exists()  # the file was armed
+
+    def test_refuses_a_zip_bomb_before_it_is_unpacked(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = bomb(tmp_path / "bomb.pth", size=2**24)
+        assert path.stat().st_size < 2**24 / 100
+        assert torch.load(path, weights_only=True)["0.weight"].numel() == 2**22  # the file is armed
+        monkeypatch.setattr(torch, "load", None)  # nothing may be unpacked
+        with pytest.raises(
+            WeightsError, match=r"bomb\.pth: .* would unpack to 16,7\d\d,\d\d\d, and torch\.save"
+        ):
+            read_state(str(path))
+
+    def test_refuses_a_directory_that_names_the_same_bytes_again_and_again(self, tmp_path: Path) -> None:
+        """Without any compression."""
+        torch.save(other_state(), tmp_path / "file.pth")
+        with zipfile.ZipFile(tmp_path / "file.pth", "a") as archive:
+            largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+            archive.filelist += [largest] * 100
+            archive._didModify = True  # type: ignore[attr-defined]
+        with pytest.raises(WeightsError, match=r"would unpack to .*: a zip bomb"):
+            read_state(str(tmp_path / "file.pth"))
 
     def test_refuses_a_whole_pickled_module(self, tmp_path: Path) -> None:
         torch.save(small(), tmp_path / "module.pth")

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.apply_func import convert_tensors_to_scalars
 from pytorch_lightning.callbacks import Checkpoint
 
-from sharpreid.checkpoints import step_checkpoints, step_path
+from sharpreid.checkpoints import remove_unfinished, step_checkpoints, step_path
+from sharpreid.csv_logger import ContinuedCSVLogger
 from sharpreid.signals import STOP_SIGNALS, StoppedAtStepError
 
 log = logging.getLogger(__name__)
@@ -50,6 +52,8 @@ class StepCheckpoints(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Set the random states a resumed run goes on with, and note signals from here on."""
         self._restore_random_states(trainer)
+        if trainer.is_global_zero:
+            remove_unfinished(self.folder)
 
         def note(number: int, frame: FrameType | None) -> None:
             self._signal = number
@@ -115,6 +119,7 @@ class StepCheckpoints(Checkpoint):
             return
         self._due = False
         path = step_path(self.folder, trainer.global_step)
+        _write_pending_row(trainer)
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:
             for old in step_checkpoints(self.folder)[self.keep :]:
@@ -130,6 +135,20 @@ class StepCheckpoints(Checkpoint):
                 logger.save()
         if self._stop is not None:
             raise StoppedAtStepError(trainer.global_step, self._stop)
+
+
+def _write_pending_row(trainer: pl.Trainer) -> None:
+    """Give the CSV log the step's row, which Lightning writes only after the callbacks, and then again."""
+    connector = trainer._logger_connector
+    if not connector.should_update_logs:
+        return
+    row = convert_tensors_to_scalars(connector.metrics["log"])
+    for logger in trainer.loggers:
+        if row and isinstance(logger, ContinuedCSVLogger):
+            logger.log_metrics(
+                {**row, "epoch": trainer.current_epoch}, trainer.fit_loop.epoch_loop._batches_that_stepped
+            )
+            logger.save()
 
 
 def _random_states() -> dict[str, Any]:

@@ -72,7 +72,7 @@ class MaskGallery(pl.Callback):
                 data.test[index].views[-2:][0] for index in range(count)
             ]  # the last is its mirror image
             self._views = torch.stack(centre)
-        attention = attend(network, self._views.to(pl_module.device))
+        attention = attend(network, self._views.to(next(network.parameters())))
         sheet = draw_masks(self._views, attention, channels=self.channels)
         with replacing(self.folder / f"epoch{epoch:04d}.png") as temporary:
             sheet.save(temporary)

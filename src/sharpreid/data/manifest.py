@@ -26,7 +26,7 @@ class _Row(NamedTuple):
     box: Box | None
 
 
-def load_manifest(*, manifest: str | Path, name: str) -> ReIDData:
+def load_manifest(*, manifest: str | Path, name: str, within: str | Path | None = None) -> ReIDData:
     """Read a manifest; images are opened only where they have a box, and only their size is read.
 
     Args:
@@ -39,6 +39,8 @@ def load_manifest(*, manifest: str | Path, name: str) -> ReIDData:
             * ``box`` (the whole column may be left out): ``left upper right lower`` in pixels, right and
               lower the first outside; empty is the whole image.
         name: as printed with scores.
+        within: folder that every image must be in once links are followed: a manifest may come from somebody
+            else, and its images may be shown. None is the manifest's folder.
 
     Returns:
         The data set, each list in the order of the lines. Identities and cameras are numbered from 1 in the
@@ -55,6 +57,7 @@ def load_manifest(*, manifest: str | Path, name: str) -> ReIDData:
         rows = list(_rows(manifest))
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{manifest}: not a CSV file in UTF-8 ({error}); save it as one") from error
+    _check_places(manifest, rows, manifest.parent if within is None else Path(within).expanduser())
     _check_splits(manifest, rows)
     rows = _check_boxes(manifest, rows)
     cameras_known = _check_cameras(manifest, rows)
@@ -135,6 +138,19 @@ def _read_row(manifest: Path, line: int, header: Sequence[str], fields: Sequence
     if not given["path"] or not _is_file(path):
         _wrong(manifest, line, f"no image at {path}; paths are absolute or from the manifest's folder")
     return _Row(line, path, identity, given["camera"], split, _box(manifest, line, given.get(BOX, "")))
+
+
+def _check_places(manifest: Path, rows: Sequence[_Row], within: Path) -> None:
+    allowed = within.resolve()
+    for row in rows:
+        place = row.path.resolve()
+        if not place.is_relative_to(allowed):
+            _wrong(
+                manifest,
+                row.line,
+                f"the image is {place}, outside of {allowed}, where all must be. Move it there, or name a "
+                "folder that they are all in by data.source.within=/path",
+            )
 
 
 def _is_file(path: Path) -> bool:

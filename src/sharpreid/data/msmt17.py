@@ -25,7 +25,9 @@ TEST_OFFSET = 10_001
 0, the distractor."""
 
 _FOLDERS = {"": ("train", "test"), "_v2": ("mask_train_v2", "mask_test_v2")}
-_LINE = re.compile(r"(?P<file>\d{4}/\d{4}_\d+_(?P<camera>0[1-9]|1[0-5])_\S+\.jpg)\s+(?P<identity>\d{1,4})")
+_LINE = re.compile(
+    r"(?P<file>\d{4}/\d{4}_\d+_(?P<camera>0[1-9]|1[0-5])_[^\s/]+\.jpg)\s+(?P<identity>\d{1,4})"
+)
 _EXAMPLE = "0000/0000_000_01_0303morning_0008_0.jpg 0"
 
 

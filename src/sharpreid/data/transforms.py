@@ -18,6 +18,9 @@ Crops = Literal["plain", "flip", "ten_crop"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+MAX_PIXELS = 2**30 // 4 // 3
+"""Of an image file; 89 million, Pillow's own figure: 256 MiB decoded. A few kB can claim more."""
+
 _DEEP_MODES = ("I", "F")  # of Pillow: 16 or 32 bits per pixel
 
 TEN_CROP_SCALE = 9 / 8
@@ -32,7 +35,8 @@ def read_image(path: Path, content: bytes | None = None) -> Image.Image:
         content: its bytes, where they have been read already.
 
     Raises:
-        DataError: names the file that cannot be decoded, or holds more than 8 bits per channel.
+        DataError: names the file that cannot be decoded, has more than `MAX_PIXELS`, or more than 8 bits per
+            channel.
     """
     with _opened(path, content) as image:
         return image.convert("RGB")
@@ -48,6 +52,8 @@ def image_size(path: Path, content: bytes | None = None) -> tuple[int, int]:
 def _opened(path: Path, content: bytes | None) -> Iterator[Image.Image]:
     try:
         with Image.open(path if content is None else io.BytesIO(content)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
             if image.mode.startswith(_DEEP_MODES):
                 raise DataError(
                     f"{path}: more than 8 bits per channel (mode {image.mode}), which would be cut off at "
@@ -60,7 +66,12 @@ def _opened(path: Path, content: bytes | None) -> Iterator[Image.Image]:
         raise DataError(
             f"{path}: cannot be read as an image (of no known format); restore the file"
         ) from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(
+            f"{path}: too large to be decoded safely ({error}); an image may have {MAX_PIXELS:,} pixels. "
+            "Shrink it, or take it out of the data set"
+        ) from error
+    except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as an image ({error}); restore the file") from error
 
 

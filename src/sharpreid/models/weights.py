@@ -1,6 +1,7 @@
 """Loading of trunk weights: strict, and with a report of what was covered."""
 
 import logging
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,38 @@ def load_strictly(state: dict[str, Tensor], target: nn.Module, source: str) -> C
     return coverage
 
 
+def check_fits(state: dict[str, Tensor], target: nn.Module, source: str) -> None:
+    """See that ``state`` has every tensor of ``target`` in its shape, and no other.
+
+    Raises:
+        WeightsError: names the first tensors that are of another shape, missing or unexpected.
+    """
+    coverage = compare(_state_dict(state, Path(source)), target)
+    if coverage.complete:
+        return
+    kinds = (
+        ("of another shape", coverage.misshapen),
+        ("missing", coverage.missing),
+        ("unexpected", coverage.unexpected),
+    )
+    found = "; ".join(
+        f"{len(keys)} {what}: {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}"
+        for what, keys in kinds
+        if keys
+    )
+    raise WeightsError(
+        f"{source}: a checkpoint of another network than the config describes; nothing was loaded ({found}). "
+        "Keep a checkpoint in the directory of its own run, or give the model's values of that run"
+    )
+
+
+def take_dtype(state: dict[str, Tensor], target: nn.Module) -> None:
+    """Give ``target`` the floating-point type of ``state``, which a shorter one would round when loaded."""
+    types = {value.dtype for value in state.values() if value.is_floating_point()}
+    if len(types) == 1:
+        target.to(types.pop())
+
+
 def read_state(source: str) -> dict[str, Tensor]:
     """State dict from ``imagenet`` (torchvision's ResNet-50, v1.5) or a local .pth, .pt or .safetensors file.
 
@@ -111,15 +144,30 @@ def read_tensors(path: Path) -> Any:
     """Content of a file written by torch.save: tensors and plain values; pickled code is never run.
 
     Raises:
-        WeightsError: it is something else, or damaged.
+        WeightsError: it is something else, damaged, or would unpack to more bytes than it has.
     """
     try:
+        _refuse_zip_bomb(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # an unpickler fed with foreign bytes can raise anything
         raise WeightsError(
             f"{path}: not a plain file of tensors ({_reason(error)}); expected a state dict written by "
             "torch.save"
         ) from error
+
+
+def _refuse_zip_bomb(path: Path) -> None:
+    """Compare what the zip's directory promises with the size of the file, before anything is unpacked."""
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":  # not torch's format since 1.6; the one before has no compression
+            return
+    with zipfile.ZipFile(path) as archive:
+        promised = sum(entry.file_size for entry in archive.infolist())
+    size = path.stat().st_size
+    if promised > size:
+        raise WeightsError(
+            f"its {size:,} bytes would unpack to {promised:,}, and torch.save compresses nothing: a zip bomb"
+        )
 
 
 def _reason(error: Exception) -> str:
