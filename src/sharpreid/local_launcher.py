@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, setup_globals
+from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra.errors import CompactHydraException
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from sharpreid.config import run_label
 from sharpreid.hydra_files import parse_override
 from sharpreid.records import CONSOLE_LOG, claim, held_out_map, set_earlier_run_aside, write_json
 from sharpreid.signals import EXIT_RESUMABLE, STOP_SIGNALS
@@ -40,11 +41,7 @@ class Job(NamedTuple):
     config: DictConfig  # composed, with its hydra node
     output_dir: Path  # absolute
     devices: int
-
-    @property
-    def label(self) -> str:
-        """What the job is called on the screen."""
-        return f"#{self.number} {' '.join(filter_overrides(self.overrides))}"
+    label: str  # on the screen
 
     def command(self) -> list[str]:
         """The command line of the job by itself; ``hydra.job.num`` tells it that it is one of a sweep."""
@@ -111,7 +108,9 @@ def launch(
     _refuse_shared_places(jobs)
     gpus = visible_gpus() if config.trainer.accelerator in ("auto", "gpu", "cuda") else []
     at_once = _jobs_at_once(jobs, len(gpus), jobs_at_once)
-    log.info("%d jobs, %d at once on %s", len(jobs), at_once, f"{len(gpus)} GPUs" if gpus else "the CPU")
+    log.info(
+        "jobs: %d, at once: %d, on %s", len(jobs), at_once, f"GPU {','.join(gpus)}" if gpus else "the CPU"
+    )
     values = _run_all(jobs, gpus, at_once)
     return [_returned(job, values[job.number]) for job in jobs]
 
@@ -132,6 +131,7 @@ def _compose(config: DictConfig, context: HydraContext, overrides: Sequence[str]
     HydraConfig.instance().set_config(composed)  # what ${hydra:...} refers to
     try:
         place = Path(str(composed.hydra.sweep.dir), str(composed.hydra.sweep.subdir)).absolute()
+        label = f"#{number} {run_label(str(composed.name))}"
     finally:
         HydraConfig.instance().cfg = before
     devices, nodes = composed.trainer.devices, composed.trainer.get("num_nodes", 1)
@@ -140,7 +140,7 @@ def _compose(config: DictConfig, context: HydraContext, overrides: Sequence[str]
             "hydra/launcher=local needs a whole number, > 0, as trainer.devices, and trainer.num_nodes=1; "
             f"got trainer.devices={devices} and trainer.num_nodes={nodes}"
         )
-    return Job(number, tuple(overrides), composed, place, devices)
+    return Job(number, tuple(overrides), composed, place, devices, label)
 
 
 def _is_of_the_sweep(override: str) -> bool:

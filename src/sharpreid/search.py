@@ -1,5 +1,6 @@
 """What has to be so before a sweep, or a search over hyperparameters, starts."""
 
+import logging
 import warnings
 from typing import Any
 
@@ -33,6 +34,7 @@ class CheckSearch(Callback):
                 "data.validation_identities=100"
             )
         # Optuna 2.10, the last that Hydra's sweeper works with, on SQLAlchemy 2.
+        logging.getLogger("alembic").setLevel(logging.WARNING)
         warnings.filterwarnings("ignore", message=".*declarative_base", module="optuna")
 
 
