@@ -1,4 +1,4 @@
-"""``hydra/launcher=local``: jobs in processes of their own, several at once, with the results of one by one."""
+"""``hydra/launcher=local``: jobs in processes of their own, several at once, which end as one by one."""
 
 import csv
 import json
@@ -92,7 +92,7 @@ def left_running(folder: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def sweep(tiny_overrides: list[str]) -> list[str]:
     """A sweep over two seeds that goes on where it was stopped."""
-    changes = ["trainer.max_epochs=20", "callbacks.checkpoint.every_n_steps=1", "model.blocks=[1]"]
+    changes = ["trainer.max_epochs=12", "callbacks.checkpoint.every_n_steps=1", "model.blocks=[1]"]
     return ["--multirun", *tiny_overrides, *changes, "seed=0,1", "resume=auto", "score_untrained=false"]
 
 
@@ -118,8 +118,8 @@ def test_jobs_side_by_side_end_as_one_by_one(sweep: list[str], one_by_one: Path,
     assert max(told(folder)["started"] for folder in found.values()) < ended
     assert f"#1 seed=1: starts, {found['seed=1']}/console.log" in output
     assert "#1 seed=1: done in" in output
-    assert "step 40/40" in (found["seed=1"] / "console.log").read_text(encoding="utf-8")
-    assert "step 40/40" not in output
+    assert "step 24/24" in (found["seed=1"] / "console.log").read_text(encoding="utf-8")
+    assert "step 24/24" not in output
     assert len([*tmp_path.rglob("summary.csv")]) == 1
 
 
