@@ -106,11 +106,11 @@ def launch(
         raise CompactHydraException("hydra/launcher=local starts the processes itself: leave torchrun out")
     jobs = [_compose(config, hydra_context, one, first + n) for n, one in enumerate(job_overrides)]
     _refuse_shared_places(jobs)
-    gpus = visible_gpus() if config.trainer.accelerator in ("auto", "gpu", "cuda") else []
+    accelerator = jobs[0].config.trainer.accelerator
+    gpus = visible_gpus() if accelerator in ("auto", "gpu", "cuda") else []
     at_once = _jobs_at_once(jobs, len(gpus), jobs_at_once)
-    log.info(
-        "jobs: %d, at once: %d, on %s", len(jobs), at_once, f"GPU {','.join(gpus)}" if gpus else "the CPU"
-    )
+    devices = f"GPU {','.join(gpus)}" if gpus else "the CPU"
+    log.info("jobs: %d, at once: %d, on %s", len(jobs), at_once, devices)
     values = _run_all(jobs, gpus, at_once)
     return [_returned(job, values[job.number]) for job in jobs]
 
@@ -221,7 +221,7 @@ def _start(job: Job, running: Sequence[Running], gpus: Sequence[str], at_once: i
     job.output_dir.mkdir(parents=True, exist_ok=True)
     in_use = [gpu for one in running for gpu in one.gpus]
     mine = tuple(sorted(gpus, key=in_use.count)[: job.devices])
-    environment = {**os.environ}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}  # what is printed is in the file at once
     if mine:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
     else:
@@ -267,6 +267,7 @@ def _record_failure(ended: Running) -> str:
                     return str(told["error"])
             elif job.config.resume == "none":  # else what it has to go on from stays
                 set_earlier_run_aside(job.output_dir)
+                told = {}
             now = {"started": ended.started, "name": job.config.name, "overrides": _task_overrides(job)}
             write_json(path, {**now, **told, "asked_for": ended.started, "status": "failed", "error": error})
     except RuntimeError as taken:
