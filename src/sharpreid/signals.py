@@ -11,7 +11,10 @@ from types import FrameType
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 EXIT_RESUMABLE = 75
-"""Exit status after a signal at which the run was saved: start it again with resume=auto (EX_TEMPFAIL)."""
+"""Exit status after a signal at which the run was saved: start it again with resume=auto (EX_TEMPFAIL).
+
+With resume=auto also outside of the training, where there is nothing to save.
+"""
 
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -45,7 +48,7 @@ def outlive_stop_signals(worker: int) -> None:
 
 @contextmanager
 def stopping_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM stop the command wherever it stands, as an interrupt from the keyboard does.
+    """Let SIGTERM and SIGUSR1 stop the command wherever it stands, as an interrupt from the keyboard does.
 
     It raises Lightning's SIGTERMException, a SystemExit, once; further ones are ignored while that clears up.
     Outside of the main thread, where no handler can be set, nothing changes.
@@ -66,8 +69,9 @@ def stopping_on_sigterm() -> Iterator[None]:
             stopping = True
             raise SIGTERMException
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

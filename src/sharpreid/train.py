@@ -64,7 +64,9 @@ def main(cfg: DictConfig) -> float:
         sys.exit(EXIT_RESUMABLE)
     except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns the first into the second
         log.error("interrupted; what is done so far is in %s", output_dir)
-        sys.exit(143 if isinstance(stop, SIGTERMException) else 130)
+        if isinstance(stop, SIGTERMException):
+            sys.exit(EXIT_RESUMABLE if cfg.resume == "auto" else 143)
+        sys.exit(130)
     except Exception as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
@@ -145,13 +147,19 @@ def build(cfg: DictConfig) -> Parts:
     data = build_data(cfg)
     data.setup("fit")
     parts = Parts(data, build_module(cfg), build_trainer(cfg, training=True))
-    if parts.trainer.world_size > 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
+    if parts.trainer.world_size > 1 and _goes_through_a_sweep():
         raise ValueError(
             f"a sweep goes through its jobs in one process, but trainer.devices={parts.trainer.num_devices} "
             f"needs {parts.trainer.world_size}; start each job by itself: torchrun --nproc-per-node="
             f"{parts.trainer.num_devices} -m sharpreid.train ... hydra.mode=RUN"
         )
     return parts
+
+
+def _goes_through_a_sweep() -> bool:
+    """Whether this process runs all jobs of a sweep; other launchers than Hydra's basic one start some for each."""
+    hydra_cfg = HydraConfig.get()
+    return hydra_cfg.mode == RunMode.MULTIRUN and hydra_cfg.launcher._target_.endswith(".BasicLauncher")
 
 
 def _go_on(output_dir: Path, checkpoint: Path) -> dict[str, Any]:
