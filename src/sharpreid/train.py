@@ -8,7 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -260,7 +260,8 @@ def _finish(trainer: pl.Trainer, succeeded: bool) -> None:
     for logger in trainer.loggers:
         finish = getattr(getattr(logger, "experiment", None), "finish", None)  # W&B's
         if finish is not None:
-            finish(exit_code=0 if succeeded else 1)
+            with suppress(ConnectionError):  # a signal to all processes ends W&B's first
+                finish(exit_code=0 if succeeded else 1)
 
 
 def reason(error: BaseException) -> str:
