@@ -110,6 +110,11 @@ def squeue(*arguments: str) -> list[str]:
     return subprocess.check_output(["squeue", "--noheader", *arguments], text=True).split()
 
 
+def job_id(number: int) -> str:
+    """SLURM's id of a job of the array."""
+    return dict(pair.split("=") for pair in squeue("--name=block_ablation", "--format=%K=%A"))[str(number)]
+
+
 def result(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Scores and final weights of a run."""
     record = json.loads((run / "scores.json").read_text(encoding="utf-8"))
@@ -129,9 +134,7 @@ def test_a_job_array_that_is_preempted_equals_undisturbed_runs(
     )
     sweep.wait_until(lambda: any(sweep.job(number)[1]["status"] == "failed" for number in range(2)))
     preempted = [sweep.job(number)[1]["status"] for number in range(2)].index("failed")
-    other = 1 - preempted
-    array = squeue("--states=RUNNING", "--name=block_ablation", "--format=%F")[0]
-    subprocess.check_call(["scancel", "--signal=USR1", f"{array}_{other}"])
+    subprocess.run(["scancel", "--signal=USR1", job_id(1 - preempted)])  # repeats it, and says it cannot
     output = sweep.end()
     print(output)
     assert sweep.process.returncode == 1
