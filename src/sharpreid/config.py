@@ -13,6 +13,11 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.plugins.environments import (
+    ClusterEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from pytorch_lightning.strategies import DDPStrategy
 
 from sharpreid.callbacks.progress import ProgressWithTimeLeft
@@ -28,11 +33,12 @@ _LONGEST_LABEL = 60
 
 
 def register_resolvers() -> None:
-    """Make ``${job_dir:...}`` and ``${run_label:...}`` known to OmegaConf."""
+    """Make ``${job_dir:...}``, ``${run_label:...}`` and the like known to OmegaConf."""
     OmegaConf.register_new_resolver("job_dir", job_dir, replace=True)
     OmegaConf.register_new_resolver("run_label", run_label, replace=True)
     OmegaConf.register_new_resolver("sweep_jobs", planned_jobs, replace=True)
     OmegaConf.register_new_resolver("sweep_job", _job_number, replace=True)
+    OmegaConf.register_new_resolver("gpus_per_node", gpus_per_node, replace=True)
 
 
 def job_dir(override_dirname: str) -> str:
@@ -61,6 +67,15 @@ def run_label(name: str) -> str:
 def _job_number() -> int | None:
     """Place of the running job in a sweep that this process goes through, from 1; None outside of one."""
     return None if planned_jobs() is None else HydraConfig.get().job.num + 1
+
+
+def gpus_per_node(accelerator: str, devices: int) -> int | None:
+    """The GPUs that a scheduler is asked for on each node; None where the CPU is trained on.
+
+    >>> gpus_per_node("auto", 2), gpus_per_node("cpu", 2)
+    (2, None)
+    """
+    return None if accelerator == "cpu" else devices
 
 
 class ConfigError(ValueError):
@@ -140,7 +155,7 @@ def build_trainer(cfg: DictConfig, *, training: bool) -> pl.Trainer:
         settings,
         callbacks=callbacks,
         logger=loggers,
-        plugins=[SafeCheckpointIO()],
+        plugins=[SafeCheckpointIO(), *_slurm()],
         enable_checkpointing=training,
         limit_val_batches=1.0 if cfg.data.validation_identities else 0,
     )
@@ -158,6 +173,13 @@ def _set_timeout(trainer: pl.Trainer, minutes: float) -> None:
         raise ValueError(f"trainer.timeout_minutes must be a number > 0, got {minutes!r}")
     if isinstance(trainer.strategy, DDPStrategy):  # which Lightning itself chose, with torch's 30 minutes
         trainer.strategy._timeout = timedelta(minutes=minutes)
+
+
+def _slurm() -> list[ClusterEnvironment]:
+    """The processes that SLURM started, without Lightning's own saving and requeueing; none outside of SLURM."""
+    if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
+        return []
+    return [SLURMEnvironment(auto_requeue=False)]
 
 
 def _check_processes(trainer: pl.Trainer) -> None:

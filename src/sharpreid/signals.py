@@ -7,11 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 EXIT_RESUMABLE = 75
-"""Exit status after a signal at which the run was saved: start it again with resume=auto (EX_TEMPFAIL)."""
+"""Exit status after a signal at which the run was saved: start it again with resume=auto (EX_TEMPFAIL).
+
+With resume=auto also outside of the training, where there is nothing to save.
+"""
 
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -45,9 +49,10 @@ def outlive_stop_signals(worker: int) -> None:
 
 @contextmanager
 def stopping_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM stop the command wherever it stands, as an interrupt from the keyboard does.
+    """Let SIGTERM and SIGUSR1 stop the command wherever it stands, as an interrupt from the keyboard does.
 
-    It raises Lightning's SIGTERMException, a SystemExit, once; further ones are ignored while that clears up.
+    It raises Lightning's SIGTERMException, a SystemExit, once; further ones are ignored while that clears up,
+    and until the process has ended: they do not change its exit status.
     Outside of the main thread, where no handler can be set, nothing changes.
 
     Lightning alone notes the signal in a flag that the next pass clears: one that comes while the untrained
@@ -66,8 +71,12 @@ def stopping_on_sigterm() -> Iterator[None]:
             stopping = True
             raise SIGTERMException
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before: dict[signal.Signals, Any] = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
     try:
         yield
+    except SystemExit:
+        before = dict.fromkeys(STOP_SIGNALS, signal.SIG_IGN)
+        raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -8,7 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,7 +72,9 @@ def main(cfg: DictConfig) -> float:
         sys.exit(EXIT_RESUMABLE)
     except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns the first into the second
         log.error("interrupted; what is done so far is in %s", output_dir)
-        sys.exit(143 if isinstance(stop, SIGTERMException) else 130)
+        if isinstance(stop, SIGTERMException):
+            sys.exit(EXIT_RESUMABLE if cfg.resume == "auto" else 143)
+        sys.exit(130)
     except Exception as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
@@ -154,7 +156,7 @@ def build(cfg: DictConfig) -> Parts:
     data = build_data(cfg)
     data.setup("fit")
     parts = Parts(data, build_module(cfg), build_trainer(cfg, training=True))
-    if parts.trainer.world_size > 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
+    if parts.trainer.world_size > 1 and _goes_through_a_sweep():
         raise ValueError(
             f"a sweep goes through its jobs in one process, but trainer.devices={parts.trainer.num_devices} "
             f"needs {parts.trainer.world_size}; leave torchrun out and give hydra/launcher=local, or start "
@@ -162,6 +164,12 @@ def build(cfg: DictConfig) -> Parts:
             "... hydra.mode=RUN"
         )
     return parts
+
+
+def _goes_through_a_sweep() -> bool:
+    """Whether this process runs all jobs of a sweep; other launchers than Hydra's basic one start some for each."""
+    hydra_cfg = HydraConfig.get()
+    return hydra_cfg.mode == RunMode.MULTIRUN and hydra_cfg.launcher._target_.endswith(".BasicLauncher")
 
 
 def _go_on(output_dir: Path, checkpoint: Path) -> dict[str, Any]:
@@ -295,7 +303,8 @@ def _finish(trainer: pl.Trainer, succeeded: bool) -> None:
     for logger in trainer.loggers:
         finish = getattr(getattr(logger, "experiment", None), "finish", None)  # W&B's
         if finish is not None:
-            finish(exit_code=0 if succeeded else 1)
+            with suppress(ConnectionError):  # a signal to all processes ends W&B's first
+                finish(exit_code=0 if succeeded else 1)
 
 
 def reason(error: BaseException) -> str:

@@ -1,15 +1,54 @@
 """The Weights & Biases logger; nothing else in the suite imports wandb."""
 
+import functools
 import logging
 import netrc
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 from pytorch_lightning.loggers import WandbLogger
 
+from sharpreid.processes import rank_zero_only
+
 log = logging.getLogger(__name__)
+
+
+class LastingWandbLogger(WandbLogger):
+    """Lightning's, but the training outlives W&B's own process.
+
+    A signal that a scheduler sends to all processes of a job ends W&B's at once
+    (https://github.com/wandb/wandb/issues/9963), while the training still has a step to end and to save.
+    """
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log to W&B if it is there."""
+        with outliving_wandb():
+            super().log_metrics(metrics, step)
+
+    @rank_zero_only
+    def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
+        """Log to W&B if it is there."""
+        with outliving_wandb():
+            super().log_image(key, images, step, **kwargs)
+
+
+@contextmanager
+def outliving_wandb() -> Iterator[None]:
+    """Go on where W&B's process has ended."""
+    try:
+        yield
+    except ConnectionError:
+        _tell_that_wandb_ended()
+
+
+@functools.cache
+def _tell_that_wandb_ended() -> None:
+    log.warning("W&B's process has ended; from here on nothing is logged there")
 
 
 def build_wandb_logger(
@@ -39,7 +78,7 @@ def build_wandb_logger(
         os.environ.setdefault("WANDB_SILENT", "true")
     Path(save_dir).mkdir(parents=True, exist_ok=True)
     log.info("W&B mode: %s; files are in %s/wandb", mode, save_dir)
-    return WandbLogger(
+    return LastingWandbLogger(
         project=project, group=group, name=name, tags=list(tags), save_dir=save_dir, offline=offline
     )
 

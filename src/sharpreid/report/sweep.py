@@ -161,6 +161,7 @@ def count_choices(config: DictConfig) -> dict[str, int] | None:
 
 
 _choices: dict[str, int] | None = None
+_swept: set[str] = set()
 
 
 def planned_jobs() -> int | None:
@@ -169,8 +170,8 @@ def planned_jobs() -> int | None:
 
 
 def swept_keys() -> set[str]:
-    """The keys that vary in the sweep that runs in this process; empty where that is not known."""
-    return {key.lstrip("+") for key, count in (_choices or {}).items() if count > 1}
+    """The keys that vary in the sweep that this process, or its job, belongs to; empty where that is not known."""
+    return _swept
 
 
 class SweepSummary(Callback):
@@ -195,17 +196,24 @@ class SweepSummary(Callback):
         self.title = title
         self.labels = {str(value): str(label) for value, label in (labels or {}).items()}
         self.since = 0.0
+        self.swept: set[str] = set()
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Note the time: jobs that started earlier belong to another sweep."""
-        global _choices
+        global _choices, _swept
         self.since = time.time()
         _choices = count_choices(config)
+        _swept = self.swept = {key.lstrip("+") for key, count in (_choices or {}).items() if count > 1}
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Make known what varies in a job's own process too, to which its launcher sends this callback."""
+        global _swept
+        _swept = self.swept
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Report on the jobs below ``hydra.sweep.dir``, wherever their processes ran."""
-        global _choices
-        planned, _choices = planned_jobs(), None
+        global _choices, _swept
+        planned, _choices, _swept = planned_jobs(), None, set()
         folder = Path(str(config.hydra.runtime.cwd)) / str(config.hydra.sweep.dir)
         try:
             report(
