@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup ablation report test test-hosts soak check format clean
+.PHONY: help setup ablation report test test-hosts test-slurm soak check format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -37,6 +37,9 @@ test-hosts: $(READY) ## two hosts and a link that is cut: about 3 minutes, Linux
 
 soak: $(READY) ## kill a training 100 times; its end must be that of an undisturbed one: about 20 minutes
 	$(BIN)/python -m tests.soak $(ARGS)
+
+test-slurm: $(READY) ## a sweep on a SLURM cluster of this machine; installs Debian's slurm-wlm, as root
+	$(BIN)/python -m pytest -m slurm $(ARGS)
 
 check: $(READY) ## what CI runs: lint, format, types, fast tests and doctests
 	$(BIN)/ruff check
