@@ -19,10 +19,11 @@ TEST_IDENTITIES = range(9, 13)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is marked ``hosts`` unless it is asked for by name: it changes the machine's network."""
-    if "hosts" not in config.option.markexpr:
-        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("hosts")])
-        items[:] = [item for item in items if not item.get_closest_marker("hosts")]
+    """Leave out what changes the machine, its network or what is installed, unless it is asked for by name."""
+    for mark in ("hosts", "slurm"):
+        if mark not in config.option.markexpr:
+            config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker(mark)])
+            items[:] = [item for item in items if not item.get_closest_marker(mark)]
 
 
 @pytest.fixture(scope="session", autouse=True)
