@@ -19,7 +19,7 @@ TEST_IDENTITIES = range(9, 13)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what changes the machine, its network or what is installed, unless it is asked for by name."""
+    """Leave out what changes the machine, its network or its packages, unless it is asked for by name."""
     for mark in ("hosts", "slurm"):
         if mark not in config.option.markexpr:
             config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker(mark)])
