@@ -51,4 +51,5 @@ def test_the_wheel_holds_what_the_code_reads(installed: Path) -> None:
         CHECKOUT / "experiments/paper.csv"
     ).read_bytes()
     assert (package / "report" / "page.html.jinja").is_file()
+    assert (installed / "hydra_plugins" / "sharpreid_local.py").is_file()
     assert not list(package.rglob("test_*.py"))

@@ -155,7 +155,8 @@ def _check_processes(trainer: pl.Trainer) -> None:
     if trainer.world_size > 1 and not outside:
         raise ValueError(
             f"{wanted} needs {trainer.world_size} processes, one per device; start them from outside: "
-            f"torchrun --nproc-per-node={trainer.num_devices} -m sharpreid.train ... {wanted}"
+            f"torchrun --nproc-per-node={trainer.num_devices} -m sharpreid.train ... {wanted}; "
+            "or a whole sweep with hydra/launcher=local"
         )
     if started > 1 and trainer.world_size != started:
         raise ValueError(

@@ -68,6 +68,8 @@ class ReIDModule(pl.LightningModule):
         self.seed = seed
         self.validation_metric = ReIDMetric(protocol=protocol)
         self.test_metric = ReIDMetric(protocol=protocol, re_ranking=re_ranking)
+        self.validation_scores: RankingScores | None = None
+        """Scores of the last validation, in [0, 1]."""
         self.test_scores: RankingScores | None = None
         """Scores of the last test, in [0, 1]."""
 
@@ -116,7 +118,7 @@ class ReIDModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Score the held-out identities."""
-        self._score(self.validation_metric, "val")
+        self.validation_scores = self._score(self.validation_metric, "val")
 
     def on_test_epoch_start(self) -> None:
         """Expect every image of the test set exactly once."""

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import platform
 import secrets
 import shutil
@@ -26,7 +27,10 @@ from sharpreid.files import replacing
 from sharpreid.processes import is_first, rank_zero_only
 from sharpreid.recipe import departures
 
-_KEPT = ("previous", "train.log", ".lock")
+CONSOLE_LOG = "console.log"
+"""What a job prints that `sharpreid.local_launcher` started."""
+
+_KEPT = ("previous", "train.log", CONSOLE_LOG, ".lock")
 _NOT_OF_THE_RESULT = (
     *("callbacks", "logger", "output_dir", "data_root", "skip_finished", "resume", "allow_changed"),
     *("data.num_workers", "data.cache", "trainer.accelerator"),
@@ -113,6 +117,17 @@ def finished_record(output_dir: Path, cfg: DictConfig) -> dict[str, Any] | None:
         return None
     write_json(output_dir / "job.json", {**job, "asked_for": time.time()})
     return record
+
+
+def held_out_map(record: Mapping[str, Any]) -> float:
+    """mAP of the identities that were held out, in [0, 1], of a scores.json; NaN if none were.
+
+    >>> held_out_map({"held_out": {"mAP": 0.5}, "scores": {"mAP": 0.4}})
+    0.5
+    >>> held_out_map({"held_out": None, "scores": {"mAP": 0.4}})
+    nan
+    """
+    return float((record.get("held_out") or {}).get("mAP", math.nan))
 
 
 def of_the_result(config: Any) -> dict[str, Any]:

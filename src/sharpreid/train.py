@@ -36,6 +36,7 @@ from sharpreid.records import (
     describe_environment,
     describe_scores,
     finished_record,
+    held_out_map,
     set_earlier_run_aside,
     write_json,
     write_text,
@@ -52,7 +53,13 @@ register_resolvers()
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
 def main(cfg: DictConfig) -> float:
-    """Run one job; in a sweep a failing job is recorded and the others go on."""
+    """Run one job; in a sweep a failing job is recorded and the others go on.
+
+    Returns:
+        What a search over hyperparameters may go by: the mAP, in [0, 1], of the trained network on the
+        training identities that were held out (data.validation_identities). Never a score of the test set:
+        NaN if none were held out, and if the job failed.
+    """
     quieten()
     _leave_printing_to_the_first()
     output_dir = Path(cfg.output_dir)
@@ -84,7 +91,7 @@ class Parts(NamedTuple):
 
 
 def run_job(cfg: DictConfig, output_dir: Path) -> float:
-    """Train and score one network, with its state in job.json; the mAP, in [0, 1].
+    """Train and score one network, with its state in job.json; what `main` returns.
 
     An earlier run's files are set aside only when data, network and trainer could be built.
     """
@@ -102,13 +109,14 @@ def run_job(cfg: DictConfig, output_dir: Path) -> float:
     if finished is not None:
         commit = finished.get("commit")
         log.info("%s: finished before, from the same config (commit %s); not run again", output_dir, commit)
-        return _searched(finished)
+        return held_out_map(finished)
     try:
         checkpoint = find_checkpoint(cfg, output_dir)
         parts = build(cfg)
     except Exception as error:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            set_earlier_run_aside(output_dir)
+        if _in_a_sweep():
+            if cfg.resume == "none":  # else what the job has to go on from stays
+                set_earlier_run_aside(output_dir)
             _record_failure(output_dir, job, error)
         raise
     if checkpoint is not None and checkpoint.parents[1] == output_dir:
@@ -123,12 +131,12 @@ def run_job(cfg: DictConfig, output_dir: Path) -> float:
         _record_failure(output_dir, job, error)
         raise
     write_json(output_dir / "job.json", {**job, "status": "done"})
-    return _searched(record)
+    return held_out_map(record)
 
 
-def _searched(record: dict[str, Any]) -> float:
-    """What a sweeper may search by: never a re-ranked score."""
-    return float((record.get("not_re_ranked") or record["scores"])["mAP"])
+def _in_a_sweep() -> bool:
+    """Whether this is a job of a sweep: only those have a number, in whatever process they run."""
+    return not OmegaConf.is_missing(HydraConfig.get().job, "num")
 
 
 def _record_failure(output_dir: Path, job: dict[str, Any], error: BaseException) -> None:
@@ -148,8 +156,9 @@ def build(cfg: DictConfig) -> Parts:
     if parts.trainer.world_size > 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
         raise ValueError(
             f"a sweep goes through its jobs in one process, but trainer.devices={parts.trainer.num_devices} "
-            f"needs {parts.trainer.world_size}; start each job by itself: torchrun --nproc-per-node="
-            f"{parts.trainer.num_devices} -m sharpreid.train ... hydra.mode=RUN"
+            f"needs {parts.trainer.world_size}; leave torchrun out and give hydra/launcher=local, or start "
+            f"each job by itself: torchrun --nproc-per-node={parts.trainer.num_devices} -m sharpreid.train "
+            "... hydra.mode=RUN"
         )
     return parts
 
@@ -166,9 +175,10 @@ def _go_on(output_dir: Path, checkpoint: Path) -> dict[str, Any]:
         if earlier["commit"] != here:
             log.warning("the run was started by the code of commit %s, this is %s", earlier["commit"], here)
         kept = {key: earlier[key] for key in ("started", "wandb_id") if key in earlier}
-        return {**kept, "resumed_at": [*earlier.get("resumed_at", []), step]}
+        resumed_at = [*earlier.get("resumed_at", []), step]
     except (OSError, ValueError, KeyError, TypeError):
-        return {"resumed_at": [step]}
+        kept, resumed_at = {}, [step]
+    return {**kept, "asked_for": time.time(), "resumed_at": resumed_at}
 
 
 @contextmanager
@@ -201,6 +211,7 @@ def train(
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
         final = Path("checkpoints", "final.ckpt")
         trainer.save_checkpoint(output_dir / final, weights_only=True)
+        held_out = _score_held_out(parts)
         scores = score(trainer, module, data)
         succeeded = True
     finally:
@@ -210,6 +221,7 @@ def train(
         "overrides": job["overrides"],
         **describe_scores(cfg, module.test_metric.protocol, data.data, scores),
         "untrained": untrained,
+        "held_out": held_out,
         "validation_identities": data.validation_identities,
         "epochs": trainer.current_epoch,
         "iterations": trainer.global_step,
@@ -224,6 +236,19 @@ def train(
     write_json(output_dir / "scores.json", record)
     print_run_table(record)
     return record
+
+
+def _score_held_out(parts: Parts) -> dict[str, float] | None:
+    """Scores of the trained network on the identities that were held out; None if there are none.
+
+    They are taken anew: the last validation may have been epochs ago, or before the run was resumed.
+    """
+    if not parts.data.validation_identities:
+        return None
+    parts.trainer.validate(parts.module, parts.data, verbose=False)
+    if parts.module.validation_scores is None:
+        raise RuntimeError("the validation left no scores")
+    return parts.module.validation_scores.as_dict()
 
 
 def _score_untrained(parts: Parts, path: Path) -> dict[str, float]:
