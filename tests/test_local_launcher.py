@@ -266,7 +266,6 @@ def test_a_job_that_dies_without_a_word_keeps_what_it_has_to_go_on_from(
     context: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     stand_in(monkeypatch, "sys.exit(3)")
-    place = tmp_path / "synthetic" / "resume=auto" / "seed=0"
     for resume, moved in (("auto", False), ("none", True)):
         config, hydra_context = context()
         overrides = ["seed=0", f"resume={resume}"]
