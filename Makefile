@@ -32,10 +32,10 @@ report: $(READY) ## the paper's tables and figures beside runs on the embedded d
 test: $(READY) ## all tests
 	$(BIN)/python -m pytest $(ARGS)
 
-test-hosts: $(READY) ## two hosts and a link that is cut: about 3 minutes, Linux as root
+test-hosts: $(READY) ## two hosts, one of which is lost: 4 minutes, Linux as root
 	$(BIN)/python -m pytest -m hosts tests/test_hosts.py $(ARGS)
 
-soak: $(READY) ## kill a training 100 times; its end must be that of an undisturbed one: about 20 minutes
+soak: $(READY) ## kill a training 100 times; its end must be that of an undisturbed one: about half an hour
 	$(BIN)/python -m tests.soak $(ARGS)
 
 test-slurm: $(READY) ## a sweep on a SLURM cluster of this machine; installs Debian's slurm-wlm, as root

@@ -182,12 +182,14 @@ def test_two_hosts_train_what_two_processes_of_one_do(
     assert equal(result(tmp_path), undisturbed)
 
 
-def test_two_hosts_have_the_losses_and_scores_of_one_process(
+def test_two_hosts_have_the_losses_weights_and_scores_of_one_process(
     undisturbed: dict[str, Any], overrides: list[str], tmp_path: Path
 ) -> None:
     finish(popen([sys.executable, *train(overrides, tmp_path)]))
     alone = result(tmp_path)
-    assert alone["losses"] == pytest.approx(undisturbed["losses"], rel=1e-6)
+    assert alone["losses"] == pytest.approx(undisturbed["losses"], rel=0, abs=1e-10)
+    for name, weight in alone["weights"].items():
+        assert (weight - undisturbed["weights"][name]).abs().max() < 1e-10, name
     assert len({*alone["losses"]}) == 2 * EPOCHS
     assert alone["scores"] == undisturbed["scores"]
 

@@ -33,7 +33,6 @@ from sharpreid.records import describe_code
 from tests.soak.phase import SAVE, SCORING, START, read_phase
 from tests.test_resume import differing
 
-STEPS_PER_EPOCH = 3
 STEPS_PER_CYCLE = 4
 """At most so many new steps are made before a kill, and one more is begun."""
 
@@ -160,7 +159,7 @@ def wait_for_step(training: Training, process: subprocess.Popen[bytes], step: in
 def soak(folder: Path, cycles: int, seed: int) -> dict[str, Any]:
     """What `main` writes."""
     began = time.monotonic()
-    epochs = cycles * STEPS_PER_CYCLE // STEPS_PER_EPOCH + 4  # enough for all kills
+    epochs = cycles + 37  # of 2 steps; a cycle gains about one, and the last kill must come before the end
     write_images(folder / "images")
     undisturbed, disturbed = (
         Training(folder / name, folder / "images", epochs) for name in ("undisturbed", "killed")
