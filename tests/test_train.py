@@ -243,7 +243,7 @@ def test_an_interrupted_run_says_so_and_fails(
     assert process.returncode == status, output
     assert b"interrupted; what is done so far is in" in output
     job = json.loads((tmp_path / "deep" / "run" / "job.json").read_text())
-    assert (job["status"], job["error"]) == ("failed", "interrupted")
+    assert (job["status"], job["error"]) == ("failed", "interrupted; go on with resume=auto")
 
 
 class _Terminate(pl.Callback):

@@ -49,6 +49,9 @@ from sharpreid.signals import EXIT_RESUMABLE, StoppedAtStepError, stopping_on_si
 
 log = logging.getLogger(__name__)
 
+_LASTING = ("started", "wandb_id", "resumed_at")
+"""What a run keeps of its job.json each time it goes on."""
+
 register_resolvers()
 
 
@@ -118,9 +121,11 @@ def run_job(cfg: DictConfig, output_dir: Path) -> float:
         parts = build(cfg)
     except Exception as error:
         if _in_a_sweep():
-            if cfg.resume == "none":  # else what the job has to go on from stays
+            if cfg.resume == "none":
                 set_earlier_run_aside(output_dir)
-            _record_failure(output_dir, job, error)
+            else:  # what the job has to go on from stays
+                job |= {key: value for key, value in _earlier_job(output_dir).items() if key in _LASTING}
+            _record_failure(output_dir, {**job, "asked_for": time.time()}, error)
         raise
     if checkpoint is not None and checkpoint.parents[1] == output_dir:
         job |= _go_on(output_dir, checkpoint)
@@ -178,16 +183,20 @@ def _go_on(output_dir: Path, checkpoint: Path) -> dict[str, Any]:
     log.info("going on from step %d, %s", step, checkpoint)
     if is_first():
         forget_from(output_dir / "csv" / "metrics.csv", step)
+    earlier, here = _earlier_job(output_dir), describe_code()["commit"]
+    if earlier.get("commit", here) != here:
+        log.warning("the run was started by the code of commit %s, this is %s", earlier["commit"], here)
+    kept = {key: value for key, value in earlier.items() if key in _LASTING}
+    return {**kept, "asked_for": time.time(), "resumed_at": [*earlier.get("resumed_at", []), step]}
+
+
+def _earlier_job(output_dir: Path) -> dict[str, Any]:
+    """The job.json of a run that is to go on; empty if there is none that can be read."""
     try:
         earlier = json.loads((output_dir / "job.json").read_text(encoding="utf-8"))
-        here = describe_code()["commit"]
-        if earlier["commit"] != here:
-            log.warning("the run was started by the code of commit %s, this is %s", earlier["commit"], here)
-        kept = {key: earlier[key] for key in ("started", "wandb_id") if key in earlier}
-        resumed_at = [*earlier.get("resumed_at", []), step]
-    except (OSError, ValueError, KeyError, TypeError):
-        kept, resumed_at = {}, [step]
-    return {**kept, "asked_for": time.time(), "resumed_at": resumed_at}
+    except (OSError, ValueError):
+        return {}
+    return earlier if isinstance(earlier, dict) else {}
 
 
 @contextmanager
