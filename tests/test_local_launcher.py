@@ -327,7 +327,7 @@ def test_every_stop_signal_ends_the_jobs_and_then_the_launcher(
     ("jobs", "message"),
     [
         ([["trainer.devices=auto"]], "a whole number, > 0, as trainer.devices"),
-        ([["+trainer.num_nodes=2"]], "trainer.num_nodes=1; got trainer.devices=1 and trainer.num_nodes=2"),
+        ([["trainer.num_nodes=2"]], "trainer.num_nodes=1; got trainer.devices=1 and trainer.num_nodes=2"),
         ([["data.num_workers=0"], ["data.num_workers=1"]], "the place of two jobs"),
     ],
 )
