@@ -6,10 +6,10 @@ READY := $(VENV)/.ready
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup ablation report test check format clean
+.PHONY: help setup ablation report test test-slurm check format clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 setup: $(READY) ## make .venv with everything that is needed, once
 
@@ -31,6 +31,9 @@ report: $(READY) ## the paper's tables and figures beside runs on the embedded d
 
 test: $(READY) ## all tests
 	$(BIN)/python -m pytest $(ARGS)
+
+test-slurm: $(READY) ## a sweep on a SLURM cluster of this machine; installs Debian's slurm-wlm, as root
+	$(BIN)/python -m pytest -m slurm $(ARGS)
 
 check: $(READY) ## what CI runs: lint, format, types, fast tests and doctests
 	$(BIN)/ruff check

@@ -7,6 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException
+from lightning_fabric.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig, OmegaConf
 
 from sharpreid.config import (
@@ -19,6 +20,7 @@ from sharpreid.config import (
 )
 from sharpreid.evaluation.ranking import Protocol
 from sharpreid.hydra_files import CONF_DIR
+from sharpreid.processes import rank_zero_only
 from sharpreid.recipe import departures
 from sharpreid.report.sweep import SweepSummary
 
@@ -109,10 +111,42 @@ def test_everything_of_an_experiment_can_be_built(path: Path, tmp_path: Path) ->
     assert isinstance(summary, SweepSummary)
 
 
+@pytest.mark.parametrize(("accelerator", "gpus"), [("auto", 3), ("gpu", 3), ("cpu", None)])
+def test_a_job_on_slurm_gets_a_process_per_device(accelerator: str, gpus: int | None) -> None:
+    devices = ("trainer.devices=3", "trainer.num_nodes=2", f"trainer.accelerator={accelerator}")
+    cfg = composed("+experiment=block_ablation", "+cluster=slurm", *devices)
+    launcher = cfg.hydra.launcher
+    assert launcher._target_.endswith(".SlurmLauncher")
+    assert (launcher.nodes, launcher.tasks_per_node, launcher.gpus_per_node) == (2, 3, gpus)
+    assert launcher.additional_parameters.signal == "USR1@300"
+    assert (cfg.resume, cfg.skip_finished) == ("auto", True)
+    assert own_keys(cfg) == own_keys(composed("+experiment=block_ablation"))
+
+
+def test_slurm_s_processes_are_taken_without_lightning_s_requeueing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    started = {"NTASKS": 2, "NTASKS_PER_NODE": 2, "NNODES": 1, "PROCID": 1, "LOCALID": 1, "NODEID": 0}
+    for name, value in started.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    monkeypatch.setattr(rank_zero_only, "rank", 0)  # which the trainer sets
+    cfg = composed(f"output_dir={tmp_path}", "trainer.devices=2", "trainer.accelerator=cpu")
+    trainer = build_trainer(cfg, training=False)
+    assert (trainer.world_size, trainer.global_rank) == (2, 1)
+    environment = trainer.strategy.cluster_environment
+    assert isinstance(environment, SLURMEnvironment)
+    assert not environment.auto_requeue
+    cfg.trainer.devices = 1
+    with pytest.raises(ValueError, match=r"SLURM started 2 processes, but trainer\.devices=1 .* are 1"):
+        build_trainer(cfg, training=False)
+
+
 @pytest.mark.parametrize("devices", [2, 3])
 def test_several_devices_are_refused_before_anything_starts(devices: int) -> None:
     cfg = composed("output_dir=out", f"trainer.devices={devices}", "trainer.accelerator=cpu")
-    with pytest.raises(ValueError, match=f"needs {devices} processes, one per device; start them from outside: torchrun"):
+    with pytest.raises(
+        ValueError, match=f"needs {devices} processes, one per device; start them from outside: torchrun"
+    ):
         build_trainer(cfg, training=False)
 
 

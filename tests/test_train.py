@@ -23,7 +23,7 @@ from sharpreid.data.reid_data import random_stream
 from sharpreid.evaluate import evaluate, evaluate_sweep, load_config
 from sharpreid.module import NonFiniteLossError
 from sharpreid.records import claim
-from sharpreid.signals import stopping_on_sigterm
+from sharpreid.signals import EXIT_RESUMABLE, stopping_on_sigterm
 
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
@@ -267,6 +267,28 @@ def test_a_second_termination_does_not_stop_the_clearing_up() -> None:
         with pytest.raises(SIGTERMException):
             os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("resume", "status"), [("auto", EXIT_RESUMABLE), ("none", 143)])
+def test_signals_outside_of_the_training_say_whether_the_run_goes_on(
+    tmp_path: Path, tiny_overrides: list[str], resume: str, status: int
+) -> None:
+    """And the first alone decides: schedulers repeat theirs until the process has ended."""
+    signals = "for number in STOP_SIGNALS: os.kill(os.getpid(), number)"
+    code = (
+        "import atexit, os, sharpreid.train as train\n"
+        "from sharpreid.signals import STOP_SIGNALS\n"
+        "def stop(*_):\n"
+        f"    {signals}\n"
+        f"@atexit.register\ndef repeat():\n    {signals}\n"
+        "train.score = stop\n"
+        "train.main()"
+    )
+    command = [sys.executable, "-c", code, *tiny_overrides, f"resume={resume}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == status, done.stderr
+    assert "interrupted; what is done so far is in" in done.stdout
 
 
 @pytest.mark.slow

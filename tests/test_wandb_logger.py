@@ -141,3 +141,25 @@ class TestBuildWandbLogger:
         assert made._wandb_init["group"] == "sweep"
         assert made._wandb_init["name"] == "run"
         assert made._wandb_init["tags"] == ["a", "b"]
+
+
+END_WANDB = """
+import os, signal, subprocess, sys, time
+from sharpreid.train import _finish
+from sharpreid.wandb_logger import build_wandb_logger
+made = build_wandb_logger(project="p", group="g", name="n", tags=(), save_dir=sys.argv[1])
+made.log_metrics({"x": 1}, 0)
+subprocess.run(["pkill", "-TERM", "-P", str(os.getpid()), "wandb-core"], check=True)
+time.sleep(1)
+for step in range(1, 3):
+    made.log_metrics({"x": 1}, step)
+_finish(type("Trainer", (), {"loggers": [made]}), succeeded=False)
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_that_ends_wandb_s_process_does_not_end_ours(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", END_WANDB, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("W&B's process has ended") == 1

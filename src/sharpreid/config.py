@@ -11,12 +11,10 @@ import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.plugins.environments import (
-    ClusterEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
 
 from sharpreid.callbacks.progress import ProgressWithTimeLeft
 from sharpreid.checkpoints import SafeCheckpointIO
@@ -162,7 +160,7 @@ def build_trainer(cfg: DictConfig, *, training: bool) -> pl.Trainer:
 
 
 def _slurm() -> list[ClusterEnvironment]:
-    """The processes that SLURM started, without Lightning's own saving and requeueing; none outside of SLURM."""
+    """SLURM's processes, without Lightning's own saving and requeueing; nothing where SLURM started none."""
     if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
         return []
     return [SLURMEnvironment(auto_requeue=False)]
@@ -170,7 +168,8 @@ def _slurm() -> list[ClusterEnvironment]:
 
 def _check_processes(trainer: pl.Trainer) -> None:
     """Refuse processes that Lightning would start by running the command again, or that do not add up."""
-    started = int(os.environ.get("WORLD_SIZE", 1))  # by torchrun
+    starter, variable = ("SLURM", "SLURM_NTASKS") if _slurm() else ("torchrun", "WORLD_SIZE")
+    started = int(os.environ.get(variable, 1))
     environment = getattr(trainer.strategy, "cluster_environment", None)
     outside = environment is not None and environment.creates_processes_externally
     wanted = f"trainer.devices={trainer.num_devices} trainer.num_nodes={trainer.num_nodes}"
@@ -181,6 +180,6 @@ def _check_processes(trainer: pl.Trainer) -> None:
         )
     if started > 1 and trainer.world_size != started:
         raise ValueError(
-            f"torchrun started {started} processes, but {wanted} are {trainer.world_size}: each would train "
+            f"{starter} started {started} processes, but {wanted} are {trainer.world_size}: each would train "
             "the same network on its own. Give trainer.devices (per node) and trainer.num_nodes to match"
         )

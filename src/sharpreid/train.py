@@ -157,7 +157,7 @@ def build(cfg: DictConfig) -> Parts:
 
 
 def _goes_through_a_sweep() -> bool:
-    """Whether this process runs all jobs of a sweep; other launchers than Hydra's basic one start some for each."""
+    """Whether this process runs all jobs of a sweep; only Hydra's basic launcher starts none for each."""
     hydra_cfg = HydraConfig.get()
     return hydra_cfg.mode == RunMode.MULTIRUN and hydra_cfg.launcher._target_.endswith(".BasicLauncher")
 

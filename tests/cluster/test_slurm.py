@@ -16,15 +16,17 @@ import torch
 from sharpreid.checkpoints import SafeCheckpointIO, step_checkpoints
 
 SCRIPT = Path(__file__).with_name("slurm.sh")
-BLOCKS = ("[]", "[1]", "[2]", "[9]")  # the last cannot be built
+BLOCKS = ("[]", "[1]", "[9]")  # the last cannot be built
 TRAIN = (sys.executable, "-m", "sharpreid.train")
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A cluster of this machine, while the tests run."""
+    if "slurm" not in request.config.option.markexpr:
+        pytest.skip("installs and starts SLURM on this machine, so only when asked for: pytest -m slurm")
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         pytest.skip("needs root and apt-get, to install and start slurm-wlm")
     folder = tmp_path_factory.mktemp("slurm")
@@ -136,11 +138,10 @@ def test_a_job_array_that_is_preempted_equals_undisturbed_runs(
     preempted = [sweep.job(number)[1]["status"] for number in range(2)].index("failed")
     subprocess.run(["scancel", "--signal=USR1", job_id(1 - preempted)])  # repeats it, and says it cannot
     output = sweep.end()
-    print(output)
     assert sweep.process.returncode == 1
-    assert "1 of 4 jobs have no score." in output
+    assert "1 of 3 jobs have no score." in output
     assert "blocks must be different numbers of 1-4" in output
-    for number, blocks in enumerate(BLOCKS[:3]):
+    for number, blocks in enumerate(BLOCKS[:2]):
         folder, job = sweep.job(number)
         local = tmp_path / f"local{number}"
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
@@ -154,13 +155,10 @@ def test_a_job_array_that_is_preempted_equals_undisturbed_runs(
         assert scores["world_size"] == 2
         assert weights.keys() == wanted_weights.keys()
         assert all(torch.equal(weights[name], wanted_weights[name]) for name in weights)
-        if number < 2:
-            assert len(job["resumed_at"]) == 1
-            assert 0 < job["resumed_at"][0] < 30
-            assert job["wandb_id"] == before[number]["wandb_id"]
-            assert len([*folder.glob(f"wandb/offline-run-*-{job['wandb_id']}")]) == 2
-        else:
-            assert "resumed_at" not in job
+        assert len(job["resumed_at"]) == 1
+        assert 0 < job["resumed_at"][0] < 30
+        assert job["wandb_id"] == before[number]["wandb_id"]
+        assert len([*folder.glob(f"wandb/offline-run-*-{job['wandb_id']}")]) == 2
 
 
 def test_a_cancelled_job_is_not_queued_again(sweep: Sweep) -> None:

@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -468,9 +469,15 @@ def test_planned_jobs_are_known_only_while_the_sweep_runs(tmp_path: Path) -> Non
     callback.on_multirun_start(config)
     assert sweep.planned_jobs() == 2
     assert sweep.swept_keys() == {"k"}
+    sent = pickle.dumps(callback)
     with pytest.raises(SystemExit, match=r"no job\.json"):
         callback.on_multirun_end(config)
     assert sweep.planned_jobs() is None
+    assert sweep.swept_keys() == set()
+    pickle.loads(sent).on_job_start(config)  # as in the process of a job that a launcher started
+    assert sweep.planned_jobs() is None
+    assert sweep.swept_keys() == {"k"}
+    SweepSummary(baseline=None).on_job_start(config)
     assert sweep.swept_keys() == set()
 
 

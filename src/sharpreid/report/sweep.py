@@ -166,7 +166,7 @@ def planned_jobs() -> int | None:
 
 
 def swept_keys() -> set[str]:
-    """The keys that vary in the sweep that this process, or its job, belongs to; empty where that is not known."""
+    """The keys that vary in the sweep that this process belongs to; empty where that is not known."""
     return _swept
 
 
