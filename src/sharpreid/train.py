@@ -26,7 +26,7 @@ from sharpreid.data.datamodule import ReIDDataModule
 from sharpreid.evaluation.ranking import RankingScores
 from sharpreid.hydra_files import CONF_DIR
 from sharpreid.module import ReIDModule
-from sharpreid.processes import is_first
+from sharpreid.processes import is_first, join_local_job
 from sharpreid.recipe import departures
 from sharpreid.records import (
     PROCESS,
@@ -54,6 +54,7 @@ register_resolvers()
 def main(cfg: DictConfig) -> float:
     """Run one job; in a sweep a failing job is recorded and the others go on."""
     quieten()
+    join_local_job()
     _leave_printing_to_the_first()
     output_dir = Path(cfg.output_dir)
     try:
