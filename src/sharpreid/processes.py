@@ -8,7 +8,7 @@ __all__ = ["is_first", "join_local_job", "rank_zero_only"]
 
 
 def join_local_job() -> None:
-    """Tell Lightning of the processes that submitit started on this machine; it knows torchrun's and SLURM's."""
+    """Tell Lightning, which knows those of torchrun and SLURM, of the processes that submitit started here."""
     if os.environ.get("SUBMITIT_EXECUTOR") == "local" and int(os.environ["SUBMITIT_LOCAL_NTASKS"]) > 1:
         from submitit.helpers import TorchDistributedEnvironment  # not a dependency
 
