@@ -26,7 +26,7 @@ from sharpreid.data.datamodule import ReIDDataModule
 from sharpreid.evaluation.ranking import RankingScores
 from sharpreid.hydra_files import CONF_DIR
 from sharpreid.module import ReIDModule
-from sharpreid.processes import is_first, naming_lost_processes
+from sharpreid.processes import is_first, join_local_job, naming_lost_processes
 from sharpreid.recipe import PAPER_DATA
 from sharpreid.records import (
     PROCESS,
@@ -65,6 +65,7 @@ def main(cfg: DictConfig) -> float:
         NaN if none were held out, and if the job failed.
     """
     quieten()
+    join_local_job()
     _leave_printing_to_the_first()
     output_dir = Path(cfg.output_dir)
     try:
