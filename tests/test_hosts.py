@@ -143,7 +143,7 @@ def hosts() -> Iterator[Hosts]:
         try:
             pair.set_up()
         except subprocess.CalledProcessError as error:
-            pytest.skip(f"no network namespaces can be made here: {error.stderr.strip()}")
+            pytest.fail(f"no network namespaces can be made here: {error.stderr.strip()}")
         yield pair
     finally:
         pair.tear_down()

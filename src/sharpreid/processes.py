@@ -23,7 +23,7 @@ class LostProcessError(RuntimeError):
 
 
 def join_local_job() -> None:
-    """Tell Lightning, which knows those of torchrun and SLURM, of the processes that submitit started here."""
+    """Tell Lightning of the processes that submitit_local started; those of torchrun and SLURM it knows."""
     if os.environ.get("SUBMITIT_EXECUTOR") == "local" and int(os.environ["SUBMITIT_LOCAL_NTASKS"]) > 1:
         from submitit.helpers import TorchDistributedEnvironment  # not a dependency
 

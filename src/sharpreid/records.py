@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import math
 import platform
 import secrets
@@ -21,11 +22,14 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 import sharpreid
+from sharpreid.checkpoints import digest_path, step_checkpoints, step_of
 from sharpreid.data.reid_data import ReIDData
 from sharpreid.evaluation.ranking import Protocol, RankingScores
 from sharpreid.files import replacing
 from sharpreid.processes import is_first, rank_zero_only
 from sharpreid.recipe import departures
+
+log = logging.getLogger(__name__)
 
 CONSOLE_LOG = "console.log"
 """What a job prints that `sharpreid.local_launcher` started."""
@@ -91,11 +95,26 @@ def set_earlier_run_aside(output_dir: Path) -> Path | None:
     left = [entry for entry in sorted(output_dir.iterdir()) if entry.name not in _KEPT]
     if not left:
         return None
+    return _move_aside(output_dir, left)
+
+
+def set_later_checkpoints_aside(output_dir: Path, step: int) -> None:
+    """Move checkpoints of later steps than the one a run goes on from, damaged or not, to ``previous/<n>``.
+
+    They belong to what is not continued: the next resume=auto must not take them, nor count them as kept.
+    """
+    later = [path for path in step_checkpoints(output_dir / "checkpoints") if step_of(path) > step]
+    files = [file for path in later for file in (path, digest_path(path)) if file.exists()]
+    if files:
+        log.warning("checkpoints of later steps are now in %s", _move_aside(output_dir, files))
+
+
+def _move_aside(output_dir: Path, entries: Sequence[Path]) -> Path:
     number = 1
     while (place := output_dir / "previous" / str(number)).exists():
         number += 1
     place.mkdir(parents=True)
-    for entry in left:
+    for entry in entries:
         shutil.move(entry, place / entry.name)
     return place
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from sharpreid.checkpoints import newest_whole, verify
+from sharpreid.checkpoints import newest_whole, step_of, verify
 from sharpreid.records import describe_config, of_the_result
 
 
@@ -26,6 +26,7 @@ def find_checkpoint(cfg: DictConfig, output_dir: Path) -> Path | None:
         FileNotFoundError: the file, or the config of its run, is missing.
         ChangedConfigError: the config differs in a key that is not allowed to; lists all of them.
         DamagedCheckpointError: the file is not what was written.
+        ValueError: it is not a step checkpoint.
     """
     if cfg.resume == "none":
         return None
@@ -34,9 +35,10 @@ def find_checkpoint(cfg: DictConfig, output_dir: Path) -> Path | None:
         if checkpoint is None:
             return None
     else:
-        checkpoint = Path(cfg.resume)
+        checkpoint = Path(cfg.resume).expanduser().resolve()
         if not checkpoint.is_file():
             raise FileNotFoundError(f"resume={cfg.resume}: no such file; expected auto, none or a checkpoint")
+        step_of(checkpoint)  # refuses final.ckpt, which has no optimizer state
         verify(checkpoint)
     _refuse_changes(cfg, checkpoint)
     return checkpoint

@@ -39,6 +39,7 @@ from sharpreid.records import (
     finished_record,
     held_out_map,
     set_earlier_run_aside,
+    set_later_checkpoints_aside,
     write_json,
     write_text,
 )
@@ -128,7 +129,8 @@ def run_job(cfg: DictConfig, output_dir: Path) -> float:
                 job |= {key: value for key, value in _earlier_job(output_dir).items() if key in _LASTING}
             _record_failure(output_dir, {**job, "asked_for": time.time()}, error)
         raise
-    if checkpoint is not None and checkpoint.parents[1] == output_dir:
+    if _goes_on(output_dir, checkpoint):
+        assert checkpoint is not None
         job |= _go_on(output_dir, checkpoint)
     elif earlier := set_earlier_run_aside(output_dir):
         log.info("an earlier run of this output directory is now in %s", earlier)
@@ -178,12 +180,18 @@ def _goes_through_a_sweep() -> bool:
     return hydra_cfg.mode == RunMode.MULTIRUN and hydra_cfg.launcher._target_.endswith(".BasicLauncher")
 
 
+def _goes_on(output_dir: Path, checkpoint: Path | None) -> bool:
+    """Whether it is this directory's own run that goes on; from another's checkpoint a new run starts."""
+    return checkpoint is not None and checkpoint.resolve().parents[1] == output_dir.resolve()
+
+
 def _go_on(output_dir: Path, checkpoint: Path) -> dict[str, Any]:
     """Ready a run's directory for going on from ``checkpoint``; what stays of its job.json."""
     step = step_of(checkpoint)
     log.info("going on from step %d, %s", step, checkpoint)
     if is_first():
         forget_from(output_dir / "csv" / "metrics.csv", step)
+        set_later_checkpoints_aside(output_dir, step)
     earlier, here = _earlier_job(output_dir), describe_code()["commit"]
     if earlier.get("commit", here) != here:
         log.warning("the run was started by the code of commit %s, this is %s", earlier["commit"], here)
@@ -226,7 +234,11 @@ def train(
         logger.log_hyperparams(settings)
     succeeded = False
     try:
-        untrained = _score_untrained(parts, output_dir / "untrained.json") if cfg.score_untrained else None
+        known = output_dir / "untrained.json"
+        goes_on = _goes_on(
+            output_dir, checkpoint
+        )  # else the first process may be moving an earlier run's file
+        untrained = _score_untrained(parts, known, goes_on=goes_on) if cfg.score_untrained else None
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
         final = Path("checkpoints", "final.ckpt")
         trainer.save_checkpoint(output_dir / final, weights_only=True)
@@ -270,9 +282,9 @@ def _score_held_out(parts: Parts) -> dict[str, float] | None:
     return parts.module.validation_scores.as_dict()
 
 
-def _score_untrained(parts: Parts, path: Path) -> dict[str, float]:
+def _score_untrained(parts: Parts, path: Path, *, goes_on: bool) -> dict[str, float]:
     """Scores of the network before training; of a run that goes on those it had."""
-    if path.is_file():
+    if goes_on and path.is_file():
         scores: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
         return scores
     scores = score(parts.trainer, parts.module, parts.data).as_dict()
@@ -359,6 +371,16 @@ def flags_first(arguments: Sequence[str]) -> list[str]:
     return sorted(arguments, key=lambda argument: argument not in ("--multirun", "-m"))
 
 
+def quote_checkpoint(argument: str) -> str:
+    """Hydra's quotes around the file of ``resume=FILE``, whose name has a = in it.
+
+    >>> quote_checkpoint("resume=out/step=000100.ckpt"), quote_checkpoint("resume=auto")
+    ("resume='out/step=000100.ckpt'", 'resume=auto')
+    """
+    key, _, value = argument.partition("=")
+    return f"{key}='{value}'" if key == "resume" and "=" in value and value[0] not in "'\"" else argument
+
+
 if __name__ == "__main__":
-    sys.argv[1:] = flags_first(sys.argv[1:])
+    sys.argv[1:] = map(quote_checkpoint, flags_first(sys.argv[1:]))
     main()

@@ -33,7 +33,7 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     try:
         started = subprocess.run(["sh", SCRIPT, "start", folder], capture_output=True, text=True, timeout=300)
         if started.returncode:
-            pytest.skip(f"SLURM does not start here: {started.stderr}")
+            pytest.fail(f"SLURM does not start here: {started.stderr}")
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
             patch.setenv("OMP_NUM_THREADS", "1")

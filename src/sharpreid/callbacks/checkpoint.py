@@ -46,6 +46,7 @@ class StepCheckpoints(Checkpoint):
         self._due = False
         self._stop: Path | None = None
         self._unflushed = False
+        self._saved_at: int | None = None
         self._handlers: dict[signal.Signals, Any] = {}
         self._random: dict[str, Any] | None = None
 
@@ -80,14 +81,19 @@ class StepCheckpoints(Checkpoint):
         self._save_and_stop(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Give signals back their meaning, and stop, if that was agreed."""
+        """Give signals back their meaning; stop, if that was agreed or a signal came during the last save."""
+        stop = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
+        if stop and self._saved_at == trainer.global_step:
+            self._stop = step_path(self.folder, trainer.global_step)
         self._finish(trainer)
         self._restore_handlers()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Give signals back their meaning."""
+        """Give signals back their meaning; of a run that a signal stopped further ones change nothing."""
+        if isinstance(exception, StoppedAtStepError):
+            self._handlers = dict.fromkeys(self._handlers, signal.SIG_IGN)
         self._restore_handlers()
 
     def state_dict(self) -> dict[str, Any]:
@@ -125,6 +131,7 @@ class StepCheckpoints(Checkpoint):
             for old in step_checkpoints(self.folder)[self.keep :]:
                 trainer.strategy.checkpoint_io.remove_checkpoint(old)
         self._unflushed = True
+        self._saved_at = trainer.global_step
         self._stop = path if stop else None
 
     def _finish(self, trainer: pl.Trainer) -> None:
