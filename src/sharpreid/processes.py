@@ -8,7 +8,7 @@ __all__ = ["is_first", "join_local_job", "rank_zero_only"]
 
 
 def join_local_job() -> None:
-    """Tell Lightning, which knows those of torchrun and SLURM, of the processes that submitit started here."""
+    """Tell Lightning of the processes that submitit started on this machine, as it knows SLURM's."""
     if os.environ.get("SUBMITIT_EXECUTOR") == "local" and int(os.environ["SUBMITIT_LOCAL_NTASKS"]) > 1:
         from submitit.helpers import TorchDistributedEnvironment  # not a dependency
 
