@@ -135,7 +135,15 @@ def test_a_job_on_slurm_gets_a_process_per_device(accelerator: str, gpus: int | 
 def test_slurm_s_processes_are_taken_without_lightning_s_requeueing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    started = {"NTASKS": 2, "NTASKS_PER_NODE": 2, "NNODES": 1, "PROCID": 1, "LOCALID": 1, "NODEID": 0}
+    started = {
+        "NTASKS": 2,
+        "STEP_NUM_TASKS": 2,
+        "NTASKS_PER_NODE": 2,
+        "NNODES": 1,
+        "PROCID": 1,
+        "LOCALID": 1,
+        "NODEID": 0,
+    }
     for name, value in started.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
     monkeypatch.setattr(rank_zero_only, "rank", 0)  # which the trainer sets

@@ -221,9 +221,15 @@ def test_a_run_that_cannot_start_leaves_the_earlier_one_in_its_place(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status", "said"),
+    [
+        (signal.SIGINT, 130, b"interrupted; what is done so far is in"),
+        (signal.SIGTERM, EXIT_RESUMABLE, b"stopped by a signal, saved in"),
+    ],
+)
 def test_an_interrupted_run_says_so_and_fails(
-    tmp_path: Path, tiny_overrides: list[str], number: int, status: int
+    tmp_path: Path, tiny_overrides: list[str], number: int, status: int, said: bytes
 ) -> None:
     place = f"output_dir={tmp_path / 'deep' / 'run'}"
     command = [sys.executable, "-m", "sharpreid.train", *tiny_overrides, "trainer.max_epochs=100000", place]
@@ -241,7 +247,7 @@ def test_an_interrupted_run_says_so_and_fails(
         process.send_signal(number)
         output, _ = process.communicate(timeout=60)
     assert process.returncode == status, output
-    assert b"interrupted; what is done so far is in" in output
+    assert said in output
     job = json.loads((tmp_path / "deep" / "run" / "job.json").read_text())
     assert (job["status"], job["error"]) == ("failed", "interrupted; go on with resume=auto")
 

@@ -182,7 +182,7 @@ def _slurm() -> list[ClusterEnvironment]:
 
 def _check_processes(trainer: pl.Trainer) -> None:
     """Refuse processes that Lightning would start by running the command again, or that do not add up."""
-    starter, variable = ("SLURM", "SLURM_NTASKS") if _slurm() else ("torchrun", "WORLD_SIZE")
+    starter, variable = ("SLURM", "SLURM_STEP_NUM_TASKS") if _slurm() else ("torchrun", "WORLD_SIZE")
     started = int(os.environ.get(variable, 1))
     environment = getattr(trainer.strategy, "cluster_environment", None)
     outside = environment is not None and environment.creates_processes_externally

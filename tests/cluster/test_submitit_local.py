@@ -12,7 +12,6 @@ import pytest
 @pytest.mark.ddp
 def test_each_job_has_a_process_per_device(tiny_overrides: list[str], tmp_path: Path) -> None:
     sweep = [
-        "--multirun",
         "+cluster=submitit_local",
         "trainer.devices=2",
         "seed=0,1",
