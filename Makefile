@@ -29,7 +29,7 @@ report: $(READY) ## the paper's tables and figures beside runs on the embedded d
 	$(BIN)/python -m sharpreid.train +experiment=methods method=sab_cu,sab_cu_tv,sigmoid_gate,residual_attention $(ARGS)
 	$(BIN)/python -m sharpreid.report
 
-test: $(READY) ## all tests
+test: $(READY) ## all tests but those that change the machine (test-hosts, test-slurm)
 	$(BIN)/python -m pytest $(ARGS)
 
 test-hosts: $(READY) ## two hosts, one of which is lost: 4 minutes, Linux as root

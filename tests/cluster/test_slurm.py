@@ -23,10 +23,8 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
-def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A cluster of this machine, while the tests run."""
-    if "slurm" not in request.config.option.markexpr:
-        pytest.skip("installs and starts SLURM on this machine, so only when asked for: pytest -m slurm")
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         pytest.skip("needs root and apt-get, to install and start slurm-wlm")
     folder = tmp_path_factory.mktemp("slurm")
