@@ -32,13 +32,13 @@ report: $(READY) ## the paper's tables and figures beside runs on the embedded d
 test: $(READY) ## all tests but those that change the machine (test-hosts, test-slurm)
 	$(BIN)/python -m pytest $(ARGS)
 
-test-hosts: $(READY) ## two hosts, one of which is lost: 4 minutes, Linux as root
+test-hosts: $(READY) ## two hosts, one of which is lost: 2 minutes, Linux as root
 	$(BIN)/python -m pytest -m hosts tests/test_hosts.py $(ARGS)
 
 soak: $(READY) ## kill a training 100 times; its end must be that of an undisturbed one: about half an hour
 	$(BIN)/python -m tests.soak $(ARGS)
 
-test-slurm: $(READY) ## a sweep on a SLURM cluster of this machine; installs Debian's slurm-wlm, as root
+test-slurm: $(READY) ## a sweep on a SLURM cluster of this machine; installs Debian's slurm-wlm, as root: 3 minutes
 	$(BIN)/python -m pytest -m slurm $(ARGS)
 
 check: $(READY) ## what CI runs: lint, format, types, fast tests and doctests

@@ -135,8 +135,17 @@ def test_finished_jobs_are_not_run_again(sweep: list[str], one_by_one: Path) -> 
 
 @pytest.mark.slow
 def test_a_failing_job_is_reported_and_the_others_go_on(tmp_path: Path, tiny_overrides: list[str]) -> None:
-    blocks = "model.blocks=[7],[1]"
-    output = run(tmp_path, "--multirun", *tiny_overrides, blocks, "score_untrained=false", *LOCAL, status=1)
+    """Also with a method in a config directory of one's own, which every job has to be told of."""
+    (tmp_path / "own" / "method").mkdir(parents=True)
+    (tmp_path / "own" / "method" / "mine.yaml").write_text("# @package _global_\nobjective: {margin: 0.5}\n")
+    arguments = [
+        "--multirun",
+        *tiny_overrides,
+        "method=mine",
+        "model.blocks=[7],[1]",
+        "score_untrained=false",
+    ]
+    output = run(tmp_path, f"--config-dir={tmp_path / 'own'}", *arguments, *LOCAL, status=1)
     assert "#0 model.blocks=[7]: failed: ConfigError: model: blocks must be different numbers" in output
     assert "#1 model.blocks=[1]: done" in output
     assert "1 of 2 jobs have no score" in output
@@ -358,7 +367,8 @@ def test_a_job_s_command_keeps_the_settings_of_hydra_that_are_not_the_sweep_s(
     assert command[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     place = f"hydra.run.dir='{seen[0].output_dir}'"
     own = ["hydra.verbose=true", "hydra.mode=RUN", place, "hydra.job.num=4", "hydra.job.id=4"]
-    assert command[-8:] == ["sharpreid.train", "+experiment=table1", "trainer.devices=2", *own]
+    configs = ["--config-name=train", f"--config-path={CONF_DIR}"]
+    assert command[-10:] == ["sharpreid.train", *configs, "+experiment=table1", "trainer.devices=2", *own]
 
 
 def test_a_search_by_the_test_set_is_refused(context: Callable[..., Any]) -> None:

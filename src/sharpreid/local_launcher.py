@@ -32,6 +32,9 @@ _POLL = 0.2  # seconds
 _SHUTDOWN = 600  # seconds that torchrun leaves its processes to save: a validation may have to end first
 _OF_THE_SWEEP = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep.")
 
+_CONFIG_FLAGS = {"main": "--config-path", "command-line": "--config-dir"}
+"""Hydra's names of the places of configs, and the flags that set them."""
+
 
 class Job(NamedTuple):
     """A job of the sweep."""
@@ -55,6 +58,7 @@ class Job(NamedTuple):
         return [
             *start,
             "sharpreid.train",
+            *_config_flags(self.config),
             *self.overrides,
             *kept,
             *own,
@@ -141,6 +145,15 @@ def _compose(config: DictConfig, context: HydraContext, overrides: Sequence[str]
             f"got trainer.devices={devices} and trainer.num_nodes={nodes}"
         )
     return Job(number, tuple(overrides), composed, place, devices, label)
+
+
+def _config_flags(config: DictConfig) -> list[str]:
+    """The sweep's own --config-name, --config-path and --config-dir."""
+    flags = [f"--config-name={config.hydra.job.config_name}"]
+    for source in config.hydra.runtime.config_sources:
+        if source.schema == "file" and source.provider in _CONFIG_FLAGS:
+            flags.append(f"{_CONFIG_FLAGS[source.provider]}={source.path}")
+    return flags
 
 
 def _is_of_the_sweep(override: str) -> bool:

@@ -1,12 +1,15 @@
 """Where an interrupted run goes on: ``resume=auto`` or ``resume=FILE.ckpt``."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from sharpreid.checkpoints import newest_whole, step_of, verify
+from sharpreid.checkpoints import newest_whole, step_checkpoints, step_of, verify
 from sharpreid.records import describe_config, of_the_result
+
+log = logging.getLogger(__name__)
 
 
 class ChangedConfigError(ValueError):
@@ -33,6 +36,7 @@ def find_checkpoint(cfg: DictConfig, output_dir: Path) -> Path | None:
     if cfg.resume == "auto":
         checkpoint = newest_whole(output_dir / "checkpoints")
         if checkpoint is None:
+            _point_to_a_stopped_run(cfg, output_dir)
             return None
     else:
         checkpoint = Path(cfg.resume).expanduser().resolve()
@@ -48,15 +52,44 @@ def _refuse_changes(cfg: DictConfig, checkpoint: Path) -> None:
     earlier = checkpoint.resolve().parents[1] / "config.yaml"
     if not earlier.is_file():
         raise FileNotFoundError(f"{earlier}: the config of the run that wrote {checkpoint} is missing")
-    before = flat(of_the_result(OmegaConf.load(earlier)))
-    now = flat(of_the_result(OmegaConf.create(describe_config(cfg))))
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    refused = [key for key in changed if key not in cfg.allow_changed]
+    refused = {key: values for key, values in _changes(cfg, earlier).items() if key not in cfg.allow_changed}
     if refused:
-        lines = "".join(f"\n  {key}: was {before.get(key)!r}, is {now.get(key)!r}" for key in refused)
+        lines = "".join(f"\n  {key}: was {before!r}, is {now!r}" for key, (before, now) in refused.items())
         raise ChangedConfigError(
             f"{checkpoint} is of a run with another config; this differs:{lines}\nGive the earlier values, "
             f"start anew with resume=none, or allow it with 'allow_changed=[{','.join(refused)}]'"
+        )
+
+
+def _changes(cfg: DictConfig, earlier: Path) -> dict[str, tuple[Any, Any]]:
+    """The keys of the result in which ``cfg`` differs from a run's config.yaml: value there, value here."""
+    before = flat(of_the_result(OmegaConf.load(earlier)))
+    now = flat(of_the_result(OmegaConf.create(describe_config(cfg))))
+    keys = sorted(before.keys() | now.keys())
+    return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
+
+
+def _point_to_a_stopped_run(cfg: DictConfig, output_dir: Path) -> None:
+    """Say which stopped run of another config might be meant, where this config has none to go on from.
+
+    Looked at are those of the same experiment, data set and seed, in the directories beside.
+    """
+    if not output_dir.name.startswith("seed="):  # a place of the user's own: what lies beside may be anything
+        return
+    stopped = [
+        (_changes(cfg, run / "config.yaml"), run)
+        for run in sorted(output_dir.parent.parent.glob(f"*/{output_dir.name}"))
+        if step_checkpoints(run / "checkpoints")
+        and (run / "config.yaml").is_file()
+        and not (run / "scores.json").is_file()
+    ]
+    if stopped:
+        changes, run = min(stopped, key=lambda one: len(one[0]))
+        keys = ", ".join(f"{key} {before!r} -> {now!r}" for key, (before, now) in list(changes.items())[:5])
+        log.warning(
+            "no checkpoint of this config, so it starts anew. The stopped run that is nearest to it, %s, "
+            "differs in %d keys (%s); to go on there give hydra.run.dir='%s'",
+            *(run, len(changes), keys, run),
         )
 
 
