@@ -127,8 +127,11 @@ def kill_once(training: Training, rng: np.random.Generator, start_up: float) -> 
         if rng.random() < KILLED_AT_START:
             time.sleep(rng.uniform(0, start_up))
         else:
-            wait_for_step(training, process, before + int(rng.integers(STEPS_PER_CYCLE + 1)))
-            time.sleep(rng.uniform(0, 0.5))
+            step = before + int(rng.integers(STEPS_PER_CYCLE + 1))
+            wait_for_step(training, process, step)
+            end = time.monotonic() + rng.uniform(0, 0.5)  # on a fast machine that is many steps
+            while time.monotonic() < end and read_phase(training.phase_file)[1] <= step + 1:
+                time.sleep(0.002)
         training.check_running(process)
     finally:
         if process.poll() is None:
@@ -159,7 +162,7 @@ def wait_for_step(training: Training, process: subprocess.Popen[bytes], step: in
 def soak(folder: Path, cycles: int, seed: int) -> dict[str, Any]:
     """What `main` writes."""
     began = time.monotonic()
-    epochs = cycles + 37  # of 2 steps; a cycle gains about one, and the last kill must come before the end
+    epochs = 2 * cycles + 40  # of 2 steps; a cycle gains about 2 and at most 7: all kills come before the end
     write_images(folder / "images")
     undisturbed, disturbed = (
         Training(folder / name, folder / "images", epochs) for name in ("undisturbed", "killed")
