@@ -1,0 +1,131 @@
+"""What a measurement leaves: rows, each a ratio of two figures of one run."""
+
+import json
+import operator
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Two figures of one run, and their ratio.
+
+    Args:
+        name: what was measured, the same in every run: recorded rows are found by it.
+        ours: our figure.
+        unit: of both figures.
+        other: what ours is compared with.
+        theirs: its figure; None if it was not there to be run.
+        better: whether a ``higher`` or a ``lower`` ratio is the better one.
+        limit: what the ratio is to reach; None if nothing was set.
+        note: whatever a reader has to know.
+    """
+
+    name: str
+    ours: float
+    unit: str
+    other: str
+    theirs: float | None
+    better: str
+    limit: float | None = None
+    note: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        """Times better (``higher``: theirs / ours), or times as much (``lower``: ours / theirs)."""
+        if not self.theirs or not self.ours:
+            return None
+        return self.theirs / self.ours if self.better == "higher" else self.ours / self.theirs
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the ratio keeps its limit; None without either."""
+        if self.ratio is None or self.limit is None:
+            return None
+        return self.ratio >= self.limit if self.better == "higher" else self.ratio <= self.limit
+
+
+def machine() -> dict[str, Any]:
+    """Processor, device, versions and commit that a measurement belongs to."""
+    import torch
+
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    changed = subprocess.run(["git", "status", "--porcelain", "src"], capture_output=True, text=True)
+    return {
+        "processor": names[0] if names else platform.machine(),
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "load_before": round(os.getloadavg()[0], 1),
+        "commit": git.stdout.strip() or None,
+        "dirty": bool(changed.stdout.strip()),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in ("torch", "torchvision", "numpy", "numba")},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def write(rows: Sequence[Row], about: dict[str, Any], file: Path) -> None:
+    """Write rows as JSON."""
+    content = {"machine": about, "rows": [{**asdict(row), "ratio": row.ratio} for row in rows]}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def show(rows: Sequence[Row], title: str) -> None:
+    """Print rows as one table."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("what")
+    for heading in ("ours", "other", "ratio", "limit"):
+        table.add_column(heading, justify="right")
+    table.add_column("compared with; note")
+    for row in rows:
+        sign = ">=" if row.better == "higher" else "<="
+        verdict = {None: "", True: " kept", False: " MISSED"}[row.holds]
+        table.add_row(
+            row.name,
+            f"{row.ours:.3g} {row.unit}",
+            "-" if row.theirs is None else f"{row.theirs:.3g} {row.unit}",
+            "-" if row.ratio is None else f"{row.ratio:.2f}",
+            "" if row.limit is None else f"{sign} {row.limit:g}{verdict}",
+            "; ".join(filter(None, (row.other, row.note))),
+        )
+    Console(width=150).print(table)
+
+
+def worse_than(recorded: Path, rows: Sequence[Row], tolerance: float) -> list[str]:
+    """Rows whose ratio is worse than the recorded one by more than a share of it.
+
+    Args:
+        recorded: a file of `write`.
+        rows: of this run.
+        tolerance: share, > 0: machines and their load differ.
+    """
+    before = {row["name"]: row["ratio"] for row in json.loads(recorded.read_text(encoding="utf-8"))["rows"]}
+    found = []
+    for row in rows:
+        was = before.get(row.name)
+        if was is None or row.ratio is None:
+            continue
+        is_worse = operator.lt if row.better == "higher" else operator.gt
+        factor = 1 - tolerance if row.better == "higher" else 1 + tolerance
+        if is_worse(row.ratio, was * factor):
+            found.append(f"{row.name}: {row.ratio:.2f}, recorded {was:.2f}")
+    return found

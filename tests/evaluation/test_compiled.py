@@ -1,0 +1,115 @@
+"""Ranks counted by Numba: those of the reference, to the last."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from sharpreid.evaluation import ranking
+from sharpreid.evaluation.ranking import Protocol, evaluate_ranking
+
+compiled = pytest.importorskip("sharpreid.evaluation.compiled")
+
+Case = dict[str, np.ndarray]
+
+
+def case(
+    change: Callable[[np.ndarray], np.ndarray] = lambda x: x,
+    *,
+    queries: int = 60,
+    items: int = 700,
+    dim: int = 24,
+) -> Case:
+    """Query and gallery of 12 identities, some distractors and junk, 4 cameras."""
+    rng = np.random.default_rng(0)
+    labels = {
+        name: (rng.integers(low, 13, count), rng.integers(1, 5, count))
+        for name, low, count in (("query", 1, queries), ("gallery", -1, items))
+    }
+    centres = rng.normal(size=(14, dim))
+    found: Case = {}
+    for name, (pids, camids) in labels.items():
+        x = change(centres[pids] + 1.5 * rng.normal(size=(len(pids), dim)))
+        found |= {f"{name}_embeddings": x.astype(np.float32), f"{name}_pids": pids, f"{name}_camids": camids}
+    return found
+
+
+def ranks_by(
+    monkeypatch: pytest.MonkeyPatch, given: Case, protocol: Protocol, *, by_numba: bool
+) -> torch.Tensor:
+    """The ranks that the scores are computed from."""
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(ranking, "COMPILED_FROM", 0 if by_numba else 10**12)
+    monkeypatch.setattr(
+        ranking, "average_precision", lambda ranks: seen.append(ranks) or ranks.double().sum(1)
+    )
+    evaluate_ranking(**given, protocol=protocol)
+    monkeypatch.undo()
+    return seen[0]
+
+
+CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "spread": lambda x: x,
+    "collapsed": np.zeros_like,
+    "many ties": np.round,
+    "near ties": lambda x: np.round(x) + 1e-7 * x,
+    "far from the origin": lambda x: x + 3000,
+    "almost one point": lambda x: 1 + 1e-6 * x,
+    "huge": lambda x: x * 1e37,
+    "tiny": lambda x: x * 1e-37,
+    "one far item": lambda x: np.concatenate([x[:1] * 1e6, x[1:]]),
+}
+
+
+@pytest.mark.parametrize("protocol", [Protocol.market1501(), Protocol.cuhk03_single_shot(repeats=2)])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_the_ranks_are_those_of_the_reference(
+    monkeypatch: pytest.MonkeyPatch, change: Callable[[np.ndarray], np.ndarray], protocol: Protocol
+) -> None:
+    given = case(change)
+    wanted = ranks_by(monkeypatch, given, protocol, by_numba=False)
+    assert wanted.max() > 100
+    assert torch.equal(ranks_by(monkeypatch, given, protocol, by_numba=True), wanted)
+
+
+def test_float32_alone_would_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: without the margin, near ties are counted on the wrong side."""
+    given = case(CHANGES["near ties"])
+    wanted = ranks_by(monkeypatch, given, Protocol.market1501(), by_numba=False)
+    monkeypatch.setattr(compiled, "_UNIT", 0.0)
+    assert not torch.equal(ranks_by(monkeypatch, given, Protocol.market1501(), by_numba=True), wanted)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("chunk_size", [1, 7, None])
+def test_chunks_and_threads_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, threads: int, chunk_size: int | None
+) -> None:
+    monkeypatch.setattr(ranking, "COMPILED_FROM", 0)
+    wanted = evaluate_ranking(**case(), protocol=Protocol.market1501())
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = evaluate_ranking(**case(), protocol=Protocol.market1501(), chunk_size=chunk_size)
+    finally:
+        torch.set_num_threads(before)
+    assert found == wanted
+
+
+def test_a_shorter_float32_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch may be told to multiply float32 in bfloat16, whose errors are beyond the bound."""
+    monkeypatch.setattr(ranking, "COMPILED_FROM", 0)
+    given = case(dim=256)
+    wanted = evaluate_ranking(**given, protocol=Protocol.market1501())
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert evaluate_ranking(**given, protocol=Protocol.market1501()) == wanted
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_small_rankings_do_not_start_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "ranks_of_matches", lambda *_, **__: pytest.fail("compiled"))
+    evaluate_ranking(**case(), protocol=Protocol.market1501())
