@@ -35,7 +35,7 @@ test: $(READY) ## all tests but those that change the machine (test-hosts, test-
 test-hosts: $(READY) ## two hosts, one of which is lost: 2 minutes, Linux as root
 	$(BIN)/python -m pytest -m hosts tests/test_hosts.py $(ARGS)
 
-soak: $(READY) ## kill a training 100 times; its end must be that of an undisturbed one: about half an hour
+soak: $(READY) ## kill a training 100 times; its end must be that of an undisturbed one: 12 to 30 minutes
 	$(BIN)/python -m tests.soak $(ARGS)
 
 test-slurm: $(READY) ## a sweep on a SLURM cluster of this machine; installs Debian's slurm-wlm, as root: 3 minutes

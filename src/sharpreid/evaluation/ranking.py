@@ -266,7 +266,7 @@ def round_for_exact_products(x_nd: Tensor) -> Tensor:
     """
     bits = (53 - (x_nd.shape[1] - 1).bit_length()) // 2
     rounded = torch.empty(x_nd.shape, dtype=torch.float64, device=x_nd.device)
-    for given, result in zip(x_nd.split(_ROWS_IN_CACHE), rounded.split(_ROWS_IN_CACHE), strict=True):
+    for given, result in zip(*(torch.split(x, _ROWS_IN_CACHE) for x in (x_nd, rounded)), strict=True):
         x = given.double()
         largest = x.abs().amax(dim=1, keepdim=True)
         mantissa, _ = torch.frexp(largest)
