@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 _UNIT = 2.0**-24  # largest relative rounding error of float32
-_CHUNK_BYTES = 16 * 2**20  # float32 distances held at a time: about what the last cache level holds
+_CHUNK_BYTES = 4 * 2**20  # distances held at a time: what a cache holds
+_LEAST_ROWS = 64  # but so many: with fewer, a product takes longer for each
 _BLOCK = 256  # items that are looked at one by one where float32 cannot decide about one of them
 
 Floats = npt.NDArray[np.float64]
@@ -91,7 +92,7 @@ def ranks_of_matches(
     )
     labels = _Labels(*(x.numpy() for x in (queries.camids, gallery.camids, queries.first, queries.end)))
     ranks = np.zeros((len(labels.first), max(1, int((labels.end - labels.first).max()))), np.int64)
-    rows = chunk_size or max(1, _CHUNK_BYTES // (4 * len(gallery_32)))
+    rows = chunk_size or max(_LEAST_ROWS, _CHUNK_BYTES // (4 * len(gallery_32)))
     buffer = torch.empty(min(rows, len(query_32)), len(gallery_32))
     threads = torch.get_num_threads()
     with _full_precision(), ThreadPoolExecutor(threads) as pool:
@@ -182,7 +183,7 @@ def _compiled(function: Any) -> Any:
     return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
 
 
-@_compiled
+@numba.njit(nogil=True, cache=True, fastmath={"reassoc"})
 def _distance(exact: _Exact, query: int, item: int) -> float:
     """|g|^2 - 2 q g with one rounding: the products and their sums are exact in whatever order."""
     product = 0.0
