@@ -1,0 +1,154 @@
+"""Time and memory of k-reciprocal re-ranking, beside the programs of other toolboxes.
+
+``python -m benchmarks.re_ranking [--torchreid DIR] [--fast-reid DIR]``: checkouts of the two.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from benchmarks.embeddings import make
+from benchmarks.process import in_turns
+from benchmarks.rows import Row, machine, show, write
+from sharpreid.evaluation.re_ranking import k_reciprocal_distances
+
+PROGRAMS = {"fast-reid": "fastreid/evaluation/rerank.py", "torchreid": "torchreid/utils/rerank.py"}
+"""Where a checkout has its re-ranking of given distances."""
+
+PARAMETERS = {"k1": 20, "k2": 6, "lambda_value": 0.3}
+
+
+def _embeddings(queries: int, items: int) -> tuple[torch.Tensor, torch.Tensor]:
+    data = make(queries, items * 4 // 5, items // 5, max(2, queries // 4), 6, dim=128)
+    return torch.from_numpy(data.query), torch.from_numpy(data.gallery)
+
+
+def ours(queries: int, items: int) -> Callable[[], float]:
+    """Our re-ranking, ready to be called; returns the mean distance."""
+    query, gallery = _embeddings(queries, items)
+    return lambda: float(k_reciprocal_distances(query, gallery, **PARAMETERS).mean())
+
+
+def theirs(queries: int, items: int, *, checkout: str, peer: str) -> Callable[[], float]:
+    """Another toolbox's, which is given the three matrices of distances and returns one."""
+    file = Path(checkout) / PROGRAMS[peer]
+    spec = importlib.util.spec_from_file_location("rerank", file)
+    if spec is None or spec.loader is None or not file.is_file():
+        raise SystemExit(f"{file}: not there")
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    query, gallery = _embeddings(queries, items)
+
+    def re_rank() -> float:
+        pairs = ((query, gallery), (query, query), (gallery, gallery))
+        distances = [torch.cdist(x, y).numpy() for x, y in pairs]  # it squares them
+        return float(program.re_ranking(*distances, **PARAMETERS).mean())
+
+    return re_rank
+
+
+def by_faiss(queries: int, items: int, *, checkout: str) -> Callable[[], float]:
+    """fast-reid's own variant, whose neighbours are found by faiss; another quantity than the others'."""
+    package = ModuleType("fast_reid_utils")  # the file imports a neighbour, and needs none of the toolbox
+    package.__path__ = [str(Path(checkout) / "fastreid/utils")]
+    sys.modules[package.__name__] = package
+    program = importlib.import_module(f"{package.__name__}.compute_dist")
+    embeddings = torch.cat(_embeddings(queries, items))
+
+    def re_rank() -> float:
+        k1, k2, weight = PARAMETERS.values()
+        jaccard = program.compute_jaccard_distance(embeddings, k1=k1, k2=k2)[:queries, queries:]
+        euclidean = program.compute_euclidean_distance(embeddings[:queries], embeddings[queries:])
+        return float((jaccard * (1 - weight) + euclidean * weight).mean())
+
+    return re_rank
+
+
+def measure(
+    checkouts: dict[str, str], *, size: tuple[int, int] = (1_000, 5_000), repeats: int = 1
+) -> list[Row]:
+    """Rows of one size.
+
+    Args:
+        checkouts: of the toolboxes in `PROGRAMS` that are there.
+        size: queries and gallery items.
+        repeats: of which the median is taken.
+    """
+    keywords: dict[str, Any] = {"queries": size[0], "items": size[1]}
+    calls = [("benchmarks.re_ranking:ours", keywords)]
+    calls += [
+        ("benchmarks.re_ranking:theirs", {**keywords, "checkout": checkout, "peer": peer})
+        for peer, checkout in checkouts.items()
+    ]
+    peers = [*checkouts]
+    if "fast-reid" in checkouts and importlib.util.find_spec("faiss"):
+        peers.append("fast-reid with faiss")
+        calls.append(("benchmarks.re_ranking:by_faiss", {**keywords, "checkout": checkouts["fast-reid"]}))
+    mine, *others = in_turns(calls, repeats)
+    if isinstance(mine, str):
+        raise RuntimeError(f"re-ranking failed: {mine}")
+    name = f"re-ranking {size[0]} + {size[1]}"
+    rows = []
+    for peer, their in zip(peers, others, strict=True):
+        failed = isinstance(their, str)
+        note = (
+            f"failed: {their}"
+            if isinstance(their, str)
+            else f"mean distance {mine.value:.6f}, {their.value:.6f}"
+        )
+        rows.append(
+            Row(
+                name=f"{name} against {peer}",
+                ours=mine.cpu_seconds,
+                unit="CPU s",
+                other=peer,
+                theirs=None if failed else their.cpu_seconds,
+                better="higher",
+                limit=3,
+                note=note,
+            )
+        )
+    if not rows:
+        note = "no other toolbox was named"
+        rows = [
+            Row(
+                name=name,
+                ours=mine.cpu_seconds,
+                unit="CPU s",
+                other="nothing",
+                theirs=None,
+                better="higher",
+                limit=3,
+                note=note,
+            )
+        ]
+    return rows
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", type=int, nargs=2, default=(1_000, 5_000), help="queries, gallery items")
+    for peer in PROGRAMS:
+        parser.add_argument(f"--{peer}", metavar="DIR", help=f"checkout of {peer}")
+    parser.add_argument("--output", type=Path, help="file for the rows")
+    arguments = vars(parser.parse_args())
+    about = machine()
+    rows = measure(
+        {peer: named for peer in PROGRAMS if (named := arguments[peer.replace("-", "_")])},
+        size=arguments["size"],
+    )
+    show(rows, "re-ranking")
+    if arguments["output"]:
+        write(rows, about, arguments["output"])
+
+
+if __name__ == "__main__":
+    main()
