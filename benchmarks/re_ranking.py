@@ -64,7 +64,9 @@ def by_faiss(queries: int, items: int, *, checkout: str) -> Callable[[], float]:
 
     def re_rank() -> float:
         k1, k2, weight = PARAMETERS.values()
-        jaccard = program.compute_jaccard_distance(embeddings, k1=k1, k2=k2)[:queries, queries:]
+        jaccard = program.compute_jaccard_distance(embeddings, k1=k1, k2=k2, search_option=3)[
+            :queries, queries:
+        ]
         euclidean = program.compute_euclidean_distance(embeddings[:queries], embeddings[queries:])
         return float((jaccard * (1 - weight) + euclidean * weight).mean())
 

@@ -13,7 +13,7 @@ from sharpreid.data.reid_data import random_stream
 from sharpreid.evaluation.metric import ReIDMetric
 from sharpreid.evaluation.ranking import Protocol, RankingScores, ReRanking
 from sharpreid.losses.objective import Objective, ObjectiveValue
-from sharpreid.losses.total_variation import squared_total_variation
+from sharpreid.losses.total_variation import Variation, reduced
 from sharpreid.models.network import SharpAttentionNetwork
 from sharpreid.models.trunk import NUM_STAGES
 from sharpreid.models.weights import check_fits, take_dtype
@@ -103,14 +103,17 @@ class ReIDModule(pl.LightningModule):
         """Eq. 8 on the global batch: embeddings and labels of all processes, with gradients to each."""
         noise = random_stream("noise", self.seed, self.current_epoch, batch_idx, self.global_rank)
         self.network.seed_noise(noise.integers(2**63, size=NUM_STAGES).tolist())
-        output = self.network(batch.images.to(memory_format=self.memory_format))
+        variation = self.objective.mu > 0 or batch_idx == 0
+        output = self.network.train_step(
+            batch.images.to(memory_format=self.memory_format), variation=variation
+        )
         embeddings, labels = self._gather(output.embedding), self._gather(batch.labels)
-        value = self.objective(embeddings, labels, output.attended, self._gather)
+        value = self.objective(embeddings, labels, output.variation, self._gather)
         self._refuse_non_finite(value.total, "loss", batch.indices)
         self._indices = batch.indices
         self._log_training(value, embeddings, len(batch.images))
         if batch_idx == 0 and not value.total_variation:
-            self._log_total_variation(output.attended, len(batch.images))
+            self._log_total_variation(output.variation, len(batch.images))
         return value.total
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -186,11 +189,11 @@ class ReIDModule(pl.LightningModule):
             logged[f"train/tv_block{block}"] = variation
         self.log_dict(logged, batch_size=batch_size)
 
-    def _log_total_variation(self, attended: Sequence[Tensor], batch_size: int) -> None:
+    def _log_total_variation(self, variations: Sequence[Variation], batch_size: int) -> None:
         """Eq. 6 where it is no part of the loss: of an epoch's first batch only, for comparison."""
-        for block, a in zip(self.network.blocks, attended, strict=True):
-            variation = squared_total_variation(a.detach(), self.objective.reduction)
-            self.log(f"train/tv_block{block}", variation, batch_size=batch_size)
+        for block, variation in zip(self.network.blocks, variations, strict=True):
+            value = reduced(variation, self.objective.reduction).detach()
+            self.log(f"train/tv_block{block}", value, batch_size=batch_size)
 
     def _embed(self, batch: EvalBatch, metric: ReIDMetric) -> None:
         metric.update(self.embed_views(batch.views), batch.pids, batch.camids, batch.is_query, batch.indices)

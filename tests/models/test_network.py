@@ -203,17 +203,22 @@ def test_at_test_an_image_is_embedded_alike_in_any_batch() -> None:
     torch.testing.assert_close(made(images(count=3)[1:2]).embedding[0], together[1], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("implementation", ["eager", "recompute"])
 @pytest.mark.parametrize("upsample", ["deconv", "nearest", "bilinear"])
-def test_under_autocast_features_are_float32_and_no_gradient_is_nan(upsample: Any) -> None:
+def test_under_autocast_features_are_float32_and_no_gradient_is_nan(
+    upsample: Any, implementation: Any
+) -> None:
     head = EmbeddingHead(in_features=64, hidden_features=32, embedding_dim=16, init_std=0.001)
-    made = network(SmallTrunk(), [1, 2, 3, 4], [1, 2, 3], head=head, upsample=upsample).train()
+    sampler = partial(MaskSampler, eps=1e-6, implementation=implementation)
+    made = network(SmallTrunk(), [1, 2, 3, 4], [1, 2, 3], head=head, upsample=upsample, sampler=sampler)
+    made.train()
     objective = Objective(margin=0.5, mu=0.01, reduction="relative")
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = made(images(64, 32, count=4))
-        value = objective(out.embedding, torch.tensor([0, 0, 1, 1]), out.attended)
+        out = made.train_step(images(64, 32, count=4), variation=True)
+        value = objective(out.embedding, torch.tensor([0, 0, 1, 1]), out.variation)
     value.total.backward()
-    assert {a.dtype for a in out.attended} == {torch.float32}
-    assert all(torch.isfinite(a).all() for a in out.attended)
+    assert {one.total.dtype for one in out.variation} == {torch.float32}
+    assert all(torch.isfinite(one.total).all() for one in out.variation)
     assert torch.isfinite(value.total)
     assert all(torch.isfinite(p.grad).all() for p in made.parameters())
 

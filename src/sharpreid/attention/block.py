@@ -5,7 +5,9 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from sharpreid.attention.context import ContextUnit
+from sharpreid.attention.mask import MaskSampler
 from sharpreid.attention.soft import ResidualAttentionMask
+from sharpreid.losses.total_variation import Variation, variation_of
 
 
 class Attended(NamedTuple):
@@ -41,6 +43,19 @@ class SharpAttentionBlock(nn.Module):
             )
         self.sampler = sampler
         self.context = context
+
+    def attend(self, trunk: Tensor, *, variation: bool) -> tuple[Tensor, Variation | None]:
+        """F of Eq. 2 alone, in training mode by the sampler's ``implementation``.
+
+        Args:
+            trunk: float, (B, C, H, W).
+            variation: whether Eq. 6 of the attended features is wanted too.
+        """
+        if isinstance(self.sampler, MaskSampler) and self.sampler.is_fused:
+            source = trunk if self.context is None else self.context(trunk)
+            return self.sampler.attend(trunk, source, variation=variation)
+        output, attended, _ = self(trunk)
+        return output, variation_of(attended) if variation else None
 
     def forward(self, trunk: Tensor) -> Attended:
         """Attend ``trunk`` (T of Eq. 1), float, (B, C, H, W)."""

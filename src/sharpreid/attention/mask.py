@@ -9,6 +9,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from sharpreid.attention.fused import Implementation, Recipe, attend
+from sharpreid.losses.total_variation import Variation
+
 TestMask = Literal["noise_free", "expected", "hard", "sample"]
 TrainMask = Literal["sample", "straight_through", "noise_free"]
 
@@ -135,6 +138,7 @@ class MaskSampler(nn.Module):
         test_mask: the mask in evaluation mode.
         draws: number of draws of ``sample``, >= 1.
         seed: seed of ``sample``.
+        implementation: how a `SharpAttentionBlock` computes Eq. 1-5 in training mode; see `attend`.
 
     Raises:
         ValueError: an argument is out of range.
@@ -150,13 +154,18 @@ class MaskSampler(nn.Module):
         test_mask: TestMask = "noise_free",
         draws: int = 8,
         seed: int = 0,
+        implementation: Implementation = "eager",
     ) -> None:
         super().__init__()
         if not 0 < eps < 0.5:
             raise ValueError(f"eps must be in (0, 0.5), got {eps}")
-        for name, mask, known in (("train_mask", train_mask, TrainMask), ("test_mask", test_mask, TestMask)):
-            if mask not in get_args(known):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(known))}; got {mask!r}")
+        for name, value, known in (
+            ("train_mask", train_mask, TrainMask),
+            ("test_mask", test_mask, TestMask),
+            ("implementation", implementation, Implementation),
+        ):
+            if value not in get_args(known):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(known))}; got {value!r}")
         if draws < 1:
             raise ValueError(f"draws must be at least 1, got {draws}")
         self.eps = eps
@@ -164,6 +173,7 @@ class MaskSampler(nn.Module):
         self.test_mask: TestMask = test_mask
         self.draws = draws
         self.seed = seed
+        self.implementation: Implementation = implementation
         self.noise_seed: int | None = None
         """Seed of the next draws in training mode; None draws from torch's global generator."""
         self.register_buffer("tau", torch.tensor(1.0))
@@ -186,6 +196,19 @@ class MaskSampler(nn.Module):
             if self.test_mask == "noise_free":
                 return relaxed_mask(logit, 0.0, self.tau)
             return self._averaged_draws(logit)
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether `attend` is to be called now instead of the sampler."""
+        return self.training and self.implementation != "eager"
+
+    def attend(self, trunk: Tensor, source: Tensor, *, variation: bool) -> tuple[Tensor, Variation | None]:
+        """Eq. 1-5 in training mode by ``implementation``; see `sharpreid.attention.fused.attend`."""
+        seed = None
+        if self.train_mask != "noise_free":
+            seed = int(torch.randint(2**62, ())) if self.noise_seed is None else self.noise_seed
+        recipe = Recipe(self.tau, self.eps, seed, self.train_mask == "straight_through")
+        return attend(trunk, source, recipe, variation=variation, implementation=self.implementation)
 
     def extra_repr(self) -> str:
         return f"eps={self.eps}, train_mask={self.train_mask}, test_mask={self.test_mask}"

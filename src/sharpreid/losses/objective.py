@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from sharpreid.losses.total_variation import Reduction, check_reduction, squared_total_variation
+from sharpreid.losses.total_variation import Reduction, Variation, check_reduction, reduced
 from sharpreid.losses.triplet import TripletLoss, batch_hard_triplet_loss
 
 
@@ -45,7 +45,7 @@ class Objective:
         self,
         embeddings: Tensor,
         identities: Tensor,
-        attended: Sequence[Tensor],
+        variations: Sequence[Variation],
         gather: Callable[[Tensor], Tensor] = lambda x: x,
     ) -> ObjectiveValue:
         """Objective of one batch.
@@ -53,13 +53,11 @@ class Objective:
         Args:
             embeddings: float, (B, D): the global batch, of all devices.
             identities: integer, (B,).
-            attended: A_i of Eq. 1 per active block, float, each (b, C, H, W): this device's images.
+            variations: Eq. 6 of each active block: this device's images. Not looked at where mu is 0.
             gather: from a device's values, (1,), to those of all, with gradients to each.
         """
         triplet = batch_hard_triplet_loss(embeddings, identities, self.margin)
         if self.mu == 0:
             return ObjectiveValue(triplet.loss, triplet, ())
-        variations = tuple(
-            gather(squared_total_variation(a, self.reduction).view(1)).mean() for a in attended
-        )
-        return ObjectiveValue(triplet.loss + self.mu * sum(variations), triplet, variations)
+        terms = tuple(gather(reduced(one, self.reduction).view(1)).mean() for one in variations)
+        return ObjectiveValue(triplet.loss + self.mu * sum(terms), triplet, terms)

@@ -1,7 +1,7 @@
 """The sharp attention network (paper Sec. III, Fig. 3; Sec. IV-B)."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 
@@ -9,6 +9,7 @@ from sharpreid.attention.block import SharpAttentionBlock
 from sharpreid.attention.context import ContextUnit
 from sharpreid.attention.mask import MaskSampler
 from sharpreid.attention.soft import ResidualAttentionMask
+from sharpreid.losses.total_variation import Variation
 from sharpreid.models.trunk import NUM_STAGES, ResNetTrunk
 
 
@@ -19,6 +20,15 @@ class Output(NamedTuple):
     """(B, D), not normalised."""
     attended: tuple[Tensor, ...]
     """A_i of Eq. 1, (B, C_i, H_i, W_i), one per active block in ascending order."""
+
+
+class Trained(NamedTuple):
+    """What training needs of the network."""
+
+    embedding: Tensor
+    """(B, D), not normalised."""
+    variation: tuple[Variation, ...]
+    """Eq. 6 of A_i, one per active block in ascending order; empty unless it was asked for."""
 
 
 class EmbeddingHead(nn.Sequential):
@@ -105,12 +115,34 @@ class SharpAttentionNetwork(nn.Module):
         """Embed normalised images, float, (B, 3, H, W)."""
         x = self.trunk.stem(images)
         attended = []
-        for number, stage in enumerate(self.trunk.stages, start=1):
+        for block, stage in self._stages():
             x = stage(x)
-            if str(number) in self.attention:
-                x, a, _ = self.attention[str(number)](x)
+            if block is not None:
+                x, a, _ = block(x)
                 attended.append(a)
         return Output(self.head(x.mean((2, 3))), tuple(attended))
+
+    def train_step(self, images: Tensor, *, variation: bool) -> Trained:
+        """Embed normalised images in training mode, with blocks by their samplers' ``implementation``.
+
+        Args:
+            images: float, (B, 3, H, W).
+            variation: whether Eq. 6 is wanted of what each block attends.
+        """
+        x = self.trunk.stem(images)
+        variations = []
+        for block, stage in self._stages():
+            x = stage(x)
+            if block is not None:
+                x, of_block = block.attend(x, variation=variation)
+                if of_block is not None:
+                    variations.append(of_block)
+        return Trained(self.head(x.mean((2, 3))), tuple(variations))
+
+    def _stages(self) -> Iterator[tuple[SharpAttentionBlock | None, nn.Sequential]]:
+        for number, stage in enumerate(self.trunk.stages, start=1):
+            key = str(number)
+            yield cast(SharpAttentionBlock, self.attention[key]) if key in self.attention else None, stage
 
 
 def _check_blocks(blocks: Sequence[int], context_blocks: Sequence[int]) -> None:

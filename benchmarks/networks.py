@@ -1,0 +1,24 @@
+"""The networks that are timed."""
+
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from sharpreid.models.network import SharpAttentionNetwork
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+
+
+def network(*overrides: str) -> SharpAttentionNetwork:
+    """ResNet-50 with random weights and the paper's head, in training mode at tau = 0.8.
+
+    Args:
+        overrides: of the config group ``model``, such as ``model.blocks=[]``.
+    """
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", ["data=market1501", "model.trunk.weights=none", *overrides])
+    built: SharpAttentionNetwork = instantiate(cfg.model)
+    built.set_temperature(0.8)
+    built.seed_noise([1, 2, 3, 4])
+    return built.train()
