@@ -36,7 +36,7 @@ def _stepper(
     def step() -> None:
         built.zero_grad(set_to_none=True)
         with torch.autocast(images.device.type, torch.bfloat16) if bf16 else nullcontext():
-            output = built.train_step(images, variation=variation)
+            output = built.training_forward(images, variation=variation)
             loss = output.embedding.float().square().mean()
             for one in output.variation:
                 loss = loss + 0.01 * reduced(one, "mean")
@@ -64,7 +64,7 @@ def saved_bytes(built: SharpAttentionNetwork, images: torch.Tensor, *, bf16: boo
         torch.autograd.graph.saved_tensors_hooks(note, lambda x: x),
         torch.autocast(images.device.type, torch.bfloat16) if bf16 else nullcontext(),
     ):
-        output = built.train_step(images, variation=variation)
+        output = built.training_forward(images, variation=variation)
     del output
     return sum(kept.values())
 

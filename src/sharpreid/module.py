@@ -104,7 +104,7 @@ class ReIDModule(pl.LightningModule):
         noise = random_stream("noise", self.seed, self.current_epoch, batch_idx, self.global_rank)
         self.network.seed_noise(noise.integers(2**63, size=NUM_STAGES).tolist())
         variation = self.objective.mu > 0 or batch_idx == 0
-        output = self.network.train_step(
+        output = self.network.training_forward(
             batch.images.to(memory_format=self.memory_format), variation=variation
         )
         embeddings, labels = self._gather(output.embedding), self._gather(batch.labels)

@@ -214,7 +214,7 @@ def test_under_autocast_features_are_float32_and_no_gradient_is_nan(
     made.train()
     objective = Objective(margin=0.5, mu=0.01, reduction="relative")
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = made.train_step(images(64, 32, count=4), variation=True)
+        out = made.training_forward(images(64, 32, count=4), variation=True)
         value = objective(out.embedding, torch.tensor([0, 0, 1, 1]), out.variation)
     value.total.backward()
     assert {one.total.dtype for one in out.variation} == {torch.float32}

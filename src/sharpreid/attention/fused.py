@@ -13,7 +13,9 @@ of Eq. 3, and a uniform draw u,
 one logarithm instead of four.
 """
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -21,7 +23,7 @@ from torch import Tensor
 
 from sharpreid.losses.total_variation import Variation, gradient_of_variation, variation_of
 
-Implementation = Literal["eager", "recompute"]
+Implementation = Literal["eager", "recompute", "compile", "triton"]
 
 
 class Recipe(NamedTuple):
@@ -53,13 +55,66 @@ def attend(
             same shape.
         recipe: of the mask.
         variation: whether the total variation of A = M(S) * T (Eq. 6) is wanted.
-        implementation: ``recompute`` is this module's, on any device.
+        implementation: ``eager``, written out in tensor operations, the reference; ``recompute``, which keeps
+            no mask, on any device; ``compile``, the reference by torch.compile; ``triton``, by kernels for
+            CUDA with a noise of their own.
 
     Returns:
         F, with shape, type and memory format of T; and the total variation, if wanted. Both have gradients.
+
+    Raises:
+        ValueError: ``triton`` without CUDA, or in float64.
     """
+    if implementation == "triton":
+        _check_triton(trunk)
+        from sharpreid.attention.fused_triton import Attend
+
+        arguments = recipe.tau, recipe.eps, recipe.seed, recipe.hard, variation
+        output, total, mean_square = Attend.apply(trunk, source, source is trunk, *arguments)  # type: ignore[no-untyped-call]
+        return output, Variation(total, mean_square, trunk[0].numel()) if variation else None
+    if implementation in ("eager", "compile"):
+        written_out = _compiled() if implementation == "compile" else _written_out
+        with torch.autocast(trunk.device.type, enabled=False):
+            output, of_attended = written_out(trunk, source, _noise(source, recipe), recipe, variation)
+        return output, of_attended
     output, total, mean_square = _Attend.apply(trunk, source, source is trunk, recipe, variation)  # type: ignore[no-untyped-call]
     return output, Variation(total, mean_square, trunk[0].numel()) if variation else None
+
+
+def _check_triton(trunk: Tensor) -> None:
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if trunk.dtype == torch.float64 or not (trunk.is_cuda or interpreted):
+        raise ValueError(
+            f"implementation=triton needs a CUDA device and no float64, got {trunk.dtype} on {trunk.device}; "
+            "take model.sampler.implementation=recompute"
+        )
+
+
+def _noise(source: Tensor, recipe: Recipe) -> Tensor | None:
+    """Logistic draws of the shape of ``source``; None for none."""
+    if recipe.seed is None:
+        return None
+    draw = torch.Generator(source.device).manual_seed(recipe.seed)
+    u = torch.rand(source.shape, dtype=_arithmetic(source), device=source.device, generator=draw)
+    return torch.logit(u.clamp_(torch.finfo(u.dtype).tiny, 1 - torch.finfo(u.dtype).eps))
+
+
+def _written_out(
+    trunk: Tensor, source: Tensor, noise: Tensor | None, recipe: Recipe, variation: bool
+) -> tuple[Tensor, Variation | None]:
+    from sharpreid.attention.mask import keep_logit, relaxed_mask, straight_through
+
+    mask = relaxed_mask(keep_logit(source, recipe.eps), 0.0 if noise is None else noise, recipe.tau)
+    if recipe.hard:
+        mask = straight_through(mask)
+    attended = mask * trunk
+    output = (trunk + attended).to(trunk.dtype)
+    return output, variation_of(attended) if variation else None
+
+
+@cache
+def _compiled() -> Callable[..., tuple[Tensor, Variation | None]]:
+    return torch.compile(_written_out)
 
 
 class _Attend(torch.autograd.Function):

@@ -122,7 +122,7 @@ class SharpAttentionNetwork(nn.Module):
                 attended.append(a)
         return Output(self.head(x.mean((2, 3))), tuple(attended))
 
-    def train_step(self, images: Tensor, *, variation: bool) -> Trained:
+    def training_forward(self, images: Tensor, *, variation: bool) -> Trained:
         """Embed normalised images in training mode, with blocks by their samplers' ``implementation``.
 
         Args:

@@ -1,0 +1,460 @@
+"""Eq. 1-5 as Triton kernels: one pass over the activations forward, and no mask in memory.
+
+A program goes through some channels of an image twice forward, for their range and for the mask, and three times
+backward; after the first time they are in the cache. The noise is Triton's Philox generator at (seed, place
+of the activation in the batch): it depends on neither memory format nor block size, but it is not torch's,
+so masks differ from those of the other implementations draw by draw.
+
+Not yet run on a GPU: tests run the kernels in Triton's interpreter, and compile them for one.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_TILE = 2048  # activations that a program holds at a time
+_ROUNDS: tl.constexpr = tl.constexpr(7)  # of Philox4x32: the fewest that pass the usual tests of randomness
+
+
+@triton.jit
+def _mask(x, u, low, high, unit, constant, eps, tau, NOISE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Eq. 3-5 of activations, and what of the clamps the gradient needs."""
+    above, below = x - low, high - x + constant
+    inside = (above > eps * unit) & (above < (1 - eps) * unit)
+    a = tl.minimum(tl.maximum(above, eps * unit), (1 - eps) * unit)
+    b = tl.minimum(tl.maximum(below, eps * unit), (1 - eps) * unit)
+    if NOISE:
+        u = tl.minimum(tl.maximum(u, 1.1754943508222875e-38), 1 - 1.1920928955078125e-07)
+        a, b = a * u, b * (1 - u)
+    mask = 1 / (1 + tl.exp(tl.log(b / a) / tau))
+    return mask + (unit - unit), inside, above, below  # NaN is not to be hidden
+
+
+@triton.jit
+def _attended(  # type: ignore[no-untyped-def]
+    trunk,
+    source,
+    base,
+    first,
+    s,
+    c,
+    within,
+    stride_s,
+    stride_c,
+    size,
+    seed,
+    low,
+    high,
+    unit,
+    constant,
+    eps,
+    tau,
+    NOISE: tl.constexpr,
+    HARD: tl.constexpr,
+):
+    """A of Eq. 1 at places of the channels, 0 where not ``within``."""
+    place = base + s * stride_s + c * stride_c
+    t = tl.load(trunk + place, mask=within, other=0.0).to(tl.float32)
+    x = tl.load(source + place, mask=within, other=0.0).to(tl.float32)
+    u = tl.rand(seed, first + c * size + s, _ROUNDS) if NOISE else x
+    mask, _, _, _ = _mask(x, u, low, high, unit, constant, eps, tau, NOISE)
+    if HARD:
+        mask = tl.where(mask > 0.5, 1.0, 0.0)
+    return tl.where(within, mask * t, 0.0)
+
+
+@triton.jit
+def _range(source, base, c, channels, size, stride_s, stride_c, S: tl.constexpr, C: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Minimum, maximum, their difference (1 where constant) and whether a channel is constant, as 0 or 1.
+
+    A channel with a NaN has a difference that is NaN.
+    """
+    low = tl.full((1, C), float("inf"), tl.float32)
+    high = tl.full((1, C), float("-inf"), tl.float32)
+    broken = tl.full((1, C), 0, tl.int32)
+    for start in range(0, size, S):
+        s = start + tl.arange(0, S)[:, None]
+        within = (s < size) & (c < channels)
+        x = tl.load(source + base + s * stride_s + c * stride_c, mask=within, other=0.0).to(tl.float32)
+        low = tl.minimum(low, tl.min(tl.where(within, x, float("inf")), 0, keep_dims=True))
+        high = tl.maximum(high, tl.max(tl.where(within, x, float("-inf")), 0, keep_dims=True))
+        broken = tl.maximum(broken, tl.max((x != x).to(tl.int32), 0, keep_dims=True))
+    constant = (high - low < 1.0842021724855044e-19).to(tl.float32)
+    unit = tl.where(broken > 0, float("nan"), tl.where(constant > 0, 1.0, high - low))
+    return low, high, unit, constant
+
+
+@triton.jit
+def _forward(  # type: ignore[no-untyped-def]
+    trunk,
+    source,
+    output,
+    total,
+    square,
+    tau_of,
+    seed,
+    eps,
+    channels,
+    size,
+    width,
+    stride_b,
+    stride_s,
+    stride_c,
+    NOISE: tl.constexpr,
+    HARD: tl.constexpr,
+    VARIATION: tl.constexpr,
+    S: tl.constexpr,
+    C: tl.constexpr,
+):
+    image, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    c = block * C + tl.arange(0, C)[None, :]
+    base, first = image * stride_b, image * channels * size
+    tau = tl.load(tau_of)
+    low, high, unit, constant = _range(source, base, c, channels, size, stride_s, stride_c, S, C)
+    differences, squares = tl.full((S, C), 0, tl.float32), tl.full((S, C), 0, tl.float32)
+    for start in range(0, size, S):
+        s = start + tl.arange(0, S)[:, None]
+        within = (s < size) & (c < channels)
+        a = _attended(
+            trunk,
+            source,
+            base,
+            first,
+            s,
+            c,
+            within,
+            stride_s,
+            stride_c,
+            size,
+            seed,
+            low,
+            high,
+            unit,
+            constant,
+            eps,
+            tau,
+            NOISE,
+            HARD,
+        )
+        place = base + s * stride_s + c * stride_c
+        t = tl.load(trunk + place, mask=within, other=0.0).to(tl.float32)
+        tl.store(output + place, (t + a).to(output.dtype.element_ty), mask=within)
+        if VARIATION:
+            right, lower = within & (s % width < width - 1), within & (s + width < size)
+            beside = _attended(
+                trunk,
+                source,
+                base,
+                first,
+                s + 1,
+                c,
+                right,
+                stride_s,
+                stride_c,
+                size,
+                seed,
+                low,
+                high,
+                unit,
+                constant,
+                eps,
+                tau,
+                NOISE,
+                HARD,
+            )
+            below = _attended(
+                trunk,
+                source,
+                base,
+                first,
+                s + width,
+                c,
+                lower,
+                stride_s,
+                stride_c,
+                size,
+                seed,
+                low,
+                high,
+                unit,
+                constant,
+                eps,
+                tau,
+                NOISE,
+                HARD,
+            )
+            across, down = tl.where(right, beside - a, 0.0), tl.where(lower, below - a, 0.0)
+            differences += across * across + down * down
+            squares += a * a
+    if VARIATION:
+        at = image * tl.num_programs(1) + block
+        tl.store(total + at, tl.sum(differences))
+        tl.store(square + at, tl.sum(squares))
+
+
+@triton.jit
+def _slopes(  # type: ignore[no-untyped-def]
+    trunk,
+    source,
+    grad_output,
+    weight,
+    base,
+    first,
+    s,
+    c,
+    within,
+    width,
+    stride_s,
+    stride_c,
+    size,
+    seed,
+    low,
+    high,
+    unit,
+    constant,
+    eps,
+    tau,
+    NOISE: tl.constexpr,
+    HARD: tl.constexpr,
+    VARIATION: tl.constexpr,
+):
+    """Gradient by the trunk as such, by minimum and maximum where the place bears on them, and the source."""
+    place = base + s * stride_s + c * stride_c
+    t = tl.load(trunk + place, mask=within, other=0.0).to(tl.float32)
+    x = tl.load(source + place, mask=within, other=0.0).to(tl.float32)
+    upstream = tl.load(grad_output + place, mask=within, other=0.0).to(tl.float32)
+    u = tl.rand(seed, first + c * size + s, _ROUNDS) if NOISE else x
+    mask, inside, above, below = _mask(x, u, low, high, unit, constant, eps, tau, NOISE)
+    used = tl.where(mask > 0.5, 1.0, 0.0) if HARD else mask
+    to_attended = upstream
+    if VARIATION:
+        for side in tl.static_range(4):
+            if side == 0:
+                there, step = within & (s % width < width - 1), 1
+            elif side == 1:
+                there, step = within & (s % width > 0), -1
+            elif side == 2:
+                there, step = within & (s + width < size), width
+            else:
+                there, step = within & (s >= width), -width
+            other = _attended(
+                trunk,
+                source,
+                base,
+                first,
+                s + step,
+                c,
+                there,
+                stride_s,
+                stride_c,
+                size,
+                seed,
+                low,
+                high,
+                unit,
+                constant,
+                eps,
+                tau,
+                NOISE,
+                HARD,
+            )
+            to_attended += tl.where(there, weight * (used * t - other), 0.0)
+    slope = tl.where(within & inside, to_attended * t * mask * (1 - mask) / tau, 0.0)
+    by_low, by_high = slope / tl.where(inside, above, 1.0), slope / tl.where(inside, below, 1.0)
+    return upstream + to_attended * used, by_low, by_high, x
+
+
+@triton.jit
+def _backward(  # type: ignore[no-untyped-def]
+    trunk,
+    source,
+    grad_output,
+    grad_total,
+    grad_trunk,
+    grad_source,
+    tau_of,
+    seed,
+    eps,
+    channels,
+    size,
+    width,
+    stride_b,
+    stride_s,
+    stride_c,
+    NOISE: tl.constexpr,
+    HARD: tl.constexpr,
+    VARIATION: tl.constexpr,
+    SHARED: tl.constexpr,
+    S: tl.constexpr,
+    C: tl.constexpr,
+):
+    image, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    c = block * C + tl.arange(0, C)[None, :]
+    base, first = image * stride_b, image * channels * size
+    tau, weight = tl.load(tau_of), 2 * tl.load(grad_total + image)
+    low, high, unit, constant = _range(source, base, c, channels, size, stride_s, stride_c, S, C)
+    of_low, of_high = tl.full((1, C), 0, tl.float32), tl.full((1, C), 0, tl.float32)
+    lowest, highest = tl.full((1, C), 0, tl.float32), tl.full((1, C), 0, tl.float32)
+    for start in range(0, size, S):
+        s = start + tl.arange(0, S)[:, None]
+        within = (s < size) & (c < channels)
+        _, by_low, by_high, x = _slopes(
+            trunk,
+            source,
+            grad_output,
+            weight,
+            base,
+            first,
+            s,
+            c,
+            within,
+            width,
+            stride_s,
+            stride_c,
+            size,
+            seed,
+            low,
+            high,
+            unit,
+            constant,
+            eps,
+            tau,
+            NOISE,
+            HARD,
+            VARIATION,
+        )
+        of_low += tl.sum(by_low, 0, keep_dims=True)
+        of_high += tl.sum(by_high, 0, keep_dims=True)
+        lowest += tl.sum((within & (x == low)).to(tl.float32), 0, keep_dims=True)
+        highest += tl.sum((within & (x == high)).to(tl.float32), 0, keep_dims=True)
+    varies = (1 - constant) > 0
+    of_low = tl.where(varies, of_low / lowest, 0.0)
+    of_high = tl.where(varies, of_high / highest, 0.0)
+    for start in range(0, size, S):
+        s = start + tl.arange(0, S)[:, None]
+        within = (s < size) & (c < channels)
+        to_trunk, by_low, by_high, x = _slopes(
+            trunk,
+            source,
+            grad_output,
+            weight,
+            base,
+            first,
+            s,
+            c,
+            within,
+            width,
+            stride_s,
+            stride_c,
+            size,
+            seed,
+            low,
+            high,
+            unit,
+            constant,
+            eps,
+            tau,
+            NOISE,
+            HARD,
+            VARIATION,
+        )
+        to_source = by_low + by_high - tl.where(x == low, of_low, 0.0) - tl.where(x == high, of_high, 0.0)
+        place = base + s * stride_s + c * stride_c
+        if SHARED:
+            to_trunk += to_source
+        else:
+            tl.store(grad_source + place, to_source.to(grad_source.dtype.element_ty), mask=within)
+        tl.store(grad_trunk + place, to_trunk.to(grad_trunk.dtype.element_ty), mask=within)
+
+
+class _Launch:
+    """Shapes and strides of a launch."""
+
+    def __init__(self, x: Tensor) -> None:
+        batch, channels, height, width = x.shape
+        size = height * width
+        last = is_channels_last(x)
+        self.tile_c = min(triton.next_power_of_2(channels), 32 if last else max(1, _TILE // size))
+        self.tile_s = min(triton.next_power_of_2(size), max(1, _TILE // self.tile_c))
+        self.grid = (batch, triton.cdiv(channels, self.tile_c))
+        strides = (channels * size, channels, 1) if last else (channels * size, 1, size)
+        self.shape = (channels, size, width, *strides)
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether channels come last in memory, and not by chance of a shape for which it is both."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+class Attend(torch.autograd.Function):
+    """As that of `sharpreid.attention.fused`, by the kernels of this file."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        trunk: Tensor,
+        source: Tensor,
+        shared: bool,
+        tau: Tensor,
+        eps: float,
+        seed: int | None,
+        hard: bool,
+        variation: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        launch = _Launch(trunk)
+        form = torch.channels_last if is_channels_last(trunk) else torch.contiguous_format
+        source = source.contiguous(memory_format=form)
+        trunk = trunk.contiguous(memory_format=form)
+        output = torch.empty_like(trunk)
+        sums = torch.zeros(2, *launch.grid, dtype=torch.float32, device=trunk.device)
+        tau = tau.to(trunk.device, torch.float32)
+        options = {"NOISE": seed is not None, "HARD": hard, "VARIATION": variation}
+        options |= {"S": launch.tile_s, "C": launch.tile_c}
+        seed = 0 if seed is None else seed % 2**31
+        _forward[launch.grid](
+            trunk, source, output, sums[0], sums[1], tau, seed, eps, *launch.shape, **options, num_warps=8
+        )
+        ctx.save_for_backward(trunk, source, tau)
+        ctx.arguments = launch, seed, eps, {**options, "SHARED": shared}
+        square = sums[1].sum(1) / trunk[0].numel()
+        ctx.mark_non_differentiable(square)
+        return output, sums[0].sum(1), square
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor, grad_total: Tensor, _: Tensor) -> Any:  # type: ignore[override]
+        trunk, source, tau = ctx.saved_tensors
+        launch, seed, eps, options = ctx.arguments
+        form = torch.channels_last if is_channels_last(trunk) else torch.contiguous_format
+        grad_trunk = torch.empty_like(trunk)
+        grad_source = grad_trunk if options["SHARED"] else torch.empty_like(source)
+        _backward[launch.grid](
+            trunk,
+            source,
+            grad_output.contiguous(memory_format=form),
+            grad_total.float().contiguous(),
+            grad_trunk,
+            grad_source,
+            tau,
+            seed,
+            eps,
+            *launch.shape,
+            **options,
+            num_warps=8,
+        )
+        return grad_trunk, None if options["SHARED"] else grad_source, *(None,) * 6
+
+
+@triton.jit
+def _draw(uniform, seed, count, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(uniform + place, tl.rand(seed, place, _ROUNDS), mask=place < count)
+
+
+def uniform_noise(shape: torch.Size, seed: int, device: torch.device) -> Tensor:
+    """The uniform draws in [0, 1) that the kernels make for a batch of ``shape``, float32."""
+    uniform = torch.empty(shape, device=device)
+    _draw[(triton.cdiv(uniform.numel(), 1024),)](uniform, seed % 2**31, uniform.numel(), BLOCK=1024)
+    return uniform

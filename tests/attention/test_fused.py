@@ -1,0 +1,226 @@
+"""The implementations of Eq. 1-5: all equal to the reference on the same noise, and none keeps the mask."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sharpreid.attention.block import SharpAttentionBlock
+from sharpreid.attention.fused import Recipe, attend
+from sharpreid.attention.mask import MaskSampler
+from sharpreid.losses.total_variation import reduced
+
+KERNELS = Path(__file__).with_name("triton_kernels.py")
+
+
+def features(dtype: torch.dtype, *, channels_last: bool) -> tuple[Tensor, Tensor]:
+    """A trunk as a ReLU leaves it, with a dead and a constant channel, and another source of the mask."""
+    generator = torch.Generator().manual_seed(0)
+    trunk = torch.randn(3, 5, 8, 4, dtype=torch.float64, generator=generator).relu()
+    trunk[0, 1], trunk[1, 2] = 0, 2.5
+    source = torch.randn(3, 5, 8, 4, dtype=torch.float64, generator=generator)
+    source[0, 0] = 1
+    form = torch.channels_last if channels_last else torch.contiguous_format
+    return tuple(x.to(dtype).contiguous(memory_format=form) for x in (trunk, source))  # type: ignore[return-value]
+
+
+def results(
+    trunk: Tensor, source: Tensor | None, recipe: Recipe, reduction: Any, implementation: Any
+) -> list[Tensor]:
+    """Output, total variation and the gradients of a loss of both."""
+    trunk = trunk.detach().requires_grad_()
+    other = trunk if source is None else source.detach().requires_grad_()
+    output, variation = attend(trunk, other, recipe, variation=True, implementation=implementation)
+    assert variation is not None
+    value = reduced(variation, reduction)
+    weight = torch.randn(trunk.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    (output * weight.to(output.dtype)).sum().add(value).backward()
+    gradients = [x.grad for x in ((trunk,) if source is None else (trunk, other))]
+    return [output.detach(), value.detach(), *(x for x in gradients if x is not None)]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("seed", [None, 3])
+@pytest.mark.parametrize("tau", [1.0, 0.5])
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.float64, 1e-12)])
+def test_recomputed_equals_the_reference(
+    dtype: torch.dtype,
+    tolerance: float,
+    own: bool,
+    tau: float,
+    seed: int | None,
+    hard: bool,
+    channels_last: bool,
+) -> None:
+    """In values and gradients, relative to the largest; ties at the minimum, dead and constant channels included."""
+    trunk, source = features(dtype, channels_last=channels_last)
+    recipe = Recipe(torch.tensor(tau), 1e-6, seed, hard)
+    for reduction in ("sum", "mean", "relative"):
+        one, reference = (
+            results(trunk, None if own else source, recipe, reduction, implementation)
+            for implementation in ("recompute", "eager")
+        )
+        assert len(one) == len(reference) == (3 if own else 4)
+        for found, wanted in zip(one, reference, strict=True):
+            assert found.dtype == wanted.dtype
+            assert float((found - wanted).abs().max() / wanted.abs().max()) < tolerance
+
+
+def test_the_reference_is_the_block_as_written_out() -> None:
+    trunk, _ = features(torch.float32, channels_last=False)
+    sampler = MaskSampler(eps=1e-6)
+    sampler.set_temperature(0.5)
+    sampler.noise_seed = 3
+    block = SharpAttentionBlock(sampler=sampler, context=None)
+    recipe = Recipe(torch.tensor(0.5), 1e-6, 3, False)
+    output, _ = attend(trunk, trunk, recipe, variation=False, implementation="eager")
+    assert torch.equal(output, block(trunk).output)
+    sampler.implementation = "recompute"
+    torch.testing.assert_close(block.attend(trunk, variation=False)[0], output, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_equals_the_reference() -> None:
+    trunk, source = features(torch.float32, channels_last=True)
+    recipe = Recipe(torch.tensor(0.5), 1e-6, 3, False)
+    one, reference = (results(trunk, source, recipe, "mean", how) for how in ("compile", "eager"))
+    for found, wanted in zip(one, reference, strict=True):
+        assert float((found - wanted).abs().max() / wanted.abs().max()) < 2e-5
+
+
+@pytest.mark.parametrize("tau", [1.0, 0.5])
+def test_gradients_are_those_of_finite_differences(tau: float) -> None:
+    trunk, source = (x[:1, :2, :3, :3].contiguous() for x in features(torch.float64, channels_last=False))
+    recipe = Recipe(torch.tensor(tau), 1e-3, 3, False)
+
+    def both(t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        output, variation = attend(t, s, recipe, variation=True)
+        assert variation is not None
+        return output, variation.total
+
+    inputs = [(x + 0.01 * torch.rand_like(x)).requires_grad_() for x in (trunk, source)]
+    assert torch.autograd.gradcheck(both, inputs)
+
+
+def test_under_bfloat16_the_mask_is_made_in_float32() -> None:
+    """Where all is done in bfloat16, the logit alone is wrong by half a unit."""
+    trunk, _ = features(torch.bfloat16, channels_last=True)
+    recipe = Recipe(torch.tensor(0.5), 1e-6, 3, False)
+    with torch.autocast("cpu", torch.bfloat16):
+        output, _ = attend(trunk, trunk, recipe, variation=False)
+    assert output.dtype == torch.bfloat16
+    wanted, _ = attend(trunk.float(), trunk.float(), recipe, variation=False)
+    torch.testing.assert_close(output, wanted.bfloat16())
+
+
+def test_a_nan_is_not_hidden() -> None:
+    trunk, _ = features(torch.float32, channels_last=False)
+    trunk[0, 0, 0, 0] = torch.nan
+    output, _ = attend(trunk, trunk, Recipe(torch.tensor(1.0), 1e-6, 3, False), variation=False)
+    assert output[0, 0].isnan().all()
+    assert output[0, 1:].isfinite().all()
+
+
+def kept(implementation: Any) -> float:
+    """Bytes that attention keeps for its gradient, in multiples of its input."""
+    trunk = torch.rand(2, 16, 32, 16, requires_grad=True)
+    seen: dict[int, Tensor] = {}
+
+    def note(x: Tensor) -> Tensor:
+        seen[x.untyped_storage().data_ptr()] = x
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        attend(
+            trunk,
+            trunk,
+            Recipe(torch.tensor(0.5), 1e-6, 3, False),
+            variation=True,
+            implementation=implementation,
+        )
+    return sum(x.untyped_storage().nbytes() for x in seen.values()) / trunk.nbytes
+
+
+def test_nothing_is_kept_but_the_input() -> None:
+    assert kept("recompute") == 1
+    assert kept("eager") > 6  # the comparison is one that can fail
+
+
+def test_noise_follows_the_seed() -> None:
+    trunk, _ = features(torch.float32, channels_last=False)
+    one, same, other = (
+        attend(trunk, trunk, Recipe(torch.tensor(0.5), 1e-6, seed, False), variation=False)[0]
+        for seed in (1, 1, 2)
+    )
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_without_a_seed_the_global_generator_gives_one() -> None:
+    trunk, _ = features(torch.float32, channels_last=False)
+    block = SharpAttentionBlock(sampler=MaskSampler(eps=1e-6, implementation="recompute"), context=None)
+    outputs = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        outputs.append(block.attend(trunk, variation=False)[0])
+    assert torch.equal(outputs[0], outputs[1])
+    assert not torch.equal(outputs[0], outputs[2])
+
+
+@pytest.mark.parametrize("train_mask", ["sample", "straight_through", "noise_free"])
+def test_a_block_attends_alike_by_either_implementation(train_mask: Any) -> None:
+    trunk, _ = features(torch.float32, channels_last=True)
+    outputs = []
+    for implementation in ("eager", "recompute"):
+        sampler = MaskSampler(eps=1e-6, train_mask=train_mask, implementation=implementation)  # type: ignore[arg-type]
+        sampler.noise_seed = 5
+        sampler.set_temperature(0.7)
+        block = SharpAttentionBlock(sampler=sampler, context=None)
+        outputs.append(block.attend(trunk, variation=True))
+        block.eval()
+        assert torch.equal(block.attend(trunk, variation=False)[0], block(trunk).output)
+    (one, of_one), (other, of_other) = outputs
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    assert of_one is not None
+    assert of_other is not None
+    torch.testing.assert_close(of_one.total, of_other.total, rtol=1e-4, atol=1e-5)
+
+
+def test_triton_without_cuda_names_what_to_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    trunk = torch.rand(1, 2, 4, 4)
+    message = r"needs a CUDA device and no float64, got torch.float32 on cpu; take .*=recompute"
+    with pytest.raises(ValueError, match=message):
+        attend(
+            trunk, trunk, Recipe(torch.tensor(1.0), 1e-6, 1, False), variation=False, implementation="triton"
+        )
+
+
+def test_an_unknown_implementation_is_refused() -> None:
+    unknown: Any = "fast"
+    with pytest.raises(
+        ValueError, match="implementation must be one of eager, recompute, compile, triton; got 'fast'"
+    ):
+        MaskSampler(eps=1e-6, implementation=unknown)
+
+
+@pytest.mark.parametrize("part", ["equal", "distribution", "compiles"])
+def test_triton_kernels(part: str) -> None:
+    """In a process of its own: Triton reads at its import whether it is to interpret."""
+    pytest.importorskip("triton")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    if part != "compiles":
+        environment["TRITON_INTERPRET"] = "1"
+    done = subprocess.run(
+        [sys.executable, str(KERNELS), part], capture_output=True, text=True, env=environment, timeout=280
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "checked" in done.stdout
