@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numba
@@ -93,31 +92,22 @@ def ranks_of_matches(
     labels = _Labels(*(x.numpy() for x in (queries.camids, gallery.camids, queries.first, queries.end)))
     ranks = np.zeros((len(labels.first), max(1, int((labels.end - labels.first).max()))), np.int64)
     rows = chunk_size or max(_LEAST_ROWS, _CHUNK_BYTES // (4 * len(gallery_32)))
-    buffer = torch.empty(min(rows, len(query_32)), len(gallery_32))
     threads = torch.get_num_threads()
-    with _full_precision(), ThreadPoolExecutor(threads) as pool:
-        for start in range(0, len(query_32), rows):
+
+    def work(number: int) -> None:
+        torch.set_num_threads(1)  # in this thread: they share the chunks, not a product
+        buffer = torch.empty(min(rows, len(query_32)), len(gallery_32))
+        for start in range(number * rows, len(query_32), threads * rows):
             part = query_32[start : start + rows]
             distances = buffer[: len(part)]
             torch.addmm(squared_32, part, gallery_32.T, alpha=-2, out=distances)
-            cuts = np.linspace(0, len(part), threads + 1).astype(int).tolist()
-            jobs = [
-                pool.submit(
-                    _count,
-                    distances.numpy(),
-                    low,
-                    high,
-                    start,
-                    exact,
-                    bounds,
-                    labels,
-                    same_camera_leaves,
-                    ranks,
-                )
-                for low, high in pairwise(cuts)
-            ]
-            for job in jobs:
-                job.result()
+            _count(distances.numpy(), start, exact, bounds, labels, same_camera_leaves, ranks)
+
+    try:
+        with _full_precision(), ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, range(threads)))
+    finally:
+        torch.set_num_threads(threads)
     return torch.from_numpy(ranks)
 
 
@@ -196,8 +186,6 @@ def _distance(exact: _Exact, query: int, item: int) -> float:
 @_compiled
 def _count(
     distances: npt.NDArray[np.float32],
-    low: int,
-    high: int,
     start: int,
     exact: _Exact,
     bounds: _Bounds,
@@ -205,10 +193,10 @@ def _count(
     same_camera_leaves: bool,
     ranks: Ints,
 ) -> None:
-    """Fill the ranks of the queries in rows ``low`` to ``high`` of ``distances``; row 0 is ``start``."""
+    """Fill the ranks of the queries in the rows of ``distances``, which are those from ``start`` on."""
     widest = bounds.gallery_norm.max()
     found = np.empty(ranks.shape[1], np.float64)
-    for row in range(low, high):
+    for row in range(len(distances)):
         query = start + row
         first, end, camera = labels.first[query], labels.end[query], labels.query_camids[query]
         matches = 0

@@ -376,8 +376,8 @@ def evaluate_ranking(
             f"{query.embeddings.shape[1]} and {gallery.embeddings.shape[1]}"
         )
     _check_queries_are_people(query, protocol)
-    if protocol.junk_identity is not None:
-        gallery = gallery.select(gallery.pids != protocol.junk_identity)
+    if protocol.junk_identity is not None and (junk := gallery.pids == protocol.junk_identity).any():
+        gallery = gallery.select(~junk)
 
     plain = _scores(query, gallery, protocol, chunk_size, None)
     if re_ranking is None:
@@ -535,8 +535,7 @@ def _ranks_of_matches(
     if len(gallery) == 0:
         return torch.zeros(len(query), 1, dtype=torch.int64)
     order = gallery.pids.argsort(stable=True)
-    distances = _distances(query, gallery, order, chunk_size, re_ranking)
-    gallery = gallery.select(order)
+    in_given_order, gallery = gallery, gallery.select(order)
     first = torch.searchsorted(gallery.pids, query.pids)
     end = torch.searchsorted(gallery.pids, query.pids, right=True)
     if re_ranking is None and _is_worth_compiling(query, gallery):
@@ -548,6 +547,7 @@ def _ranks_of_matches(
             same_camera_leaves=exclusion == "same_camera",
             chunk_size=chunk_size,
         )
+    distances = _distances(query, in_given_order, order, chunk_size, re_ranking)
     places = torch.arange(max(1, int((end - first).max())), device=first.device)
     rows = chunk_size or max(1, _chunk_bytes(first.device) // (8 * len(gallery)))
     ranks = []
