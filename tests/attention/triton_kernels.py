@@ -8,13 +8,14 @@ from torch import Tensor
 
 from sharpreid.attention import fused_triton
 from sharpreid.attention.mask import keep_logit, relaxed_mask, straight_through
+from sharpreid.attention.noise import uniform_noise
 from sharpreid.losses.total_variation import variation_of
 
 
 def compare(
     trunk: Tensor, source: Tensor | None, tau: float, seed: int | None, hard: bool
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Output, total variation, mean square and gradients: of the kernels, and of the reference on their noise."""
+    """Output, total variation, mean square and gradients: of kernels and reference on one noise."""
     found = []
     for by_kernels in (True, False):
         t = trunk.clone(memory_format=torch.preserve_format).requires_grad_()
@@ -25,8 +26,7 @@ def compare(
         else:
             noise = torch.zeros(())
             if seed is not None:
-                u = fused_triton.uniform_noise(t.shape, seed, t.device)
-                noise = torch.logit(u.clamp(torch.finfo(u.dtype).tiny, 1 - torch.finfo(u.dtype).eps))
+                noise = torch.logit(uniform_noise(t.shape, seed, t.dtype, t.device))
             mask = relaxed_mask(keep_logit(s, 1e-6), noise, tau)
             attended = (straight_through(mask) if hard else mask) * t
             output, (total, square, _) = t + attended, variation_of(attended)

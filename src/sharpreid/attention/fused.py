@@ -3,7 +3,7 @@
 Written out in tensor operations, sharp attention makes about a hundred passes over memory and keeps seven
 float32 tensors of the size of the activations. Here the forward pass keeps the activations, which the ReLU
 before them keeps anyway, and the seed of the noise; the backward pass computes the mask again. On a CPU both
-go image by image, so that everything between stays in the cache.
+go image by image, so that all that lies between stays in the cache.
 
 The mask is that of `MaskSampler` for the same seed, up to rounding: with ``a = x - min`` and ``b = max - x``
 of Eq. 3, and a uniform draw u,
@@ -14,14 +14,18 @@ one logarithm instead of four.
 """
 
 import os
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from sharpreid.attention.noise import draw, keys, uniform_noise
 from sharpreid.losses.total_variation import Variation, gradient_of_variation, variation_of
+
+_kept = threading.local()  # of each thread that trains
 
 Implementation = Literal["eager", "recompute", "compile", "triton"]
 
@@ -57,7 +61,7 @@ def attend(
         variation: whether the total variation of A = M(S) * T (Eq. 6) is wanted.
         implementation: ``eager``, written out in tensor operations, the reference; ``recompute``, which keeps
             no mask, on any device; ``compile``, the reference by torch.compile; ``triton``, by kernels for
-            CUDA with a noise of their own.
+            CUDA. The noise is the same in all, up to what is lost in rounding.
 
     Returns:
         F, with shape, type and memory format of T; and the total variation, if wanted. Both have gradients.
@@ -94,9 +98,7 @@ def _noise(source: Tensor, recipe: Recipe) -> Tensor | None:
     """Logistic draws of the shape of ``source``; None for none."""
     if recipe.seed is None:
         return None
-    draw = torch.Generator(source.device).manual_seed(recipe.seed)
-    u = torch.rand(source.shape, dtype=_arithmetic(source), device=source.device, generator=draw)
-    return torch.logit(u.clamp_(torch.finfo(u.dtype).tiny, 1 - torch.finfo(u.dtype).eps))
+    return torch.logit(uniform_noise(source.shape, recipe.seed, _arithmetic(source), source.device))
 
 
 def _written_out(
@@ -124,14 +126,15 @@ class _Attend(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         output = torch.empty_like(trunk)
         total, mean_square = torch.zeros(2, len(trunk), dtype=_arithmetic(trunk), device=trunk.device)
-        with torch.autocast(trunk.device.type, enabled=False):
-            for piece in _pieces(trunk, source, recipe):
-                mask = (piece.mask > 0.5).to(piece.mask.dtype) if recipe.hard else piece.mask
-                attended = mask.mul_(piece.trunk)
-                if variation:
-                    of_piece = variation_of(piece.image(attended))
-                    total[piece.rows], mean_square[piece.rows] = of_piece.total, of_piece.mean_square
-                piece.of(output).copy_(attended.add_(piece.trunk))
+
+        def work(piece: _Piece) -> None:
+            attended = piece.used_mask().mul_(piece.trunk)
+            if variation:
+                of_piece = variation_of(piece.image(attended))
+                total[piece.rows], mean_square[piece.rows] = of_piece.total, of_piece.mean_square
+            piece.of(output).copy_(attended.add_(piece.trunk))
+
+        _for_each_piece(trunk, source, recipe, work)
         ctx.save_for_backward(trunk, *(() if shared else (source,)))
         ctx.recipe, ctx.variation = recipe, variation
         ctx.mark_non_differentiable(mean_square)
@@ -142,29 +145,33 @@ class _Attend(torch.autograd.Function):
         trunk, *other = ctx.saved_tensors
         source = other[0] if other else trunk
         grad_trunk, grad_source = torch.empty_like(trunk), torch.empty_like(source) if other else None
-        with torch.autocast(trunk.device.type, enabled=False):
-            for piece in _pieces(trunk, source, ctx.recipe):
-                mask = piece.mask
-                used = (mask > 0.5).to(mask.dtype) if ctx.recipe.hard else mask
-                upstream = piece.of(grad_output).to(mask.dtype)
-                by_variation: Tensor | None = None
-                if ctx.variation:
-                    gradient = gradient_of_variation(piece.image(used * piece.trunk), grad_total[piece.rows])
-                    by_variation = piece.flat(gradient)
-                to_attended = upstream if by_variation is None else upstream + by_variation
-                to_trunk = torch.addcmul(upstream, to_attended, used)
-                slope = (1 - mask).mul_(mask).mul_(piece.trunk).mul_(to_attended).div_(ctx.recipe.tau)
-                to_source = piece.gradient_by_logit(slope)
-                if grad_source is None:
-                    to_trunk += to_source
-                else:
-                    piece.of(grad_source).copy_(to_source)
-                piece.of(grad_trunk).copy_(to_trunk)
+
+        def work(piece: _Piece) -> None:
+            upstream, to_attended = piece.of(grad_output).to(piece.trunk.dtype), None
+            used = piece.used_mask()
+            if ctx.variation:
+                gradient = gradient_of_variation(piece.image(used * piece.trunk), grad_total[piece.rows])
+                to_attended = piece.flat(gradient).add_(upstream)
+            to_attended = upstream if to_attended is None else to_attended
+            to_trunk = torch.addcmul(upstream, to_attended, used, out=piece.buffers[1])
+            slope = torch.neg(piece.mask, out=piece.buffers[2]).add_(1).mul_(piece.mask).mul_(piece.trunk)
+            slope.mul_(to_attended).div_(ctx.recipe.tau)
+            to_source = piece.gradient_by_logit(slope)
+            if grad_source is None:
+                to_trunk += to_source
+            else:
+                piece.of(grad_source).copy_(to_source)
+            piece.of(grad_trunk).copy_(to_trunk)
+
+        _for_each_piece(trunk, source, ctx.recipe, work)
         return grad_trunk, grad_source, None, None, None
 
 
 class _Piece(NamedTuple):
-    """Some images, as (images, C, H * W) or, where channels come last in memory, (images, H * W, C)."""
+    """Some images, as (images, C, H * W) or, where channels come last in memory, (images, H * W, C).
+
+    What is compared is kept as 0 and 1 in float32: on a CPU that is ten times faster than in bool.
+    """
 
     rows: slice
     channels_last: bool
@@ -173,10 +180,11 @@ class _Piece(NamedTuple):
     source: Tensor
     low: Tensor
     high: Tensor
-    unit: Tensor
-    constant: Tensor
-    eps: float
-    mask: Tensor
+    limits: tuple[Tensor, Tensor]  # of x - low and high - x
+    constant: Tensor  # 1 where so, else 0
+    recipe: Recipe
+    mask: Tensor  # before it is rounded
+    buffers: list[Tensor]  # of the shape of ``trunk``; the first is the mask's
 
     @property
     def space(self) -> int:
@@ -195,53 +203,79 @@ class _Piece(NamedTuple):
     def flat(self, image: Tensor) -> Tensor:
         return _in_memory_order(image, self.channels_last)
 
+    def used_mask(self) -> Tensor:
+        """The mask, rounded where it is to be (Eq. 4)."""
+        return torch.gt(self.mask, 0.5, out=self.buffers[3]) if self.recipe.hard else self.mask
+
     def gradient_by_logit(self, slope: Tensor) -> Tensor:
-        """Gradient by the source of Eq. 3-5, from that by the logit.
+        """Gradient by the source of Eq. 3-5, from that by the logit, which is overwritten.
 
         An activation that is kept eps away from 0 or 1 has none: there the logit is constant. What minimum
         and maximum get is shared evenly among the activations that have it.
         """
-        above = self.source - self.low
-        inside = (above > self.eps * self.unit).logical_and_(above < (1 - self.eps) * self.unit)
-        slope = slope * inside
-        by_low = slope / torch.where(inside, above, 1.0)
-        by_high = slope.div_(torch.where(inside, self.high - self.source, 1.0))
-        gradient = by_low + by_high
+        _, _, _, flags, by_low, by_high = self.buffers
+        nearest, farthest = self.limits
+        torch.sub(self.source, self.low, out=by_low)
+        slope.mul_(torch.gt(by_low, nearest, out=flags)).mul_(torch.lt(by_low, farthest, out=flags))
+        torch.div(slope, by_low.clamp_(nearest, farthest), out=by_low)
+        torch.sub(self.high, self.source, out=by_high).clamp_(nearest, farthest)
+        torch.div(slope, by_high, out=by_high)
+        gradient = torch.add(by_low, by_high, out=slope)
+        varies = 1 - self.constant
         for extreme, share in ((self.low, by_low), (self.high, by_high)):
-            at_extreme = (self.source == extreme).to(share.dtype)
-            each = share.sum(self.space, keepdim=True) / at_extreme.sum(self.space, keepdim=True)
-            gradient -= at_extreme.mul_(torch.where(self.constant, 0.0, each))
+            at_extreme = torch.eq(self.source, extreme, out=flags)
+            each = share.sum(self.space, keepdim=True).mul_(varies) / at_extreme.sum(self.space, keepdim=True)
+            gradient.addcmul_(at_extreme, each, value=-1)
         return gradient
 
 
-def _pieces(trunk: Tensor, source: Tensor, recipe: Recipe) -> Iterator[_Piece]:
-    """The batch piece by piece, with masks: on a CPU image by image. A piece is valid until the next."""
+@torch.no_grad()
+def _for_each_piece(trunk: Tensor, source: Tensor, recipe: Recipe, work: Callable[[_Piece], None]) -> None:
+    """Do the work on a batch piece by piece, with its masks: on a CPU image by image, else all at once."""
     last = trunk.is_contiguous(memory_format=torch.channels_last) and not trunk.is_contiguous()
-    space, dtype, size = 1 if last else 2, _arithmetic(trunk), 1 if trunk.device.type == "cpu" else len(trunk)
-    draw = None
+    space, dtype = 1 if last else 2, _arithmetic(trunk)
+    size = 1 if trunk.device.type == "cpu" else len(trunk)
+    buffers = _buffers(_in_memory_order(trunk[:size], last).shape, dtype, trunk.device)
+    key, spare = None, buffers[3]
     if recipe.seed is not None:
-        draw = torch.Generator(trunk.device).manual_seed(recipe.seed)
-    height = trunk.shape[2]
-    for start in range(0, len(trunk), size):
-        rows = slice(start, start + size)
-        t = _in_memory_order(trunk[rows], last).to(dtype)
-        x = t if source is trunk else _in_memory_order(source[rows], last).to(dtype)
-        low, high = x.amin(space, keepdim=True), x.amax(space, keepdim=True)
-        constant = high - low < torch.finfo(dtype).tiny ** 0.5
-        unit = torch.where(constant, 1.0, high - low)
-        limits = recipe.eps * unit, (1 - recipe.eps) * unit
-        above = torch.clamp(x - low, *limits)
-        below = torch.clamp((high - x).add_(constant), *limits)
-        if draw is not None:
-            u = torch.rand(
-                len(t), t.shape[3 - space], t.shape[space], dtype=dtype, device=t.device, generator=draw
-            )
-            u = u.mT.contiguous() if last else u
-            u.clamp_(torch.finfo(dtype).tiny, 1 - torch.finfo(dtype).eps)
-            above *= u
-            below *= u.neg_().add_(1)
-        mask = above.div_(below).log_().div_(recipe.tau).sigmoid_()
-        yield _Piece(rows, last, height, t, x, low, high, unit, constant, recipe.eps, mask)
+        key = keys(recipe.seed)
+        words = [_words(buffer) for buffer in buffers[4:]]
+    with torch.autocast(trunk.device.type, enabled=False):
+        for start in range(0, len(trunk), size):
+            rows = slice(start, start + size)
+            t = _in_memory_order(trunk[rows], last).to(dtype)
+            x = t if source is trunk else _in_memory_order(source[rows], last).to(dtype)
+            low, high = x.amin(space, keepdim=True), x.amax(space, keepdim=True)
+            constant = (high - low < torch.finfo(dtype).tiny ** 0.5).to(dtype)
+            unit = torch.where(constant > 0, 1.0, high - low)
+            limits = recipe.eps * unit, (1 - recipe.eps) * unit
+            above, below, *_ = buffers
+            torch.sub(x, low, out=above).clamp_(*limits)
+            torch.sub(high, x, out=below).add_(constant).clamp_(*limits)
+            if key is not None:
+                drawn = spare.view(len(t), -1, trunk.shape[1])
+                draw(drawn.view(-1), start * trunk[0].numel(), key, *words)
+                u = drawn if last else buffers[2].copy_(drawn.mT)
+                above.mul_(u)
+                below.mul_(u.neg_().add_(1))
+            mask = above.div_(below).log_().div_(recipe.tau).sigmoid_()
+            height = trunk.shape[2]
+            work(_Piece(rows, last, height, t, x, low, high, limits, constant, recipe, mask, buffers))
+
+
+def _words(x: Tensor) -> Tensor:
+    """The memory of a float tensor as int32, as many as it has elements."""
+    return x.view(torch.int32).view(-1)[: x.numel()]
+
+
+def _buffers(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    """Six of a shape. On a CPU they are kept: new memory costs as much as the work on it."""
+    if device.type != "cpu":
+        return [torch.empty(shape, dtype=dtype, device=device) for _ in range(6)]
+    kept: dict[Any, list[Tensor]] = vars(_kept).setdefault("buffers", {})
+    if (shape, dtype) not in kept:
+        kept[shape, dtype] = [torch.empty(shape, dtype=dtype) for _ in range(6)]
+    return kept[shape, dtype]
 
 
 def _in_memory_order(x: Tensor, channels_last: bool) -> Tensor:

@@ -1,9 +1,8 @@
 """Eq. 1-5 as Triton kernels: one pass over the activations forward, and no mask in memory.
 
-A program goes through some channels of an image twice forward, for their range and for the mask, and three times
-backward; after the first time they are in the cache. The noise is Triton's Philox generator at (seed, place
-of the activation in the batch): it depends on neither memory format nor block size, but it is not torch's,
-so masks differ from those of the other implementations draw by draw.
+A program goes through some channels of an image twice forward, for their range and for the mask, and three
+times backward; after the first time they are in the cache. The noise is that of `sharpreid.attention.noise`,
+hashed again wherever it is needed.
 
 Not yet run on a GPU: tests run the kernels in Triton's interpreter, and compile them for one.
 """
@@ -15,26 +14,41 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sharpreid.attention.noise import BITS, FIRST, SECOND, keys
+
 _TILE = 2048  # activations that a program holds at a time
-_ROUNDS: tl.constexpr = tl.constexpr(7)  # of Philox4x32: the fewest that pass the usual tests of randomness
+_FIRST = tl.constexpr(FIRST)
+_SECOND = tl.constexpr(SECOND)
+_DROPPED = tl.constexpr(32 - BITS)
+_STEP = tl.constexpr(2.0**-BITS)
 
 
 @triton.jit
-def _mask(x, u, low, high, unit, constant, eps, tau, NOISE: tl.constexpr):  # type: ignore[no-untyped-def]
+def _uniform(number, one, other):
+    """Draws of `sharpreid.attention.noise.draw`."""
+    a = number.to(tl.uint32) + one.to(tl.uint32, bitcast=True)
+    a = (a ^ (a >> 16)) * _FIRST
+    a = a ^ other.to(tl.uint32, bitcast=True)
+    a = (a ^ (a >> 15)) * _SECOND
+    a = a ^ (a >> 16)
+    return ((a >> _DROPPED).to(tl.float32) + 0.5) * _STEP
+
+
+@triton.jit
+def _mask(x, u, low, high, unit, constant, eps, tau, NOISE: tl.constexpr):
     """Eq. 3-5 of activations, and what of the clamps the gradient needs."""
     above, below = x - low, high - x + constant
     inside = (above > eps * unit) & (above < (1 - eps) * unit)
     a = tl.minimum(tl.maximum(above, eps * unit), (1 - eps) * unit)
     b = tl.minimum(tl.maximum(below, eps * unit), (1 - eps) * unit)
     if NOISE:
-        u = tl.minimum(tl.maximum(u, 1.1754943508222875e-38), 1 - 1.1920928955078125e-07)
         a, b = a * u, b * (1 - u)
     mask = 1 / (1 + tl.exp(tl.log(b / a) / tau))
     return mask + (unit - unit), inside, above, below  # NaN is not to be hidden
 
 
 @triton.jit
-def _attended(  # type: ignore[no-untyped-def]
+def _attended(
     trunk,
     source,
     base,
@@ -45,7 +59,9 @@ def _attended(  # type: ignore[no-untyped-def]
     stride_s,
     stride_c,
     size,
-    seed,
+    channels,
+    one,
+    other,
     low,
     high,
     unit,
@@ -59,7 +75,7 @@ def _attended(  # type: ignore[no-untyped-def]
     place = base + s * stride_s + c * stride_c
     t = tl.load(trunk + place, mask=within, other=0.0).to(tl.float32)
     x = tl.load(source + place, mask=within, other=0.0).to(tl.float32)
-    u = tl.rand(seed, first + c * size + s, _ROUNDS) if NOISE else x
+    u = _uniform(first + s * channels + c, one, other) if NOISE else x
     mask, _, _, _ = _mask(x, u, low, high, unit, constant, eps, tau, NOISE)
     if HARD:
         mask = tl.where(mask > 0.5, 1.0, 0.0)
@@ -67,7 +83,7 @@ def _attended(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _range(source, base, c, channels, size, stride_s, stride_c, S: tl.constexpr, C: tl.constexpr):  # type: ignore[no-untyped-def]
+def _range(source, base, c, channels, size, stride_s, stride_c, S: tl.constexpr, C: tl.constexpr):
     """Minimum, maximum, their difference (1 where constant) and whether a channel is constant, as 0 or 1.
 
     A channel with a NaN has a difference that is NaN.
@@ -87,15 +103,16 @@ def _range(source, base, c, channels, size, stride_s, stride_c, S: tl.constexpr,
     return low, high, unit, constant
 
 
-@triton.jit
-def _forward(  # type: ignore[no-untyped-def]
+@triton.jit(do_not_specialize=["one", "other"])
+def _forward(
     trunk,
     source,
     output,
     total,
     square,
     tau_of,
-    seed,
+    one,
+    other,
     eps,
     channels,
     size,
@@ -129,7 +146,9 @@ def _forward(  # type: ignore[no-untyped-def]
             stride_s,
             stride_c,
             size,
-            seed,
+            channels,
+            one,
+            other,
             low,
             high,
             unit,
@@ -155,7 +174,9 @@ def _forward(  # type: ignore[no-untyped-def]
                 stride_s,
                 stride_c,
                 size,
-                seed,
+                channels,
+                one,
+                other,
                 low,
                 high,
                 unit,
@@ -176,7 +197,9 @@ def _forward(  # type: ignore[no-untyped-def]
                 stride_s,
                 stride_c,
                 size,
-                seed,
+                channels,
+                one,
+                other,
                 low,
                 high,
                 unit,
@@ -196,7 +219,7 @@ def _forward(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _slopes(  # type: ignore[no-untyped-def]
+def _slopes(
     trunk,
     source,
     grad_output,
@@ -210,7 +233,9 @@ def _slopes(  # type: ignore[no-untyped-def]
     stride_s,
     stride_c,
     size,
-    seed,
+    channels,
+    one,
+    other,
     low,
     high,
     unit,
@@ -226,7 +251,7 @@ def _slopes(  # type: ignore[no-untyped-def]
     t = tl.load(trunk + place, mask=within, other=0.0).to(tl.float32)
     x = tl.load(source + place, mask=within, other=0.0).to(tl.float32)
     upstream = tl.load(grad_output + place, mask=within, other=0.0).to(tl.float32)
-    u = tl.rand(seed, first + c * size + s, _ROUNDS) if NOISE else x
+    u = _uniform(first + s * channels + c, one, other) if NOISE else x
     mask, inside, above, below = _mask(x, u, low, high, unit, constant, eps, tau, NOISE)
     used = tl.where(mask > 0.5, 1.0, 0.0) if HARD else mask
     to_attended = upstream
@@ -240,7 +265,7 @@ def _slopes(  # type: ignore[no-untyped-def]
                 there, step = within & (s + width < size), width
             else:
                 there, step = within & (s >= width), -width
-            other = _attended(
+            neighbour = _attended(
                 trunk,
                 source,
                 base,
@@ -251,7 +276,9 @@ def _slopes(  # type: ignore[no-untyped-def]
                 stride_s,
                 stride_c,
                 size,
-                seed,
+                channels,
+                one,
+                other,
                 low,
                 high,
                 unit,
@@ -261,14 +288,14 @@ def _slopes(  # type: ignore[no-untyped-def]
                 NOISE,
                 HARD,
             )
-            to_attended += tl.where(there, weight * (used * t - other), 0.0)
+            to_attended += tl.where(there, weight * (used * t - neighbour), 0.0)
     slope = tl.where(within & inside, to_attended * t * mask * (1 - mask) / tau, 0.0)
     by_low, by_high = slope / tl.where(inside, above, 1.0), slope / tl.where(inside, below, 1.0)
     return upstream + to_attended * used, by_low, by_high, x
 
 
-@triton.jit
-def _backward(  # type: ignore[no-untyped-def]
+@triton.jit(do_not_specialize=["one", "other"])
+def _backward(
     trunk,
     source,
     grad_output,
@@ -276,7 +303,8 @@ def _backward(  # type: ignore[no-untyped-def]
     grad_trunk,
     grad_source,
     tau_of,
-    seed,
+    one,
+    other,
     eps,
     channels,
     size,
@@ -315,7 +343,9 @@ def _backward(  # type: ignore[no-untyped-def]
             stride_s,
             stride_c,
             size,
-            seed,
+            channels,
+            one,
+            other,
             low,
             high,
             unit,
@@ -350,7 +380,9 @@ def _backward(  # type: ignore[no-untyped-def]
             stride_s,
             stride_c,
             size,
-            seed,
+            channels,
+            one,
+            other,
             low,
             high,
             unit,
@@ -393,7 +425,7 @@ class Attend(torch.autograd.Function):
     """As that of `sharpreid.attention.fused`, by the kernels of this file."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         trunk: Tensor,
         source: Tensor,
@@ -413,20 +445,20 @@ class Attend(torch.autograd.Function):
         tau = tau.to(trunk.device, torch.float32)
         options = {"NOISE": seed is not None, "HARD": hard, "VARIATION": variation}
         options |= {"S": launch.tile_s, "C": launch.tile_c}
-        seed = 0 if seed is None else seed % 2**31
+        key = keys(seed or 0)
         _forward[launch.grid](
-            trunk, source, output, sums[0], sums[1], tau, seed, eps, *launch.shape, **options, num_warps=8
+            trunk, source, output, sums[0], sums[1], tau, *key, eps, *launch.shape, **options, num_warps=8
         )
         ctx.save_for_backward(trunk, source, tau)
-        ctx.arguments = launch, seed, eps, {**options, "SHARED": shared}
+        ctx.arguments = launch, key, eps, {**options, "SHARED": shared}
         square = sums[1].sum(1) / trunk[0].numel()
         ctx.mark_non_differentiable(square)
         return output, sums[0].sum(1), square
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor, grad_total: Tensor, _: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad_output: Tensor, grad_total: Tensor, _: Tensor) -> Any:
         trunk, source, tau = ctx.saved_tensors
-        launch, seed, eps, options = ctx.arguments
+        launch, key, eps, options = ctx.arguments
         form = torch.channels_last if is_channels_last(trunk) else torch.contiguous_format
         grad_trunk = torch.empty_like(trunk)
         grad_source = grad_trunk if options["SHARED"] else torch.empty_like(source)
@@ -438,23 +470,10 @@ class Attend(torch.autograd.Function):
             grad_trunk,
             grad_source,
             tau,
-            seed,
+            *key,
             eps,
             *launch.shape,
             **options,
             num_warps=8,
         )
         return grad_trunk, None if options["SHARED"] else grad_source, *(None,) * 6
-
-
-@triton.jit
-def _draw(uniform, seed, count, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(uniform + place, tl.rand(seed, place, _ROUNDS), mask=place < count)
-
-
-def uniform_noise(shape: torch.Size, seed: int, device: torch.device) -> Tensor:
-    """The uniform draws in [0, 1) that the kernels make for a batch of ``shape``, float32."""
-    uniform = torch.empty(shape, device=device)
-    _draw[(triton.cdiv(uniform.numel(), 1024),)](uniform, seed % 2**31, uniform.numel(), BLOCK=1024)
-    return uniform

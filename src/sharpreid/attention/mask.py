@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sharpreid.attention.fused import Implementation, Recipe, attend
+from sharpreid.attention.noise import uniform_noise
 from sharpreid.losses.total_variation import Variation
 
 TestMask = Literal["noise_free", "expected", "hard", "sample"]
@@ -216,9 +217,11 @@ class MaskSampler(nn.Module):
     def _train_mask(self, logit: Tensor) -> Tensor:
         if self.train_mask == "noise_free":
             return relaxed_mask(logit, 0.0, self.tau)
-        seed = self.noise_seed
-        generator = None if seed is None else torch.Generator(logit.device).manual_seed(seed)
-        mask = relaxed_mask(logit, logistic_noise(logit.shape, logit, generator), self.tau)
+        if self.noise_seed is None:
+            noise = logistic_noise(logit.shape, logit)
+        else:
+            noise = torch.logit(uniform_noise(logit.shape, self.noise_seed, logit.dtype, logit.device))
+        mask = relaxed_mask(logit, noise, self.tau)
         return straight_through(mask) if self.train_mask == "straight_through" else mask
 
     def _averaged_draws(self, logit: Tensor) -> Tensor:
