@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from sharpreid.data.reid_data import DataError
+from sharpreid.data.reid_data import Box, DataError
 
 Crops = Literal["plain", "flip", "ten_crop"]
 
@@ -90,7 +90,7 @@ def draw_crop(
     ratio: tuple[float, float],
     tries: int,
     rng: np.random.Generator,
-) -> tuple[int, int, int, int]:
+) -> Box:
     """Box of the paper's random crop: area fraction and height/width ratio uniform, position uniform.
 
     Unlike torchvision's RandomResizedCrop, the ratio is height over width and not log-uniform, and after
@@ -153,13 +153,16 @@ class TrainTransform:
         self.area, self.ratio, self.tries = area, ratio, tries
         self.flip_probability = flip_probability
 
+    def draw(self, width: int, height: int, rng: np.random.Generator) -> tuple[Box, bool]:
+        """The crop of an image of this size, and whether it is mirrored; all that is random."""
+        box = draw_crop(width, height, area=self.area, ratio=self.ratio, tries=self.tries, rng=rng)
+        return box, bool(rng.random() < self.flip_probability)
+
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
         """RGB image to a view, float32, (3, H, W); all randomness comes from ``rng``."""
-        box = draw_crop(*image.size, area=self.area, ratio=self.ratio, tries=self.tries, rng=rng)
+        box, flip = self.draw(*image.size, rng)
         image = image.resize((self.width, self.height), Image.Resampling.BILINEAR, box=box)
-        if rng.random() < self.flip_probability:
-            image = ImageOps.mirror(image)
-        return to_tensor(image)
+        return to_tensor(ImageOps.mirror(image) if flip else image)
 
 
 class EvalTransform:
