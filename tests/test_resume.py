@@ -22,11 +22,11 @@ from sharpreid.callbacks.checkpoint import StepCheckpoints
 from sharpreid.checkpoints import SafeCheckpointIO, newest_whole, step_checkpoints, step_path
 from sharpreid.config import build_data, build_module
 from sharpreid.data.pixel_cache import build_cache
+from sharpreid.job import quieten
 from sharpreid.models.weights import WeightsError
 from sharpreid.records import describe_config, set_later_checkpoints_aside
 from sharpreid.resume import ChangedConfigError, find_checkpoint
 from sharpreid.signals import EXIT_RESUMABLE
-from sharpreid.train import quieten
 
 
 class CutError(Exception):

@@ -12,14 +12,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from sharpreid.config import build_data, build_module, build_trainer, register_resolvers
+from sharpreid.config import build_data, build_module, build_trainer
 from sharpreid.evaluation.ranking import RankingScores
 from sharpreid.hydra_files import CONF_DIR
+from sharpreid.job import quieten, reason, score
 from sharpreid.models.weights import check_fits, read_tensors
 from sharpreid.module import ReIDModule
 from sharpreid.records import describe_code, describe_scores, write_json
 from sharpreid.report.table import print_readings, print_run_table
-from sharpreid.train import quieten, reason, score
+from sharpreid.resolvers import register_resolvers
 
 _ABSENT = object()
 _OVERRIDABLE = (

@@ -15,13 +15,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from sharpreid.config import register_resolvers
 from sharpreid.data.pixel_cache import Built, CachedFile, build_cache, cache_folder
 from sharpreid.data.progress_bar import progress_bar
 from sharpreid.data.reid_data import IMAGE_SUFFIXES, DataError, ReIDData, Sample, some
 from sharpreid.data.transforms import read_image
 from sharpreid.files import replacing, write_rows
 from sharpreid.hydra_files import CONF_DIR
+from sharpreid.resolvers import register_resolvers
 from sharpreid.signals import stopping_on_sigterm
 
 READY, PROBLEMS, WRONG_CALL, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
