@@ -303,7 +303,7 @@ def test_a_job_is_called_by_what_varies(
     overrides: list[str], swept: list[str], label: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job: Any = OmegaConf.create({"overrides": {"task": overrides}})
-    monkeypatch.setattr("sharpreid.config.HydraConfig.get", lambda: job)
+    monkeypatch.setattr("sharpreid.resolvers.HydraConfig.get", lambda: job)
     monkeypatch.setattr("sharpreid.resolvers.swept_keys", lambda: {*swept})
     assert run_label("name") == label
 
