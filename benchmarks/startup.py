@@ -2,7 +2,7 @@
 
 Measured are ``python -m sharpreid.train --help`` and the way to a training's first batch on a data set of
 Market-1501's size, with its decoded images at hand. Beside them stands ``python -c "import torch"``, because
-machines and disks differ. The commands take turns within each repeat; a figure is the median over the repeats.
+machines and disks differ. The commands take turns within each repeat; a figure is their median.
 """
 
 import argparse
