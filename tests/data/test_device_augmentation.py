@@ -121,15 +121,18 @@ def test_neither_the_precision_of_the_training_nor_its_default_matters() -> None
     assert torch.equal(found, expected)
 
 
-def test_tf32_is_as_it_was_afterwards() -> None:
-    matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "tf32"
+def test_a_lower_precision_of_matrix_products_is_not_used_and_stays_as_it_was() -> None:
+    images = pictures([(64, 128)])
+    arguments = images, [(0, 0, 60, 120)], [True], 256, 128
+    expected = at_once(*arguments)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
     try:
-        at_once(pictures([(3, 5)]), [(0, 0, 3, 5)], [False], 4, 2)
-        assert matmul.fp32_precision == "tf32"
+        assert torch.equal(at_once(*arguments), expected)
+        assert torch.get_float32_matmul_precision() == "medium"
+        assert torch.backends.cuda.matmul.allow_tf32
     finally:
-        matmul.fp32_precision = before
+        torch.set_float32_matmul_precision(before)
 
 
 def test_resident_images_are_gathered_in_any_order() -> None:

@@ -123,15 +123,17 @@ def _rounded(x: Tensor) -> Tensor:
 
 @contextmanager
 def _whole_float32(device: torch.device) -> Iterator[None]:
-    """Matrix products in float32 proper: neither in TF32 nor in what autocast chooses."""
-    matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "ieee"
+    """Matrix products in float32 proper: neither in TF32 or bfloat16, nor in what autocast chooses."""
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    before = [one.fp32_precision for one in backends]
+    for one in backends:
+        one.fp32_precision = "ieee"
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        matmul.fp32_precision = before
+        for one, precision in zip(backends, before, strict=True):
+            one.fp32_precision = precision
 
 
 def padded(pictures: list[Picture]) -> npt.NDArray[np.uint8]:
