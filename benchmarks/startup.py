@@ -21,7 +21,7 @@ import pytorch_lightning as pl
 
 from benchmarks.market import write_market
 from benchmarks.record import Row, described, show, write
-from sharpreid.prepare import prepare
+from sharpreid.preparation import prepare
 
 TORCH = 'python -c "import torch"'
 HELP = "sharpreid.train --help"

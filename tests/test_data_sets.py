@@ -14,7 +14,7 @@ from PIL import Image
 
 from sharpreid.config import build_data, build_module
 from sharpreid.hydra_files import CONF_DIR
-from sharpreid.prepare import prepare
+from sharpreid.preparation import prepare
 from sharpreid.records import describe_scores
 from sharpreid.report.table import protocol_line
 from sharpreid.resolvers import register_resolvers

@@ -20,9 +20,9 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from sharpreid.config import build_data, build_module
 from sharpreid.data.reid_data import random_stream
-from sharpreid.evaluate import evaluate, evaluate_sweep, load_config
 from sharpreid.module import NonFiniteLossError
 from sharpreid.records import claim
+from sharpreid.scoring import evaluate, evaluate_sweep, load_config
 from sharpreid.signals import EXIT_RESUMABLE, stopping_on_sigterm
 
 QUIET: dict[str, Any] = {
