@@ -11,19 +11,13 @@ from hydra.errors import ConfigCompositionException
 from lightning_fabric.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig, OmegaConf
 
-from sharpreid.config import (
-    ConfigError,
-    build_data,
-    build_module,
-    build_trainer,
-    register_resolvers,
-    run_label,
-)
+from sharpreid.config import ConfigError, build_data, build_module, build_trainer
 from sharpreid.evaluation.ranking import Protocol
 from sharpreid.hydra_files import CONF_DIR
 from sharpreid.processes import rank_zero_only
 from sharpreid.recipe import departures
-from sharpreid.report.sweep import SweepSummary
+from sharpreid.resolvers import register_resolvers, run_label
+from sharpreid.sweeps import SweepSummary
 
 EXPERIMENTS = sorted(CONF_DIR.glob("experiment/**/*.yaml"))
 CUHK03 = tuple(sorted(path.stem for path in CONF_DIR.glob("data/cuhk03_*.yaml")))
@@ -309,8 +303,8 @@ def test_a_job_is_called_by_what_varies(
     overrides: list[str], swept: list[str], label: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job: Any = OmegaConf.create({"overrides": {"task": overrides}})
-    monkeypatch.setattr("sharpreid.config.HydraConfig.get", lambda: job)
-    monkeypatch.setattr("sharpreid.config.swept_keys", lambda: {*swept})
+    monkeypatch.setattr("sharpreid.resolvers.HydraConfig.get", lambda: job)
+    monkeypatch.setattr("sharpreid.resolvers.swept_keys", lambda: {*swept})
     assert run_label("name") == label
 
 

@@ -14,11 +14,12 @@ from pytorch_lightning.loggers import CSVLogger
 from sharpreid import dashboard
 from sharpreid.callbacks.mask_gallery import MaskGallery
 from sharpreid.callbacks.sharpness import SharpnessCurves
-from sharpreid.config import build_data, build_module, register_resolvers
+from sharpreid.config import build_data, build_module
 from sharpreid.hydra_files import CONF_DIR
+from sharpreid.job import logged_settings
 from sharpreid.recipe import PAPER_DATA
 from sharpreid.records import describe_rules
-from sharpreid.train import logged_settings
+from sharpreid.resolvers import register_resolvers
 
 METHODS = sorted(path.stem for path in CONF_DIR.glob("method/*.yaml"))
 

@@ -12,11 +12,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from PIL import Image
 
-from sharpreid.config import build_data, build_module, register_resolvers
+from sharpreid.config import build_data, build_module
 from sharpreid.hydra_files import CONF_DIR
-from sharpreid.prepare import prepare
+from sharpreid.preparation import prepare
 from sharpreid.records import describe_scores
 from sharpreid.report.table import protocol_line
+from sharpreid.resolvers import register_resolvers
 
 PEOPLE = range(1, 7)
 """The first four are trained on."""

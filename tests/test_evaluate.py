@@ -9,17 +9,17 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from sharpreid.attention.mask import TestMask
-from sharpreid.evaluate import (
+from sharpreid.evaluate import main
+from sharpreid.recipe import departures
+from sharpreid.report.table import gather_readings, print_readings
+from sharpreid.scoring import (
     _sweeps,
     build_empty_module,
     combinations,
     evaluate,
     evaluate_sweep,
     load_network,
-    main,
 )
-from sharpreid.recipe import departures
-from sharpreid.report.table import gather_readings, print_readings
 
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:

@@ -25,9 +25,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from sharpreid import local_launcher
 from sharpreid.checkpoints import SafeCheckpointIO, newest_whole, step_checkpoints
-from sharpreid.config import register_resolvers
 from sharpreid.hydra_files import CONF_DIR
 from sharpreid.local_launcher import Job, launch
+from sharpreid.resolvers import register_resolvers
 from sharpreid.search import CheckSearch
 from sharpreid.signals import EXIT_RESUMABLE
 

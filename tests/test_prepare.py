@@ -17,6 +17,7 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image
 
+from sharpreid import preparation
 from sharpreid import prepare as command
 from sharpreid.config import build_data
 from sharpreid.data.pixel_cache import PixelCache
@@ -221,7 +222,7 @@ def test_an_interrupted_call_has_a_status_of_its_own(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "build_cache", interrupt)
+    monkeypatch.setattr(preparation, "build_cache", interrupt)
     code, out, err = run([*place, SUBSET, "--json"], capsys)
     assert code == 130
     assert "goes on where this one was" in err

@@ -11,10 +11,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from sharpreid.config import build_data, build_module
-from sharpreid.evaluate import evaluate
 from sharpreid.evaluation import KReciprocal, QueryExpansion
 from sharpreid.hydra_files import CONF_DIR
 from sharpreid.records import describe_scores
+from sharpreid.scoring import evaluate
 
 NAMES = {"none", "k_reciprocal", "query_expansion"}
 

@@ -6,9 +6,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from sharpreid.config import register_resolvers
 from sharpreid.hydra_files import CONF_DIR
 from sharpreid.recipe import departures
+from sharpreid.resolvers import register_resolvers
 
 
 def composed_plainly(*overrides: str) -> DictConfig:

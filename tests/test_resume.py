@@ -21,11 +21,12 @@ from omegaconf import DictConfig, OmegaConf
 from sharpreid.callbacks.checkpoint import StepCheckpoints
 from sharpreid.checkpoints import SafeCheckpointIO, newest_whole, step_checkpoints, step_path
 from sharpreid.config import build_data, build_module
+from sharpreid.data.pixel_cache import build_cache
+from sharpreid.job import quieten
 from sharpreid.models.weights import WeightsError
 from sharpreid.records import describe_config, set_later_checkpoints_aside
 from sharpreid.resume import ChangedConfigError, find_checkpoint
 from sharpreid.signals import EXIT_RESUMABLE
-from sharpreid.train import quieten
 
 
 class CutError(Exception):
@@ -117,6 +118,30 @@ def test_a_cut_training_in_float64_ends_as_an_uncut_one(
     whole = fit(cfg, tmp_path / "whole", double)
     fit(cfg, tmp_path / "cut", double, cut=3)
     assert differing(fit(cfg, tmp_path / "cut", double, resume=step_path(tmp_path / "cut", 3)), whole) == []
+
+
+@pytest.mark.parametrize(
+    ("where", "workers", "precision"),
+    [
+        ("device", 0, "32-true"),
+        ("resident", 0, "64-true"),
+        pytest.param("device", 2, "64-true", marks=pytest.mark.slow),
+        pytest.param("resident", 2, "32-true", marks=pytest.mark.slow),
+    ],
+)
+def test_a_cut_training_that_augments_on_the_device_ends_as_an_uncut_one(
+    cfg: DictConfig, tmp_path: Path, quiet: dict[str, Any], where: str, workers: int, precision: str
+) -> None:
+    """And as the one that augments in the workers: crops enlarged to 32 x 16 are the same bit for bit."""
+    options = {**quiet, "precision": precision}
+    expected = fit(cfg, tmp_path / "worker", options)
+    cfg.data.augment_on, cfg.data.num_workers, cfg.data.cache = where, workers, str(tmp_path / "cache")
+    images = sorted(Path(cfg.data.source.root).rglob("*.jpg"))
+    build_cache(images, tmp_path / "cache" / cfg.data.source.name)
+    whole = fit(cfg, tmp_path / "whole", options)
+    assert differing(whole, expected) == []
+    fit(cfg, tmp_path / "cut", options, cut=4)
+    assert differing(fit(cfg, tmp_path / "cut", options, resume=step_path(tmp_path / "cut", 4)), whole) == []
 
 
 def test_a_checkpoint_of_another_network_is_refused(

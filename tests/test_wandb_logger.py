@@ -145,7 +145,7 @@ class TestBuildWandbLogger:
 
 END_WANDB = """
 import os, signal, subprocess, sys, time
-from sharpreid.train import _finish
+from sharpreid.job import _finish
 from sharpreid.wandb_logger import build_wandb_logger
 made = build_wandb_logger(project="p", group="g", name="n", tags=(), save_dir=sys.argv[1])
 made.log_metrics({"x": 1}, 0)

@@ -21,9 +21,9 @@ from hydra.errors import CompactHydraException
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from sharpreid.config import run_label
 from sharpreid.hydra_files import parse_override
 from sharpreid.records import CONSOLE_LOG, claim, held_out_map, set_earlier_run_aside, write_json
+from sharpreid.resolvers import run_label
 from sharpreid.signals import EXIT_RESUMABLE, STOP_SIGNALS
 
 log = logging.getLogger(__name__)

@@ -27,7 +27,8 @@ _NO_DEPARTURE = (
     *("data.train_transform.height", "data.train_transform.width", "data.seed"),
     *("data.eval_transform.height", "data.eval_transform.width"),
     # what changes a score by rounding at most
-    *("data.eval_batch_size", "data.num_workers", "data.cache", "model.sampler.implementation"),
+    *("data.eval_batch_size", "data.num_workers", "data.cache", "data.augment_on"),
+    "model.sampler.implementation",
     *(
         "trainer.accelerator",
         "trainer.devices",

@@ -37,7 +37,8 @@ CONSOLE_LOG = "console.log"
 _KEPT = ("previous", "train.log", CONSOLE_LOG, ".lock")
 _NOT_OF_THE_RESULT = (
     *("callbacks", "logger", "output_dir", "data_root", "skip_finished", "resume", "allow_changed"),
-    *("data.num_workers", "data.cache", "trainer.accelerator", "trainer.timeout_minutes"),
+    *("data.num_workers", "data.cache", "data.augment_on"),
+    *("trainer.accelerator", "trainer.timeout_minutes"),
 )
 
 PROCESS = secrets.token_hex(8)

@@ -13,10 +13,10 @@ from torch import Tensor
 from sharpreid.config import build_data
 from sharpreid.data.reid_data import image_files
 from sharpreid.data.transforms import EvalTransform, read_image
-from sharpreid.evaluate import load_config, load_network, parse_arguments
 from sharpreid.files import replacing
+from sharpreid.job import quieten, reason
 from sharpreid.report.pictures import attend, draw_masks, sharpness
-from sharpreid.train import quieten, reason
+from sharpreid.scoring import load_config, load_network, parse_arguments
 
 USAGE = """\
 usage: python -m sharpreid.visualize checkpoint=RUN/checkpoints/final.ckpt [images=PLACE] [key=value ...]

@@ -20,7 +20,7 @@ import pytorch_lightning as pl
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from sharpreid.config import build_data, build_module, register_resolvers
+from sharpreid.config import build_data, build_module
 from sharpreid.data.cuhk03 import PUBLISHED_NEW, load_cuhk03, load_cuhk03_new, new_protocol_queries
 from sharpreid.data.cuhk03_images import RECORD, unpack
 from sharpreid.data.cuhk03_mat import KINDS, MAT
@@ -29,6 +29,7 @@ from sharpreid.evaluation.ranking import Protocol, evaluate_ranking
 from sharpreid.hydra_files import CONF_DIR
 from sharpreid.records import describe_scores
 from sharpreid.report.table import protocol_line
+from sharpreid.resolvers import register_resolvers
 
 PAIRS = (7, 2, 1, 1, 1)
 REAL_PAIRS = (843, 440, 77, 58, 49)

@@ -1,18 +1,24 @@
 """Batches of a tiny data set, from the files to the tensors that the network sees."""
 
+import time
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch.utils.data import Dataset
 
 from sharpreid.data.datamodule import EvalBatch, ReIDDataModule, TrainBatch
 from sharpreid.data.market1501 import load_market1501
-from sharpreid.data.reid_data import ReIDData, Sample, identities
-from sharpreid.data.transforms import EvalTransform, TrainTransform
+from sharpreid.data.pixel_cache import build_cache
+from sharpreid.data.reid_data import DataError, ReIDData, Sample, identities
+from sharpreid.data.timed_loader import TimedLoader
+from sharpreid.data.transforms import IMAGENET_STD, EvalTransform, TrainTransform
 
 
 def datamodule(root: Path, **changes: Any) -> ReIDDataModule:
@@ -233,3 +239,137 @@ def test_identities_of_unknown_cameras_can_be_validated_on(picture_tree: Path) -
     source = replace(data, train=blind, cameras_known=False)
     module = datamodule(picture_tree, source=lambda: source, validation_identities=2)
     assert {one.camid for one in module.validation.samples} == {0, 1}
+
+
+def pixel_batches(module: ReIDDataModule) -> list[TrainBatch]:
+    """What the network would see of the batches that are augmented after their transfer."""
+    return [module.on_after_batch_transfer(batch, 0) for batch in module.train_dataloader()]
+
+
+def cached(root: Path, folder: Path) -> dict[str, Any]:
+    """Options of `datamodule`, with the images decoded."""
+    data = load_market1501(root=root, expected={})
+    build_cache(sorted({one.path for one in (*data.train, *data.query, *data.gallery)}), folder / data.name)
+    return {"cache": folder}
+
+
+def assert_close(found: list[TrainBatch], expected: list[TrainBatch]) -> None:
+    """Equal, to a level of 255 in the images."""
+    assert len(found) == len(expected) > 0
+    for mine, theirs in zip(found, expected, strict=True):
+        assert isinstance(mine, TrainBatch)
+        assert torch.equal(mine.labels, theirs.labels)
+        assert torch.equal(mine.indices, theirs.indices)
+        assert mine.images.dtype == theirs.images.dtype
+        one_level = 1.001 / 255 / torch.tensor(IMAGENET_STD)[:, None, None]
+        assert ((mine.images - theirs.images).abs() <= one_level).all()
+        assert (mine.images - theirs.images).mean().abs() < 0.01
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("where", ["device", "resident"])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_training_images_are_the_same_wherever_they_are_augmented(
+    picture_tree: Path, tmp_path: Path, where: Any, workers: int
+) -> None:
+    options = cached(picture_tree, tmp_path / "cache") | {"num_workers": workers}
+    expected = list(datamodule(picture_tree).train_dataloader())
+    assert_close(pixel_batches(datamodule(picture_tree, augment_on=where, **options)), expected)
+
+
+def test_without_a_cache_the_loader_decodes_for_the_device(picture_tree: Path) -> None:
+    expected = list(datamodule(picture_tree).train_dataloader())
+    assert_close(pixel_batches(datamodule(picture_tree, augment_on="device")), expected)
+
+
+@pytest.mark.parametrize("where", ["device", "resident"])
+def test_box_and_flip_are_drawn_as_in_the_workers(
+    picture_tree: Path, tmp_path: Path, where: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[Any, bool]] = []
+    draw = TrainTransform.draw
+    monkeypatch.setattr(
+        TrainTransform, "draw", lambda *arguments: drawn.append(draw(*arguments)) or drawn[-1]
+    )
+    options = cached(picture_tree, tmp_path / "cache")
+    list(datamodule(picture_tree).train_dataloader())
+    expected, drawn = drawn, []
+    batches = list(datamodule(picture_tree, augment_on=where, **options).train_dataloader())
+    assert drawn == expected
+    found = [
+        (tuple(box), flip)
+        for batch in batches
+        for box, flip in zip(batch.boxes.tolist(), batch.flips.tolist(), strict=True)
+    ]
+    assert found == expected
+    assert len({box for box, _ in found}) > 1
+
+
+@pytest.mark.parametrize("where", ["device", "resident"])
+def test_images_of_several_sizes_and_boxes_are_augmented_together(
+    picture_tree: Path, tmp_path: Path, where: Any
+) -> None:
+    rng = np.random.default_rng(5)
+    for number, path in enumerate(sorted((picture_tree / "bounding_box_train").glob("*.jpg"))):
+        pixels = rng.integers(0, 256, (40 + 7 * number, 90 - 5 * number, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+    options = cached(picture_tree, tmp_path / "cache")
+    data = load_market1501(root=picture_tree, expected={})
+    boxed = replace(data, train=(data.train[0]._replace(box=(2, 4, 33, 40)), *data.train[1:]))
+    options |= {"source": lambda: boxed}
+    expected = list(datamodule(picture_tree, **options).train_dataloader())
+    assert_close(pixel_batches(datamodule(picture_tree, augment_on=where, **options)), expected)
+
+
+@pytest.mark.parametrize("where", ["device", "resident"])
+def test_ranks_share_a_batch_that_is_augmented_on_the_device(
+    picture_tree: Path, tmp_path: Path, where: Any
+) -> None:
+    options = cached(picture_tree, tmp_path / "cache") | {"augment_on": where}
+    whole = pixel_batches(datamodule(picture_tree, **options))
+    ranks = []
+    for rank in range(2):
+        module = attach(datamodule(picture_tree, **options), rank=rank, world_size=2)
+        loader, module.trainer = module.train_dataloader(), None
+        ranks.append([module.on_after_batch_transfer(batch, 0) for batch in loader])
+    for batch, *parts in zip(whole, *ranks, strict=True):
+        assert torch.equal(batch.images, torch.cat([part.images for part in parts]))
+
+
+def test_evaluation_batches_pass_the_device_untouched(picture_tree: Path) -> None:
+    module = datamodule(picture_tree, augment_on="device")
+    batch = next(iter(module.test_dataloader()))
+    assert module.on_after_batch_transfer(batch, 0) is batch
+
+
+def test_an_unknown_place_of_augmentation_is_refused_with_the_choices(picture_tree: Path) -> None:
+    with pytest.raises(ValueError, match="augment_on must be one of worker, device, resident; got 'gpu'"):
+        datamodule(picture_tree, augment_on="gpu")
+
+
+def test_resident_images_need_the_cache_in_training_alone(picture_tree: Path, tmp_path: Path) -> None:
+    for cache in (None, tmp_path):
+        with pytest.raises(DataError, match=r"resident needs the decoded images: first run .*prepare"):
+            datamodule(picture_tree, augment_on="resident", cache=cache)
+    module = datamodule(picture_tree)
+    module.augment_on, module._data = "resident", None
+    module.setup("test")
+    assert len(module.test) == 9
+
+
+def test_the_loader_adds_up_what_it_was_waited_for() -> None:
+    class Slow(Dataset[int]):
+        def __getitem__(self, index: int) -> int:
+            time.sleep(0.02)
+            return index
+
+        def __len__(self) -> int:
+            return 4
+
+    loader = TimedLoader(Slow(), batch_size=2)
+    assert loader.waited == 0
+    for _ in range(2):
+        for _ in loader:
+            time.sleep(0.05)
+    assert 0.16 <= loader.waited < 0.16 + 0.1

@@ -253,6 +253,10 @@ def test_ten_crop_first_resizes_to_nine_eighths() -> None:
     assert (pixels(views[0]) == resized[:256, :128]).all()
 
 
+def test_images_are_contiguous_and_so_quickly_stacked() -> None:
+    assert to_tensor(noise(3, 5)).is_contiguous()
+
+
 def test_normalisation_values() -> None:
     white, black = to_tensor(Image.new("RGB", (2, 3), "white")), to_tensor(Image.new("RGB", (2, 3)))
     assert white.shape == (3, 3, 2)

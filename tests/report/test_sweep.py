@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from rich.console import Console
 
-from sharpreid.report import sweep
+from sharpreid import sweeps
 from sharpreid.report.bars import draw
 from sharpreid.report.comparison import (
     Job,
@@ -25,7 +25,8 @@ from sharpreid.report.comparison import (
     varying_keys,
 )
 from sharpreid.report.summary_files import write_csv, write_markdown
-from sharpreid.report.sweep import SweepSummary, count_choices, main, report
+from sharpreid.report.sweep import main, report
+from sharpreid.sweeps import SweepSummary, count_choices
 
 MARKET = {"name": "market1501", "synthetic": False, "subset": None}
 SYNTHETIC = {"name": "synthetic", "synthetic": True, "subset": None}
@@ -467,18 +468,18 @@ def test_planned_jobs_are_known_only_while_the_sweep_runs(tmp_path: Path) -> Non
     callback = SweepSummary(baseline=None)
     config = multirun_config(tmp_path, task=["k=a,b", "+j=0"])
     callback.on_multirun_start(config)
-    assert sweep.planned_jobs() == 2
-    assert sweep.swept_keys() == {"k"}
+    assert sweeps.planned_jobs() == 2
+    assert sweeps.swept_keys() == {"k"}
     sent = pickle.dumps(callback)
     with pytest.raises(SystemExit, match=r"no such folder"):
         callback.on_multirun_end(config)
-    assert sweep.planned_jobs() is None
-    assert sweep.swept_keys() == set()
+    assert sweeps.planned_jobs() is None
+    assert sweeps.swept_keys() == set()
     pickle.loads(sent).on_job_start(config)  # as in the process of a job that a launcher started
-    assert sweep.planned_jobs() is None
-    assert sweep.swept_keys() == {"k"}
+    assert sweeps.planned_jobs() is None
+    assert sweeps.swept_keys() == {"k"}
     SweepSummary(baseline=None).on_job_start(config)
-    assert sweep.swept_keys() == set()
+    assert sweeps.swept_keys() == set()
 
 
 APP = """
@@ -492,7 +493,7 @@ from hydra.core.hydra_config import HydraConfig
 @hydra.main(version_base="1.3", config_path=".", config_name="app")
 def main(cfg):
     hydra_cfg = HydraConfig.get()
-    from sharpreid.report.sweep import planned_jobs
+    from sharpreid.sweeps import planned_jobs
     assert planned_jobs() == 3
     out = Path(hydra_cfg.runtime.output_dir)
     overrides = list(hydra_cfg.overrides.task)
@@ -518,7 +519,7 @@ hydra:
   sweeper: {params: {x: "0,1,2"}}
   callbacks:
     summary:
-      _target_: sharpreid.report.sweep.SweepSummary
+      _target_: sharpreid.sweeps.SweepSummary
       baseline: x=0
       labels: {"1": one}
 """

@@ -3,19 +3,24 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from sharpreid.data.pixel_cache import cache_folder, open_cache
-from sharpreid.data.reid_data import ReIDData, Sample, hold_out, random_stream
+from sharpreid.data.device_augmentation import Picture, PixelBatch, ResidentImages, augment, padded
+from sharpreid.data.pixel_cache import PixelCache, cache_folder, open_cache
+from sharpreid.data.reid_data import DataError, ReIDData, Sample, hold_out, random_stream
 from sharpreid.data.sampler import Draw, PKBatchSampler
+from sharpreid.data.timed_loader import TimedLoader
 from sharpreid.data.transforms import EvalTransform, TrainTransform, read_image
 from sharpreid.signals import outlive_stop_signals
+
+AugmentOn = Literal["worker", "device", "resident"]
 
 ReadImage = Callable[[Path], Image.Image]
 """From an image file to its pixels, RGB."""
@@ -55,6 +60,15 @@ def picture_of(sample: Sample, read: ReadImage = read_image) -> Image.Image:
     return whole.crop(sample.box) if sample.box else whole
 
 
+def pixels_of(sample: Sample, read: ReadImage) -> Picture:
+    """A sample's image as an array, cut to its box; with a cache nothing is copied."""
+    whole = read.pixels(sample.path) if isinstance(read, PixelCache) else np.asarray(read(sample.path))
+    if sample.box is None:
+        return whole
+    left, upper, right, lower = sample.box
+    return whole[upper:lower, left:right]
+
+
 class TrainImages(Dataset[TrainBatch]):
     """Training images, augmented as a function of (seed, epoch, position) alone."""
 
@@ -72,13 +86,63 @@ class TrainImages(Dataset[TrainBatch]):
         number = {pid: label for label, pid in enumerate(sorted({sample.pid for sample in samples}))}
         self.labels = [number[sample.pid] for sample in samples]
 
+    def random_stream(self, draw: Draw) -> np.random.Generator:
+        """What the augmentation of ``draw`` takes its randomness from."""
+        return random_stream("augmentation", self.seed, draw.epoch, draw.position)
+
     def __getitem__(self, draw: Draw) -> TrainBatch:
-        rng = random_stream("augmentation", self.seed, draw.epoch, draw.position)
-        image = self.transform(picture_of(self.samples[draw.image], self.read), rng)
+        picture = picture_of(self.samples[draw.image], self.read)
+        image = self.transform(picture, self.random_stream(draw))
         return TrainBatch(image, torch.tensor(self.labels[draw.image]), torch.tensor(draw.image))
 
     def __len__(self) -> int:
         return len(self.samples)
+
+
+class TrainPixels(Dataset[PixelBatch]):
+    """Training images for the augmentation on the device: whole batches, with what is drawn for each image.
+
+    Args:
+        images: the training images; what is drawn is what they would be augmented by.
+        sizes: width and height of each image where the pixels are on the device already, else None.
+    """
+
+    def __init__(self, images: TrainImages, sizes: Sequence[tuple[int, int]] | None) -> None:
+        self.images = images
+        self.sizes = sizes
+
+    def __getitems__(self, draws: Sequence[Draw]) -> PixelBatch:
+        images, pixels = self.images, None
+        if self.sizes is None:
+            pictures = [pixels_of(images.samples[draw.image], images.read) for draw in draws]
+            sizes = [(picture.shape[1], picture.shape[0]) for picture in pictures]
+            pixels = torch.from_numpy(padded(pictures))
+        else:
+            sizes = [self.sizes[draw.image] for draw in draws]
+        boxes, flips = zip(
+            *(
+                images.transform.draw(*size, images.random_stream(draw))
+                for size, draw in zip(sizes, draws, strict=True)
+            ),
+            strict=True,
+        )
+        return PixelBatch(
+            pixels=pixels,
+            extent=(max(height for _, height in sizes), max(width for width, _ in sizes)),
+            sizes=torch.tensor(sizes),
+            boxes=torch.tensor(boxes),
+            flips=torch.tensor(flips),
+            labels=torch.tensor([images.labels[draw.image] for draw in draws]),
+            indices=torch.tensor([draw.image for draw in draws]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def _as_it_is(batch: Any) -> Any:
+    """Collates what is a batch already."""
+    return batch
 
 
 class EvalImages(Dataset[EvalBatch]):
@@ -144,6 +208,13 @@ class ReIDDataModule(pl.LightningDataModule):
         seed: of sampling, augmentation and the hold-out.
         cache: folder of `sharpreid.prepare`; this data set's decoded images are used if they are there. None
             always decodes the files.
+        augment_on: where training images are augmented: ``worker``, image by image in the ``num_workers``
+            processes; ``device``, batch by batch on the device that trains, the processes only gathering
+            pixels; ``resident``, the same with the pixels of all training images kept on the device, which
+            needs ``cache``. The views are the same, to one level of 255 at most.
+
+    Raises:
+        ValueError: ``augment_on`` is none of these.
     """
 
     def __init__(
@@ -159,8 +230,13 @@ class ReIDDataModule(pl.LightningDataModule):
         validation_identities: int,
         seed: int,
         cache: str | Path | None = None,
+        augment_on: AugmentOn = "worker",
     ) -> None:
         super().__init__()
+        if augment_on not in get_args(AugmentOn):
+            raise ValueError(
+                f"augment_on must be one of {', '.join(get_args(AugmentOn))}; got {augment_on!r}"
+            )
         self.source = source
         self.train_transform = train_transform
         self.eval_transform = eval_transform
@@ -171,7 +247,9 @@ class ReIDDataModule(pl.LightningDataModule):
         self.validation_identities = validation_identities
         self.seed = seed
         self.cache = cache
+        self.augment_on = augment_on
         self._data: ReIDData | None = None
+        self._resident: ResidentImages | None = None
 
     def prepare_data(self) -> None:
         """Make or check the data once per node, before other processes read it."""
@@ -179,12 +257,22 @@ class ReIDDataModule(pl.LightningDataModule):
             self.source()
 
     def setup(self, stage: str) -> None:
-        """Read the lists and split off the validation identities."""
+        """Read the lists and split off the validation identities.
+
+        Raises:
+            DataError: training images are to be resident, and there is no cache of them.
+        """
         if self._data is not None:
             return
-        self._data = self.source()
-        train: Sequence[Sample] = self._data.train
-        read = self._reader(self._data.name)
+        data = self.source()
+        train: Sequence[Sample] = data.train
+        read = self._reader(data.name)
+        if stage == "fit" and self.augment_on == "resident" and not isinstance(read, PixelCache):
+            raise DataError(
+                "data.augment_on=resident needs the decoded images: first run `python -m sharpreid.prepare "
+                f"data=...` with the same data.cache (now {self.cache}), or take data.augment_on=device"
+            )
+        self._data = data
         self.validation = EvalImages((), (), self.eval_transform)
         if self.validation_identities:
             held_out, train = hold_out(
@@ -210,7 +298,7 @@ class ReIDDataModule(pl.LightningDataModule):
             raise RuntimeError("the data set is read by setup(), which has not been called yet")
         return self._data
 
-    def train_dataloader(self) -> DataLoader[TrainBatch]:
+    def train_dataloader(self) -> DataLoader[TrainBatch] | DataLoader[PixelBatch]:
         """PK batches of this rank, from where the training stands in its epoch."""
         trainer = self.trainer
         batches = PKBatchSampler(
@@ -226,7 +314,28 @@ class ReIDDataModule(pl.LightningDataModule):
             current: Any = loop.epoch_progress.current
             batches.set_epoch(current.processed)
             batches.start_at(loop.epoch_loop.batch_progress.current.ready % len(batches))
-        return DataLoader(self.train, batch_sampler=batches, **self._worker_options())
+        if self.augment_on == "worker":
+            return TimedLoader(self.train, batch_sampler=batches, **self._worker_options())
+        if self.augment_on == "resident" and self._resident is None:
+            self._resident = ResidentImages(pixels_of(one, self.train.read) for one in self.train.samples)
+        pixels = TrainPixels(self.train, self._resident.sizes if self._resident else None)
+        return TimedLoader(pixels, batch_sampler=batches, collate_fn=_as_it_is, **self._worker_options())
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Augment a training batch of which only the pixels are there."""
+        if not isinstance(batch, PixelBatch):
+            return batch
+        pixels = batch.pixels
+        if pixels is None:
+            if self._resident is None:
+                raise RuntimeError("the batch has no pixels, and none are kept by train_dataloader()")
+            self._resident.to(batch.indices.device)
+            pixels = self._resident.gather(batch.indices, batch.sizes, batch.extent)
+        size = {"height": self.train_transform.height, "width": self.train_transform.width}
+        images = augment(pixels, batch.sizes, batch.boxes, batch.flips, **size)
+        if self.trainer is not None:  # its precision may be float64
+            images = self.trainer.precision_plugin.convert_input(images)
+        return TrainBatch(images, batch.labels, batch.indices)
 
     def val_dataloader(self) -> DataLoader[EvalBatch] | list[DataLoader[EvalBatch]]:
         """This rank's share of the held-out identities; no loader without any."""

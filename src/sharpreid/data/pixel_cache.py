@@ -77,7 +77,13 @@ class PixelCache:
         return len(self._files)
 
     def __call__(self, path: Path) -> Image.Image:
-        """The image in ``path`` as RGB: the pixels that decoding the file gives.
+        """The image in ``path`` as RGB; otherwise as `pixels`."""
+        return Image.fromarray(np.array(self.pixels(path)))
+
+    def pixels(self, path: Path) -> npt.NDArray[np.uint8]:
+        """The image in ``path``, (height, width, 3), RGB: the pixels that decoding the file gives.
+
+        They are not copied, and read from the disk when they are looked at.
 
         Raises:
             DataError: it is not in the cache as it is now, and cannot be decoded.
@@ -88,14 +94,15 @@ class PixelCache:
             if not self._warned:
                 log.warning("%s is not in %s as it is now; run sharpreid.prepare again", path, self.folder)
             self._warned = True
-            return read_image(path)
-        return Image.fromarray(np.array(pixels.reshape(file.height, file.width, 3)))
+            return np.asarray(read_image(path))
+        return pixels.reshape(file.height, file.width, 3)
 
     def _pixels(self, file: CachedFile) -> npt.NDArray[np.uint8] | None:
         """None where the shard is gone or cut short."""
         if file.shard not in self._shards:
             try:
-                self._shards[file.shard] = np.memmap(self.folder / file.shard, np.uint8, mode="r")
+                mapped = np.memmap(self.folder / file.shard, np.uint8, mode="r")
+                self._shards[file.shard] = mapped.view(np.ndarray)  # whose slices cost less
             except (OSError, ValueError):
                 return None
         size = file.height * file.width * 3

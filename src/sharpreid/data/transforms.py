@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from sharpreid.data.reid_data import DataError
+from sharpreid.data.reid_data import Box, DataError
 
 Crops = Literal["plain", "flip", "ten_crop"]
 
@@ -76,10 +76,13 @@ def _opened(path: Path, content: bytes | None) -> Iterator[Image.Image]:
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """RGB image to float32 (3, H, W), normalised by the mean and deviation of ImageNet."""
-    pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1).float().div_(255)
+    """RGB image to float32 (3, H, W), normalised by the mean and deviation of ImageNet.
+
+    Contiguous: to stack images whose channels lie side by side would cost more than all the rest.
+    """
+    planes = np.asarray(image, dtype=np.uint8).transpose(2, 0, 1).copy()
     mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
-    return pixels.sub_(mean[:, None, None]).div_(std[:, None, None])
+    return torch.from_numpy(planes).float().div_(255).sub_(mean[:, None, None]).div_(std[:, None, None])
 
 
 def draw_crop(
@@ -90,7 +93,7 @@ def draw_crop(
     ratio: tuple[float, float],
     tries: int,
     rng: np.random.Generator,
-) -> tuple[int, int, int, int]:
+) -> Box:
     """Box of the paper's random crop: area fraction and height/width ratio uniform, position uniform.
 
     Unlike torchvision's RandomResizedCrop, the ratio is height over width and not log-uniform, and after
@@ -153,13 +156,16 @@ class TrainTransform:
         self.area, self.ratio, self.tries = area, ratio, tries
         self.flip_probability = flip_probability
 
+    def draw(self, width: int, height: int, rng: np.random.Generator) -> tuple[Box, bool]:
+        """The crop of an image of this size, and whether it is mirrored; all that is random."""
+        box = draw_crop(width, height, area=self.area, ratio=self.ratio, tries=self.tries, rng=rng)
+        return box, bool(rng.random() < self.flip_probability)
+
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
         """RGB image to a view, float32, (3, H, W); all randomness comes from ``rng``."""
-        box = draw_crop(*image.size, area=self.area, ratio=self.ratio, tries=self.tries, rng=rng)
+        box, flip = self.draw(*image.size, rng)
         image = image.resize((self.width, self.height), Image.Resampling.BILINEAR, box=box)
-        if rng.random() < self.flip_probability:
-            image = ImageOps.mirror(image)
-        return to_tensor(image)
+        return to_tensor(ImageOps.mirror(image) if flip else image)
 
 
 class EvalTransform:

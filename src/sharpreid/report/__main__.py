@@ -11,8 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
-from sharpreid.config import ConfigError, register_resolvers
-from sharpreid.evaluate import load_network
+from sharpreid.config import ConfigError
 from sharpreid.files import replacing
 from sharpreid.hydra_files import CONF_DIR
 from sharpreid.records import write_text
@@ -33,6 +32,8 @@ from sharpreid.report.page import Picture, Report, Section, identifier, render_h
 from sharpreid.report.paper_tables import TABLES, gains_table, own_rows, paper_table, read_paper
 from sharpreid.report.pictures import attend, draw_before_and_after, draw_masks
 from sharpreid.report.table import caveats, percent, score_of
+from sharpreid.resolvers import register_resolvers
+from sharpreid.scoring import load_network
 
 TITLES = {
     "Table I": "Table I: components",

@@ -9,11 +9,11 @@ from torch import Tensor
 from sharpreid.config import build_data
 from sharpreid.data.datamodule import ReIDDataModule, picture_of
 from sharpreid.data.reid_data import Sample
-from sharpreid.evaluate import load_network
 from sharpreid.evaluation.ranking import exact_embeddings
 from sharpreid.report.gather import Run
 from sharpreid.report.pictures import Attention, Found, Verdict, attend, draw_ranked_lists
 from sharpreid.report.table import caveats
+from sharpreid.scoring import load_network
 from sharpreid.visualize import read_views
 
 _METHODS = ("sab", "sab_cu", "sab_cu_tv", "baseline")

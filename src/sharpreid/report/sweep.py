@@ -1,22 +1,15 @@
 """The end of a sweep: one row per job, one table and one figure (as Fig. 5 a and b) of all of them.
 
-Runs by itself at the end of a Hydra multirun (``hydra.callbacks``), or by hand over a folder:
+Runs by itself at the end of a Hydra multirun (`sharpreid.sweeps.SweepSummary`), or by hand over a folder:
 
     python -m sharpreid.report.sweep DIR --baseline 'model.blocks=[]'
 """
 
 import argparse
-import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ValueType
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -136,97 +129,6 @@ def _folder_of_data(folder: Path, jobs: Sequence[Job]) -> Path:
     places = [job.folder.relative_to(folder).parts for job in jobs]
     first = {place[:1] for place in places}
     return folder.joinpath(*first.pop()) if len(first) == 1 and min(map(len, places)) > 2 else folder
-
-
-def count_choices(config: DictConfig) -> dict[str, int] | None:
-    """How many values Hydra's basic sweeper goes through for each key; None for other sweepers and for globs.
-
-    Args:
-        config: the sweep's composed config, with its ``hydra`` node.
-    """
-    sweeper = config.hydra.sweeper
-    if not str(sweeper.get("_target_", "")).endswith("BasicSweeper"):
-        return None
-    wanted = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
-    wanted += list(config.hydra.overrides.task)
-    choices: dict[str, int] = {}
-    for override in OverridesParser.create().parse_overrides(wanted):
-        if not override.is_sweep_override():
-            choices[override.get_key_element()] = 1
-        elif override.is_discrete_sweep() and override.value_type is not ValueType.GLOB_CHOICE_SWEEP:
-            choices[override.get_key_element()] = len(list(override.sweep_string_iterator()))
-        else:
-            return None
-    return choices
-
-
-_choices: dict[str, int] | None = None
-_swept: set[str] = set()
-
-
-def planned_jobs() -> int | None:
-    """How many jobs the sweep that runs in this process has; None in a job's own process, or if unknown."""
-    return None if _choices is None else math.prod(_choices.values())
-
-
-def swept_keys() -> set[str]:
-    """The keys that vary in the sweep that this process belongs to; empty where that is not known."""
-    return _swept
-
-
-class SweepSummary(Callback):
-    """Hydra callback: at the end of a multirun, the sweep's table and figure, and its exit status.
-
-    Hydra turns an exception of a callback into a warning. So a failure leaves as SystemExit, which
-    passes; it also ends the callbacks that Hydra would have called after this one. Hydra calls no
-    callback at all after a sweep whose task raised: the task has to record its own failure in
-    ``job.json`` and return.
-    """
-
-    def __init__(
-        self, *, baseline: str | None, title: str = "", labels: Mapping[str, str] | None = None
-    ) -> None:
-        """
-        Args:
-            baseline: the override that marks the baseline, e.g. ``model.blocks=[]``; None for none.
-            title: heading of the page and the figure; the jobs' name by default.
-            labels: override value, or key=value, -> what to call it.
-        """
-        self.baseline = baseline
-        self.title = title
-        self.labels = {str(value): str(label) for value, label in (labels or {}).items()}
-        self.since = 0.0
-        self.swept: set[str] = set()
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Note the time: jobs that started earlier belong to another sweep."""
-        global _choices, _swept
-        self.since = time.time()
-        _choices = count_choices(config)
-        _swept = self.swept = {key.lstrip("+") for key, count in (_choices or {}).items() if count > 1}
-
-    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Make known what varies in a job's own process too, to which its launcher sends this callback."""
-        global _swept
-        _swept = self.swept
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Report on the jobs below ``hydra.sweep.dir``, wherever their processes ran."""
-        global _choices, _swept
-        planned, _choices, _swept = planned_jobs(), None, set()
-        folder = Path(str(config.hydra.runtime.cwd)) / str(config.hydra.sweep.dir)
-        try:
-            report(
-                folder,
-                since=self.since,
-                baseline=self.baseline,
-                title=self.title,
-                labels=self.labels,
-                planned=planned,
-            )
-        except Exception as error:
-            again = f"python -m sharpreid.report.sweep {folder}"
-            raise SystemExit(f"no summary of the sweep ({error!r}); to try again: {again}") from error
 
 
 def _has(folder: Path, baseline: str) -> bool:

@@ -1,0 +1,119 @@
+"""How long commands take until there is something to see: ``python -m benchmarks.startup --help``.
+
+Measured are ``python -m sharpreid.train --help`` and the way to a training's first batch on a data set of
+Market-1501's size, with its decoded images at hand. Beside them stands ``python -c "import torch"``, because
+machines and disks differ. The commands take turns within each repeat; a figure is their median.
+"""
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytorch_lightning as pl
+
+from benchmarks.market import write_market
+from benchmarks.record import Row, described, show, write
+from sharpreid.preparation import prepare
+
+TORCH = 'python -c "import torch"'
+HELP = "sharpreid.train --help"
+FIRST_BATCH = "sharpreid.train, to the first batch"
+
+_ROOT = Path(__file__).parents[1]
+
+
+class EndAtFirstBatch(pl.Callback):
+    """Ends the process when the first batch is on the device."""
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """End, without clearing up."""
+        os._exit(0)
+
+
+def measure(*, repeats: int = 3, root: Path | None = None) -> list[Row]:
+    """Run every command in a process of its own.
+
+    Args:
+        repeats: how often.
+        root: a Market-1501 folder; None makes one of noise, with the real counts.
+
+    Returns:
+        A row per command: ``what``, ``seconds`` and ``cpu_seconds`` (medians), and ``ratio``, of the CPU
+        seconds to those of importing torch.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        market = root or write_market(Path(folder) / "market")
+        data = ["data=market1501", f"data.source.root={market}", f"data.cache={folder}/cache"]
+        prepare(data)
+        commands = {
+            TORCH: ["-c", "import torch"],
+            HELP: ["-m", "sharpreid.train", "--help"],
+            FIRST_BATCH: [
+                *("-m", "sharpreid.train", *data, "data.num_workers=0", "score_untrained=false"),
+                *("model.trunk.weights=none", "model.trunk.depths=[1,1,1,1]", "trainer.accelerator=cpu"),
+                *("logger=csv", f"hydra.run.dir={folder}/run"),
+                "+callbacks.end._target_=benchmarks.startup.EndAtFirstBatch",
+            ],
+        }
+        times: dict[str, list[tuple[float, float]]] = {what: [] for what in commands}
+        for repeat in range(repeats + 1):  # the first one warms up
+            for what, command in commands.items():
+                taken = _run(command)
+                if repeat:
+                    times[what].append(taken)
+    seconds, cpu_seconds = (
+        {what: median(one[n] for one in found) for what, found in times.items()} for n in (0, 1)
+    )
+    return [
+        {
+            "what": what,
+            "seconds": round(seconds[what], 2),
+            "cpu_seconds": round(cpu_seconds[what], 2),
+            "ratio": round(cpu_seconds[what] / cpu_seconds[TORCH], 2),
+        }
+        for what in commands
+    ]
+
+
+def _run(command: Sequence[str]) -> tuple[float, float]:
+    """Seconds, and seconds of CPU, of a Python process.
+
+    Raises:
+        RuntimeError: it failed; with what it said.
+    """
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    done = subprocess.run([sys.executable, *command], cwd=_ROOT, capture_output=True, text=True)
+    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: exit status {done.returncode}\n{done.stdout}{done.stderr}")
+    return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print a table, and write it if asked to."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.startup", description=__doc__)
+    parser.add_argument("--repeats", type=int, default=3, metavar="N")
+    parser.add_argument("--root", type=Path, metavar="DIR", help="a Market-1501 folder; noise by default")
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="where the rows go to, too")
+    given = parser.parse_args(arguments)
+    if given.repeats < 1:
+        parser.error("--repeats must be at least 1")
+    rows = measure(repeats=given.repeats, root=given.root)
+    columns = {"what": "{}", "seconds": "{:.2f}", "cpu_seconds": "{:.2f}", "ratio": "{:.2f}"}
+    show("from the command on", rows, columns)
+    if given.output:
+        write(given.output, described(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""What `sharpreid.evaluate` does: a run's checkpoint is scored again, by its own config."""
+
+import itertools
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from sharpreid.config import build_data, build_module, build_trainer
+from sharpreid.evaluate import USAGE
+from sharpreid.evaluation.ranking import RankingScores
+from sharpreid.hydra_files import CONF_DIR
+from sharpreid.job import quieten, reason, score
+from sharpreid.models.weights import check_fits, read_tensors
+from sharpreid.module import ReIDModule
+from sharpreid.records import describe_code, describe_scores, write_json
+from sharpreid.report.table import print_readings, print_run_table
+from sharpreid.resolvers import register_resolvers
+
+_ABSENT = object()
+_OVERRIDABLE = (
+    "data_root",
+    "data.source.root",
+    "data.source.manifest",
+    "data.source.within",
+    "data.source.images",
+    "data.source.distractors",
+    "data.source.multi_query",
+    "data.source.allow_subset",
+    "data.eval_",
+    "data.num_workers",
+    "data.cache",
+    "image.",
+    "model.sampler.",
+    "protocol.",
+    "re_ranking",
+    "trainer.accelerator",
+    "trainer.precision",
+)
+
+_PATHS = (
+    *("checkpoint", "images", "output", "data_root"),
+    *("data.source.root", "data.source.manifest", "data.source.within", "data.source.images"),
+)
+_FLAGS = ("-m", "--multirun")
+_ONE_VALUE = ("experiment", "data.source.distractors", "data.cache", *_PATHS)  # paths may have commas
+
+_DRAW = "model.sampler.seed"
+
+
+def run(arguments: Sequence[str]) -> None:
+    """What the command does; exit status 1 for a checkpoint that cannot be scored."""
+    quieten()
+    try:
+        several = any(argument.lstrip("+").startswith((*_FLAGS, "experiment=")) for argument in arguments)
+        (evaluate_sweep if several else evaluate)(arguments)
+    except (OSError, ValueError, RuntimeError, OmegaConfBaseException, HydraException) as error:
+        print(f"error: {reason(error)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def evaluate(arguments: Sequence[str]) -> RankingScores:
+    """Score as the arguments (``key=value``) say; prints a table.
+
+    Raises:
+        FileNotFoundError: the checkpoint or its run's config is missing.
+        ValueError: an argument is not key=value, or names a key that the config does not have.
+    """
+    given = parse_arguments(arguments, USAGE)
+    output = given.pop("output", None)
+    scores, record = _score_again(*_checkpoint_and_config(given))
+    print_run_table(record)
+    if output is not None:
+        write_json(Path(str(output)), record)
+        print(f"written to {output}")
+    return scores
+
+
+def evaluate_sweep(arguments: Sequence[str]) -> list[dict[str, Any]]:
+    """Score every combination of the arguments' values; prints one table of all of them.
+
+    What is scored is written to the output after each combination. All keys are looked at before the first.
+
+    Returns:
+        Per combination what `evaluate` writes, with ``settings``: the key=value that made it.
+
+    Raises:
+        FileNotFoundError: a checkpoint, its run's config or the experiment is missing.
+        ValueError: an argument is not key=value, or names a key that the config does not have.
+    """
+    pairs = [argument.lstrip("+") for argument in arguments if argument not in _FLAGS]
+    checkpoints = [pair for pair in pairs if pair.startswith("checkpoint=")]
+    single = [pair for pair in pairs if pair.partition("=")[0] in _ONE_VALUE]
+    lists = [pair for pair in pairs if pair not in single]
+    fixed = parse_arguments(single, USAGE)
+    fixed.pop("checkpoint", None)
+    experiment, output = fixed.pop("experiment", None), fixed.pop("output", None)
+    jobs = []
+    for checkpoint in checkpoints or [""]:
+        for setting in (one for sweep in _sweeps(experiment) for one in combinations([*sweep, *lists])):
+            named = [checkpoint] if checkpoint else []
+            given = {**fixed, **parse_arguments([*named, *setting], USAGE)}
+            shown = [*named, *setting] if len(checkpoints) > 1 else setting
+            jobs.append((shown, _checkpoint_and_config(given)))
+    records: list[dict[str, Any]] = []
+    for number, (shown, job) in enumerate(jobs, start=1):
+        print(f"[{number}/{len(jobs)}] {' '.join(shown)}", flush=True)
+        records.append({"settings": shown, **_score_again(*job)[1]})
+        if output is not None:
+            write_json(Path(str(output)), records)
+    print_readings(records, together=_DRAW)
+    if output is not None:
+        print(f"written to {output}")
+    return records
+
+
+def combinations(arguments: Sequence[str]) -> list[list[str]]:
+    """Every combination of the values of ``key=value`` arguments in Hydra's grammar, the last changing first.
+
+    Raises:
+        HydraException: an argument is not in that grammar.
+
+    >>> combinations(["model.sampler.draws=1,8", "model.sampler.seed=range(0,2)"])[1:3]
+    [['model.sampler.draws=1', 'model.sampler.seed=1'], ['model.sampler.draws=8', 'model.sampler.seed=0']]
+    """
+    values = []
+    for override in OverridesParser.create().parse_overrides(list(arguments)):
+        listed = override.is_sweep_override()
+        texts = override.sweep_string_iterator() if listed else [override.get_value_element_as_str()]
+        values.append([f"{override.get_key_element()}={text}" for text in texts])
+    return [list(combination) for combination in itertools.product(*values)]
+
+
+def _sweeps(experiment: str | None) -> list[list[str]]:
+    """The lists of arguments of a file in conf/evaluation; FileNotFoundError if there is none of the name."""
+    if experiment is None:
+        return [[]]
+    path = CONF_DIR / "evaluation" / f"{experiment}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml")))
+        raise FileNotFoundError(f"experiment={experiment}: no such evaluation; expected one of {known}")
+    sweeps: Any = OmegaConf.to_container(OmegaConf.load(path))
+    return [[f"{key}={value}" for key, value in sweep.items()] for sweep in sweeps["sweeps"]]
+
+
+def _checkpoint_and_config(given: Mapping[str, Any]) -> tuple[Path, DictConfig]:
+    """The checkpoint named in ``given`` and its run's config with the other values in it."""
+    values = dict(given)
+    if "checkpoint" not in values:
+        raise ValueError(f"checkpoint=... is missing\n{USAGE}")
+    checkpoint = Path(str(values.pop("checkpoint")))
+    cfg = load_config(checkpoint)
+    if "re_ranking" in values:
+        cfg.re_ranking = load_re_ranking(str(values.pop("re_ranking")))
+    for key, value in values.items():
+        if not key.startswith(_OVERRIDABLE):
+            raise ValueError(f"{key} does not concern the scoring; allowed are {', '.join(_OVERRIDABLE)}")
+        if key.startswith("model.sampler.") and OmegaConf.select(cfg, "model.blocks") == []:
+            raise ValueError(f"{key}: the network of {checkpoint} has no attention block, so no mask either")
+        if OmegaConf.select(cfg, key, default=_ABSENT) is _ABSENT:
+            raise ValueError(f"{key}: the config of {checkpoint} has no such key; see config.yaml beside it")
+        OmegaConf.update(cfg, key, value)
+    return checkpoint, cfg
+
+
+def _score_again(checkpoint: Path, cfg: DictConfig) -> tuple[RankingScores, dict[str, Any]]:
+    data, module = build_data(cfg), load_network(checkpoint, cfg)
+    scores = score(build_trainer(cfg, training=False), module, data)
+    record = {
+        "name": f"{cfg.name}, evaluated again",
+        **describe_scores(cfg, module.test_metric.protocol, data.data, scores),
+        "checkpoint": str(checkpoint),
+        **describe_code(),
+    }
+    return scores, record
+
+
+def load_network(checkpoint: Path, cfg: DictConfig) -> ReIDModule:
+    """The module of a run with its trained weights, on the CPU.
+
+    Raises:
+        ValueError: the file is not a checkpoint of a run, or one of another network.
+    """
+    module = build_empty_module(cfg)
+    content = read_tensors(checkpoint)
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise ValueError(f"{checkpoint}: no checkpoint of a run; expected RUN/checkpoints/final.ckpt")
+    check_fits(content["state_dict"], module, str(checkpoint))
+    module.load_state_dict(content["state_dict"])
+    return module.eval()
+
+
+def build_empty_module(cfg: DictConfig) -> ReIDModule:
+    """The module of a run for its checkpoint to fill, without the weights that the run started from."""
+    cfg = cfg.copy()
+    cfg.model.trunk.weights = "none"
+    return build_module(cfg)
+
+
+def load_config(checkpoint: Path) -> DictConfig:
+    """The config of the run that wrote ``checkpoint``; FileNotFoundError if there is none."""
+    if not checkpoint.is_file():
+        raise FileNotFoundError(f"{checkpoint}: no such file; expected RUN/checkpoints/final.ckpt of a run")
+    path = checkpoint.resolve().parents[1] / "config.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: the config of the run is missing; keep a checkpoint in its run's directory"
+        )
+    register_resolvers()
+    cfg = OmegaConf.load(path)
+    if not isinstance(cfg, DictConfig):
+        raise ValueError(f"{path}: not the config of a run")
+    return cfg
+
+
+def load_re_ranking(name: str) -> DictConfig | None:
+    """The config of a re-ranking by the name of its file in conf/re_ranking; None for "none".
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    folder = CONF_DIR / "re_ranking"
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name not in known:
+        raise ValueError(f"re_ranking={name}: no such re-ranking; expected one of {', '.join(known)}")
+    cfg = OmegaConf.load(folder / f"{name}.yaml")
+    return None if name == "none" or not isinstance(cfg, DictConfig) else cfg
+
+
+def parse_arguments(arguments: Sequence[str], usage: str) -> dict[str, Any]:
+    """``key=value`` arguments, values as YAML but for paths; ValueError, with ``usage``, for any other."""
+    wrong = [argument for argument in arguments if "=" not in argument]
+    if wrong:
+        raise ValueError(f"{' '.join(wrong)}: arguments are key=value\n{usage}")
+    pairs = (argument.split("=", 1) for argument in arguments)
+    return {key: _value(key, text) for key, text in pairs}
+
+
+def _value(key: str, text: str) -> Any:
+    if not text:
+        raise ValueError(f"{key}= has no value")
+    if key in _PATHS:  # may look like YAML: "[run 1]/a.jpg", "0012"
+        return text
+    try:
+        return OmegaConf.from_dotlist([f"value={text}"]).value
+    except YAMLError as error:
+        raise ValueError(f"{key}={text}: the value is not YAML") from error
