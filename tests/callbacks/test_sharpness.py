@@ -17,18 +17,19 @@ def fit(cfg: DictConfig, quiet: dict[str, Any]) -> tuple[pl.Trainer, pl.Lightnin
     return trainer, module
 
 
-def hooks(module: pl.LightningModule) -> int:
-    return sum(len(m._forward_hooks) for m in module.modules() if isinstance(m, SharpAttentionBlock))
+def listeners(module: pl.LightningModule) -> int:
+    blocks = [m for m in module.modules() if isinstance(m, SharpAttentionBlock)]
+    return sum(block.mask_listener is not None for block in blocks)
 
 
-def test_each_block_has_its_curves_and_no_hook_stays(
+def test_each_block_has_its_curves_and_no_listener_stays(
     composed: Callable[..., DictConfig], quiet: dict[str, Any]
 ) -> None:
     trainer, module = fit(composed("model.blocks=[1,4]"), quiet)
     logged = {name for name in trainer.callback_metrics if "_block" in name and "tv" not in name}
     assert logged == {f"train/{what}_block{block}" for what in ("decided", "entropy") for block in (1, 4)}
     assert all(0 <= trainer.callback_metrics[name] <= 1 for name in logged)
-    assert hooks(module) == 0
+    assert listeners(module) == 0
 
 
 def test_a_network_without_attention_logs_nothing_of_masks(
@@ -38,7 +39,7 @@ def test_a_network_without_attention_logs_nothing_of_masks(
     assert not any("_block" in name for name in trainer.callback_metrics)
 
 
-def test_no_hook_stays_after_an_error(composed: Callable[..., DictConfig], quiet: dict[str, Any]) -> None:
+def test_no_listener_stays_after_an_error(composed: Callable[..., DictConfig], quiet: dict[str, Any]) -> None:
     class Fail(pl.Callback):
         def on_before_backward(self, *_: Any) -> None:
             raise RuntimeError("stop")
@@ -48,4 +49,4 @@ def test_no_hook_stays_after_an_error(composed: Callable[..., DictConfig], quiet
     module = build_module(cfg)
     with pytest.raises(RuntimeError, match="stop"):
         trainer.fit(module, build_data(cfg))
-    assert hooks(module) == 0
+    assert listeners(module) == 0

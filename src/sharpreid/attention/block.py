@@ -1,7 +1,9 @@
 """The sharp attention block (paper Sec. III-A, Eq. 1-2)."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from sharpreid.attention.context import ContextUnit
@@ -43,6 +45,8 @@ class SharpAttentionBlock(nn.Module):
             )
         self.sampler = sampler
         self.context = context
+        self.mask_listener: Callable[[Tensor], None] | None = None
+        """Is given the mask of each `attend`, without gradient; for a fused one it is made once more."""
 
     def attend(self, trunk: Tensor, *, variation: bool) -> tuple[Tensor, Variation | None]:
         """F of Eq. 2 alone, in training mode by the sampler's ``implementation``.
@@ -53,8 +57,13 @@ class SharpAttentionBlock(nn.Module):
         """
         if isinstance(self.sampler, MaskSampler) and self.sampler.is_fused:
             source = trunk if self.context is None else self.context(trunk)
+            if self.mask_listener is not None:
+                with torch.no_grad():
+                    self.mask_listener(self.sampler(source))
             return self.sampler.attend(trunk, source, variation=variation)
-        output, attended, _ = self(trunk)
+        output, attended, mask = self(trunk)
+        if self.mask_listener is not None:
+            self.mask_listener(mask.detach())
         return output, variation_of(attended) if variation else None
 
     def forward(self, trunk: Tensor) -> Attended:

@@ -1,12 +1,12 @@
 """Curves of how sharp the masks are."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
-from torch import nn
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor
 
-from sharpreid.attention.block import Attended, SharpAttentionBlock
+from sharpreid.attention.block import SharpAttentionBlock
 from sharpreid.attention.sharpness import mean_entropy, share_decided
 
 
@@ -18,7 +18,7 @@ class SharpnessCurves(pl.Callback):
     """
 
     def __init__(self) -> None:
-        self._handles: list[RemovableHandle] = []
+        self._listening: list[SharpAttentionBlock] = []
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -28,9 +28,8 @@ class SharpnessCurves(pl.Callback):
             return
         for name, module in pl_module.named_modules():
             if isinstance(module, SharpAttentionBlock):
-                self._handles.append(
-                    module.register_forward_hook(_logger(pl_module, name.rpartition(".")[2]))
-                )
+                module.mask_listener = _logger(pl_module, name.rpartition(".")[2])
+                self._listening.append(module)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -45,15 +44,14 @@ class SharpnessCurves(pl.Callback):
         self._stop()
 
     def _stop(self) -> None:
-        while self._handles:
-            self._handles.pop().remove()
+        while self._listening:
+            self._listening.pop().mask_listener = None
 
 
-def _logger(pl_module: pl.LightningModule, block: str) -> Any:
-    def hook(module: nn.Module, arguments: Any, output: Attended) -> None:
-        mask = output.mask.detach()
+def _logger(pl_module: pl.LightningModule, block: str) -> Callable[[Tensor], None]:
+    def log(mask: Tensor) -> None:
         size = len(mask)
         pl_module.log(f"train/decided_block{block}", share_decided(mask), batch_size=size)
         pl_module.log(f"train/entropy_block{block}", mean_entropy(mask), batch_size=size)
 
-    return hook
+    return log
