@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup ablation report test test-hosts test-slurm soak check format clean
+.PHONY: help setup ablation report test test-hosts test-slurm bench bench-growth soak check format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -34,6 +34,12 @@ test: $(READY) ## all tests but those that change the machine (test-hosts, test-
 
 test-hosts: $(READY) ## two hosts, one of which is lost: 2 minutes, Linux as root
 	$(BIN)/python -m pytest -m hosts tests/test_hosts.py $(ARGS)
+
+bench: $(READY) ## measure speed and memory as ratios, in one table: a quarter of an hour at most
+	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-growth: $(READY) ## how time and memory grow, as curves and exponents: 10 minutes
+	$(BIN)/python -m benchmarks.growth $(ARGS)
 
 soak: $(READY) ## kill a training 100 times; its end must be that of an undisturbed one: 12 to 30 minutes
 	$(BIN)/python -m tests.soak $(ARGS)

@@ -1,60 +1,183 @@
 """How time and memory grow: with the gallery, the batch, the image, the attention blocks and the processes.
 
-``python -m benchmarks.growth [--output DIR]`` writes growth.json and one SVG per curve.
-About ten minutes on two cores.
+``python -m benchmarks.growth [--output DIR]`` writes growth.json, and one SVG for each quantity.
 """
 
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
 
 from benchmarks.embeddings import make
+from benchmarks.networks import network
+from benchmarks.process import Cost, in_turns
+from benchmarks.rows import machine
 from sharpreid.evaluation import ranking
 from sharpreid.evaluation.ranking import Protocol, evaluate_ranking
-from sharpreid.recipe import paper_network
+
+HERE = Path(__file__).with_name("growth")
 
 
-class Curve(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Curve:
     """Costs over one quantity."""
 
     name: str
     quantity: str
     values: list[int]
     seconds: list[float]
-    megabytes: list[float | None]
+    megabytes: list[float]
 
-    def exponents(self) -> tuple[float, float | None]:
-        """Slopes of time and memory in the logarithm, by least squares: 1 is linear."""
-        memory = None
-        if all(self.megabytes):
-            memory = _slope(self.values, [value or 0.0 for value in self.megabytes])
-        return _slope(self.values, self.seconds), memory
+    def exponents(self) -> tuple[float, float]:
+        """Slopes of time and memory in the logarithm of the quantity, by least squares: 1 is linear."""
+        return _slope(self.values, self.seconds), _slope(self.values, self.megabytes)
 
 
 def _slope(x: Sequence[float], y: Sequence[float]) -> float:
-    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0]) if min(y) > 0 else math.nan
 
 
 def score(gallery: int) -> Callable[[], float]:
-    """Scoring of 500 queries against a gallery of which 50,000 at most are matches."""
-    matching = min(gallery // 2, 50_000)
+    """Scoring of 500 queries against a gallery, half of which at most are matches."""
+    matching = min(gallery // 2, 10_000)
     data = make(500, matching, gallery - matching, 250, 6, dim=128)
     ranking.COMPILED_FROM = 0
-    evaluate_ranking(*(x[:64] for x in data), protocol=Protocol(name="warm-up", junk_identity=None))
+    evaluate_ranking(*(x[:256] for x in data), protocol=Protocol.market1501())
     return lambda: evaluate_ranking(*data, protocol=Protocol.market1501()).mAP
 
 
 def step(batch: int, height: int, blocks: int) -> Callable[[], float]:
-    """Forward and backward pass of ResNet-50 with the first so many attention blocks, float32."""
-    network = paper_network(blocks=list(range(1, blocks + 1)))
+    """Forward and backward pass with the first so many attention blocks, float32."""
+    built = network(f"model.blocks={list(range(1, blocks + 1))}")
     images = torch.randn(batch, 3, height, height // 2).to(memory_format=torch.channels_last)
 
     def run() -> float:
-        output = network(images)
+        built.zero_grad(set_to_none=True)
+        output = built.training_forward(images, variation=False)
         output.embedding.square().mean().backward()
         return float(output.embedding.detach().norm())
 
     run()
     return run
+
+
+def ranks(processes: int) -> Callable[[], float]:
+    """Five steps of a batch of 16 images of 128 x 64, shared by so many gloo processes of one thread each."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+
+    def run() -> float:
+        done = subprocess.run(
+            [*start, "-m", "benchmarks.growth", "--rank"],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        if done.returncode:
+            raise RuntimeError(done.stderr)
+        return float(done.stdout.split()[-1])
+
+    return run
+
+
+def run_rank() -> None:
+    """One process of `ranks`; the first prints the seconds of a step."""
+    torch.distributed.init_process_group("gloo")
+    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    built = torch.nn.parallel.DistributedDataParallel(network())
+    images = torch.randn(16 // size, 3, 128, 64).to(memory_format=torch.channels_last)
+    times = []
+    for _ in range(6):
+        start = time.perf_counter()
+        built(images).embedding.square().mean().backward()
+        times.append(time.perf_counter() - start)
+    if rank == 0:
+        print(float(np.median(times[1:])))
+    torch.distributed.destroy_process_group()
+
+
+def measure(*, repeats: int = 1) -> list[Curve]:
+    """All curves."""
+    fixed = {"batch": 4, "height": 128, "blocks": 4}
+    plans: list[tuple[str, str, str, str, list[int]]] = [
+        ("scoring", "gallery items", "score", "gallery", [10_000, 31_623, 100_000, 316_228, 1_000_000]),
+        ("step by batch", "images", "step", "batch", [2, 4, 8, 16]),
+        ("step by image", "pixels of height", "step", "height", [64, 96, 128, 192, 256]),
+        ("step by attention", "blocks", "step", "blocks", [1, 2, 3, 4]),
+        ("step by processes", "processes", "ranks", "processes", [1, 2, 4]),
+    ]
+    curves = []
+    for name, quantity, function, varied, values in plans:
+        others = fixed if function == "step" else {}
+        calls: list[tuple[str, dict[str, Any]]] = [
+            (f"benchmarks.growth:{function}", {**others, varied: value}) for value in values
+        ]
+        costs = in_turns(calls, repeats)
+        failed = [one for one in costs if isinstance(one, str)]
+        if failed:
+            raise RuntimeError(f"{name}: {failed[0]}")
+        good = [one for one in costs if isinstance(one, Cost)]
+        by_value = function == "ranks"  # measured inside of its processes
+        curves.append(
+            Curve(
+                name=name,
+                quantity=quantity,
+                values=values,
+                seconds=[float(one.value) if by_value else one.seconds for one in good],
+                megabytes=[0.0 if by_value else (one.peak_bytes or 0) / 1e6 for one in good],
+            )
+        )
+    return curves
+
+
+def draw(curve: Curve, file: Path) -> None:
+    """Time and memory over the quantity, both axes logarithmic, as SVG."""
+    with_memory = min(curve.megabytes) > 0
+    figure = Figure(figsize=(8 if with_memory else 4, 3), layout="constrained")
+    panels = [(curve.seconds, "seconds", curve.exponents()[0])]
+    if with_memory:
+        panels.append((curve.megabytes, "MB above what was held before", curve.exponents()[1]))
+    for place, (values, label, exponent) in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), place + 1)
+        axes.loglog(curve.values, values, marker="o", color="black", linewidth=1)
+        axes.set(xlabel=curve.quantity, ylabel=label, title=f"{curve.name}: exponent {exponent:.2f}")
+        axes.grid(visible=True, alpha=0.3)
+    figure.savefig(file, metadata={"Date": None})
+
+
+def main() -> None:
+    """Measure, print, draw."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=HERE, help="folder")
+    parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.rank:
+        run_rank()
+        return
+    about, curves = machine(), measure()
+    given.output.mkdir(parents=True, exist_ok=True)
+    table = Table("curve", "from", "to", "time exponent", "memory exponent")
+    for curve in curves:
+        exponents = ["-" if math.isnan(value) else f"{value:.2f}" for value in curve.exponents()]
+        table.add_row(curve.name, str(curve.values[0]), str(curve.values[-1]), *exponents)
+        draw(curve, given.output / f"{curve.name.replace(' ', '_')}.svg")
+    Console().print(table)
+    rows = [{**asdict(curve), "exponents": curve.exponents()} for curve in curves]
+    content = json.dumps({"machine": about, "curves": rows}, indent=1).replace("NaN", "null")
+    (given.output / "growth.json").write_text(content + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

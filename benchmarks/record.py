@@ -21,7 +21,7 @@ def described(rows: Sequence[Row]) -> list[Row]:
     """The rows, each with machine, versions and commit."""
     packages = ("torch", "numpy", "pillow", "pytorch-lightning", "hydra-core")
     origin = {
-        "machine": f"{_processor()}, {os.cpu_count()} logical CPUs, {platform.system()}",
+        "machine": f"{processor()}, {os.cpu_count()} logical CPUs, {platform.system()}",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         **describe_code(),
@@ -45,7 +45,8 @@ def write(path: Path, rows: Sequence[Row]) -> None:
     path.write_text(json.dumps(list(rows), indent=2) + "\n", encoding="utf-8")
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name of the processor."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

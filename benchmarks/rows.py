@@ -1,18 +1,22 @@
 """What a measurement leaves: rows, each a ratio of two figures of one run."""
 
+import importlib.util
 import json
 import operator
 import os
 import platform
-import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
+
+from benchmarks.record import processor
+from sharpreid.records import describe_code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,30 +60,19 @@ class Row:
 
 def machine() -> dict[str, Any]:
     """Processor, device, versions and commit that a measurement belongs to."""
-    import torch
-
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    changed = subprocess.run(["git", "status", "--porcelain", "src"], capture_output=True, text=True)
     return {
-        "processor": names[0] if names else platform.machine(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "load_before": round(os.getloadavg()[0], 1),
-        "commit": git.stdout.strip() or None,
-        "dirty": bool(changed.stdout.strip()),
         "python": platform.python_version(),
         **{name: _version(name) for name in ("torch", "torchvision", "numpy", "numba")},
+        **describe_code(),
     }
 
 
 def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+    return version(name) if importlib.util.find_spec(name) else None
 
 
 def write(rows: Sequence[Row], about: dict[str, Any], file: Path) -> None:

@@ -1,0 +1,98 @@
+"""The benchmarks' bookkeeping: ratios, limits, comparison with the record; not the times."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.embeddings import make
+from benchmarks.growth import Curve
+from benchmarks.process import Cost, in_turns
+from benchmarks.rows import Row, worse_than, write
+from sharpreid.evaluation.ranking import Protocol, evaluate_ranking
+
+
+def row(**changes: Any) -> Row:
+    given = {"name": "x", "ours": 2.0, "unit": "s", "other": "peer", "theirs": 10.0, "better": "higher"}
+    return Row(**{**given, **changes})
+
+
+def test_a_ratio_is_how_many_times_better_or_how_many_times_as_much() -> None:
+    assert row().ratio == 5
+    assert row(better="lower", theirs=1.6).ratio == 1.25
+    assert row(theirs=None).ratio is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "holds"),
+    [
+        ({"limit": 4.0}, True),
+        ({"limit": 6.0}, False),
+        ({"better": "lower", "theirs": 1.6, "limit": 1.2}, False),
+        ({"better": "lower", "theirs": 1.6, "limit": 1.3}, True),
+        ({"theirs": None, "limit": 4.0}, None),
+        ({}, None),
+    ],
+)
+def test_a_limit_is_kept_or_missed(changes: dict[str, Any], holds: bool | None) -> None:
+    assert row(**changes).holds is holds
+
+
+def test_a_worse_ratio_than_on_record_is_named_whatever_the_times(tmp_path: Path) -> None:
+    record = tmp_path / "recorded.json"
+    lower = {"name": "y", "better": "lower", "theirs": 1.0}
+    write([row(), row(**lower)], {}, record)
+    slower_machine = [row(ours=20.0, theirs=100.0), row(**{**lower, "ours": 20.0, "theirs": 10.0})]
+    assert worse_than(record, slower_machine, 0.25) == []
+    assert worse_than(record, [row(ours=3.0), row(**{**lower, "ours": 3.0})], 0.25) == [
+        "x: 3.33, recorded 5.00",
+        "y: 3.00, recorded 2.00",
+    ]
+    assert worse_than(record, [row(name="new", ours=99.0), row(theirs=None)], 0.25) == []
+
+
+def allocate(megabytes: int) -> Any:
+    def work() -> int:
+        return int(np.ones(megabytes * 2**20, np.uint8).sum())
+
+    return work
+
+
+def fail() -> Any:
+    raise SystemExit("nothing to be had")
+
+
+@pytest.mark.slow
+def test_calls_run_in_turns_in_processes_of_their_own() -> None:
+    module = "tests.test_benchmarks"
+    small, large, failed = in_turns(
+        [
+            (f"{module}:allocate", {"megabytes": 1}),
+            (f"{module}:allocate", {"megabytes": 200}),
+            (f"{module}:fail", {}),
+        ],
+        repeats=2,
+    )
+    assert isinstance(small, Cost)
+    assert isinstance(large, Cost)
+    assert (small.value, large.value) == (2**20, 200 * 2**20)
+    if large.peak_bytes is not None:
+        assert 190e6 < large.peak_bytes < 260e6
+    assert failed == "nothing to be had"
+
+
+def test_synthetic_embeddings_are_neither_perfect_nor_chance() -> None:
+    data = make(60, 240, 100, 20, 4, dim=16)
+    scores = evaluate_ranking(*data, protocol=Protocol.market1501())
+    assert scores.num_valid_queries == 60
+    assert 0.1 < scores.mAP < 0.95
+
+
+def test_the_exponent_of_a_square_is_2() -> None:
+    curve = Curve(
+        name="x", quantity="n", values=[1, 10, 100], seconds=[2.0, 200.0, 20_000.0], megabytes=[0, 0, 0]
+    )
+    time, memory = curve.exponents()
+    assert time == pytest.approx(2)
+    assert np.isnan(memory)
