@@ -26,6 +26,8 @@ VARIANTS: dict[str, tuple[str, bool]] = {
     "eager": ("model.sampler.implementation=eager", False),
     "recompute": ("model.sampler.implementation=recompute", False),
     "recompute with TV": ("model.sampler.implementation=recompute", True),
+    "triton": ("model.sampler.implementation=triton", False),
+    "triton with TV": ("model.sampler.implementation=triton", True),
 }
 """Name -> override of the network, and whether the total variation is part of the loss."""
 
@@ -86,6 +88,8 @@ def measure(
     steps: dict[str, Callable[[], None]] = {}
     kept = {}
     for name, (override, variation) in VARIANTS.items():
+        if "triton" in name and device != "cuda":
+            continue
         torch.manual_seed(0)
         movable: Any = network(override).to(device)
         built: SharpAttentionNetwork = movable.to(memory_format=form)
@@ -103,7 +107,7 @@ def measure(
     setting = f"{'bf16' if bf16 else 'float32'} {'channels_last' if channels_last else 'contiguous'}"
     limit = 1.08 if device == "cuda" else 1.20
     rows = []
-    for name in [name for name in VARIANTS if name != "plain"]:
+    for name in [name for name in steps if name != "plain"]:
         rows.append(
             Row(
                 name=f"step, {setting}, {name}",
@@ -112,7 +116,7 @@ def measure(
                 other="plain ResNet-50",
                 theirs=middle["plain"] / batch * 1e3,
                 better="lower",
-                limit=limit if name == "recompute" else None,
+                limit=limit if name == ("triton" if device == "cuda" else "recompute") else None,
                 note=f"median of {repeats}",
             )
         )

@@ -39,7 +39,7 @@ def results(
     assert variation is not None
     value = reduced(variation, reduction)
     weight = torch.randn(trunk.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    (output * weight.to(output.dtype)).sum().add(value).backward()
+    (output * weight.to(output)).sum().add(value).backward()
     gradients = [x.grad for x in ((trunk,) if source is None else (trunk, other))]
     return [output.detach(), value.detach(), *(x for x in gradients if x is not None)]
 
@@ -208,6 +208,19 @@ def test_an_unknown_implementation_is_refused() -> None:
     unknown: Any = "fast"
     with pytest.raises(ValueError, match="must be one of eager, recompute, compile, triton; got 'fast'"):
         MaskSampler(eps=1e-6, implementation=unknown)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("implementation", ["recompute", "triton"])
+def test_on_a_gpu_it_is_what_it_is_on_a_cpu(implementation: Any, channels_last: bool) -> None:
+    trunk, source = features(torch.float32, channels_last=channels_last)
+    recipe = Recipe(torch.tensor(0.5), 1e-6, 3, False)
+    wanted = results(trunk, source, recipe, "mean", "eager")
+    on_gpu = recipe._replace(tau=recipe.tau.cuda())
+    found = results(trunk.cuda(), source.cuda(), on_gpu, "mean", implementation)
+    for one, other in zip(found, wanted, strict=True):
+        assert float((one.cpu() - other).abs().max() / other.abs().max()) < 1e-4
 
 
 @pytest.mark.parametrize("part", ["equal", "distribution", "compiles"])
