@@ -27,6 +27,13 @@ RANKERS = {
 """Where a checkout has its compiled ranker."""
 
 
+SIZES = [("market1501", 128, 5), ("market1501", 2048, 1), ("msmt17", 128, 1), ("market1501+500k", 128, 1)]
+"""Name, length of an embedding and repeats of what is measured."""
+
+TOO_LARGE = {"fast-reid": ["market1501+500k"], "torchreid": ["msmt17", "market1501+500k"]}
+"""Where theirs want more than 20 GiB."""
+
+
 def ours(size: str, dim: int, *, numba: bool) -> Callable[[], float]:
     """Our scoring, ready to be called; Numba has compiled its kernel."""
     _warm_up(numba)
@@ -80,13 +87,8 @@ def measure(checkouts: dict[str, str], *, sizes: Sequence[tuple[str, int, int]] 
         sizes: name in `benchmarks.embeddings.SIZES`, length of an embedding, repeats; None for all.
     """
     rows = []
-    for size, dim, repeats in sizes or [
-        ("market1501", 128, 5),
-        ("market1501", 2048, 3),
-        ("msmt17", 128, 1),
-        ("market1501+500k", 128, 1),
-    ]:
-        peers = {} if "500k" in size else checkouts  # where theirs want tens of GiB
+    for size, dim, repeats in sizes or SIZES:
+        peers = {peer: named for peer, named in checkouts.items() if size not in TOO_LARGE[peer]}
         calls: list[tuple[str, dict[str, Any]]] = [
             ("benchmarks.scoring:ours", {"size": size, "dim": dim, "numba": numba}) for numba in (True, False)
         ]
