@@ -203,6 +203,9 @@ def test_a_config_without_a_checkpoint_is_pointed_to_the_nearest_stopped_run(
         return cfg
 
     near, far = tmp_path / "near" / "seed=0", tmp_path / "far" / "seed=0"
+    for name, content in (("broken", "a: ["), ("other", "trainer: null")):
+        SafeCheckpointIO().save_checkpoint({}, step_path(tmp_path / name / "seed=0" / "checkpoints", 7))
+        (tmp_path / name / "seed=0" / "config.yaml").write_text(content, encoding="utf-8")
     stop(["optimizer.lr=0.1"], near)
     stop(["optimizer.lr=0.1", "objective.margin=2"], far)
     cfg = composed("resume=auto", f"output_dir='{tmp_path / 'new' / 'seed=0'}'")
@@ -321,7 +324,7 @@ def kill(process: subprocess.Popen[str]) -> None:
 def test_a_killed_command_ends_as_an_undisturbed_one(
     tiny_overrides: list[str], tmp_path: Path, processes: int, workers: int
 ) -> None:
-    """kill -9 at random moments before, in and after the save of a step; `tests.soak` covers all phases."""
+    """kill -9 shortly after the save of a step; `tests.soak` has kills in saves and validations."""
     overrides = [*tiny_overrides, "trainer.max_epochs=4", f"data.num_workers={workers}"]
     undisturbed = Command(overrides, tmp_path / "whole", processes)
     undisturbed.finish()
@@ -346,7 +349,6 @@ def test_a_killed_command_ends_as_an_undisturbed_one(
     assert differing(checkpoint, wanted) == []
     assert values == wanted_values
     assert losses == wanted_losses
-    assert len(losses) >= len(wanted_losses) - 4  # the log's last row may be lost in a kill
 
 
 @pytest.mark.slow

@@ -76,20 +76,22 @@ def _point_to_a_stopped_run(cfg: DictConfig, output_dir: Path) -> None:
     """
     if not output_dir.name.startswith("seed="):  # a place of the user's own: what lies beside may be anything
         return
-    stopped = [
-        (_changes(cfg, run / "config.yaml"), run)
-        for run in sorted(output_dir.parent.parent.glob(f"*/{output_dir.name}"))
-        if step_checkpoints(run / "checkpoints")
-        and (run / "config.yaml").is_file()
-        and not (run / "scores.json").is_file()
-    ]
+    stopped = []
+    for run in sorted(output_dir.parent.parent.glob(f"*/{output_dir.name}")):
+        if run == output_dir or not step_checkpoints(run / "checkpoints") or (run / "scores.json").is_file():
+            continue
+        try:
+            stopped.append((_changes(cfg, run / "config.yaml"), run))
+        except Exception as error:  # another run's files are no reason for this one to end
+            log.debug("%s: its config cannot be read (%s)", run, error)
     if stopped:
         changes, run = min(stopped, key=lambda one: len(one[0]))
         keys = ", ".join(f"{key} {before!r} -> {now!r}" for key, (before, now) in list(changes.items())[:5])
         log.warning(
-            "no checkpoint of this config, so it starts anew. The stopped run that is nearest to it, %s, "
-            "differs in %d keys (%s); to go on there give hydra.run.dir='%s'",
-            *(run, len(changes), keys, run),
+            "no checkpoint of this config, so it starts anew. The unfinished run that is nearest to it, %s, "
+            "differs in %d keys (%s); to go on there with these values give hydra.run.dir=%s "
+            "'allow_changed=[%s]'",
+            *(run, len(changes), keys, run, ",".join(changes)),
         )
 
 

@@ -39,13 +39,14 @@ def flags_first(arguments: Sequence[str]) -> list[str]:
 
 
 def quote_checkpoint(argument: str) -> str:
-    """Hydra's quotes around the file of ``resume=FILE``, whose name has a = in it.
+    """Hydra's quotes around a path that has a = in it: of ``resume=FILE`` and of ``hydra.run.dir=RUN``.
 
     >>> quote_checkpoint("resume=out/step=000100.ckpt"), quote_checkpoint("resume=auto")
     ("resume='out/step=000100.ckpt'", 'resume=auto')
     """
     key, _, value = argument.partition("=")
-    return f"{key}='{value}'" if key == "resume" and "=" in value and value[0] not in "'\"" else argument
+    is_path = key in ("resume", "hydra.run.dir") and "=" in value and "$" not in value
+    return f"{key}='{value}'" if is_path and value[0] not in "'\"" else argument
 
 
 if __name__ == "__main__":
