@@ -156,3 +156,11 @@ def test_what_a_killed_process_left_half_written_is_deleted(two: tuple[Path, Pat
     remove_unfinished(folder)
     assert {*folder.iterdir()} == {*whole, mine}
     remove_unfinished(folder / "missing")
+
+
+def test_a_checkpoint_that_cannot_be_read_is_passed_over(tmp_path: Path) -> None:
+    SafeCheckpointIO().save_checkpoint({"step": 1}, step_path(tmp_path, 1))
+    SafeCheckpointIO().save_checkpoint({"step": 2}, step_path(tmp_path, 2))
+    step_path(tmp_path, 2).unlink()
+    step_path(tmp_path, 2).mkdir()  # reading it is an error of the system
+    assert newest_whole(tmp_path) == step_path(tmp_path, 1)

@@ -90,6 +90,9 @@ def newest_whole(folder: Path) -> Path | None:
         except DamagedCheckpointError as error:
             log.warning("%s; falling back to the one before", error)
             continue
+        except OSError as error:
+            log.warning("%s: cannot be read (%s); falling back to the one before", path, error)
+            continue
         return path
     return None
 
