@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -182,14 +183,26 @@ def test_a_changed_config_is_refused_key_by_key(stopped: tuple[DictConfig, Path]
     cfg.optimizer.lr = 0.5
     cfg.seed = 1
     cfg.data.num_workers = 1  # changes no result
-    message = r"differs:\n  optimizer.lr: was 0.0002, is 0.5\n  seed: was 0, is 1\n.*\[optimizer.lr,seed\]"
+    message = r"differs:\n  optimizer.lr: was 0.0002, is 0.5\n  seed: was 0, is 1\n.*\[seed\]'"
     with pytest.raises(ChangedConfigError, match=message):
         find_checkpoint(cfg, folder)
+    cfg.optimizer.lr = 0.0002
+    cfg.objective.margin = 7
     cfg.allow_changed = ["seed"]
-    with pytest.raises(ChangedConfigError, match=r"differs:\n  optimizer.lr: was 0.0002, is 0.5\nGive"):
+    with pytest.raises(ChangedConfigError, match=r"differs:\n  objective.margin: was .*, is 7\nGive"):
         find_checkpoint(cfg, folder)
-    cfg.allow_changed = ["seed", "optimizer.lr"]
+    cfg.allow_changed = ["seed", "objective.margin"]
     assert find_checkpoint(cfg, folder) is not None
+
+
+def test_what_comes_from_the_checkpoint_cannot_be_changed(stopped: tuple[DictConfig, Path]) -> None:
+    """It would be on record as changed, while the training goes on with the earlier value."""
+    cfg, folder = stopped
+    cfg.optimizer.lr = 0.5
+    cfg.allow_changed = ["optimizer.lr"]
+    message = r"lr: was 0.0002, is 0.5\nGive the earlier .*resume=none\. Those of the optimizer come from"
+    with pytest.raises(ChangedConfigError, match=message):
+        find_checkpoint(cfg, folder)
 
 
 def test_a_config_without_a_checkpoint_is_pointed_to_the_nearest_stopped_run(
@@ -206,12 +219,13 @@ def test_a_config_without_a_checkpoint_is_pointed_to_the_nearest_stopped_run(
     for name, content in (("broken", "a: ["), ("other", "trainer: null")):
         SafeCheckpointIO().save_checkpoint({}, step_path(tmp_path / name / "seed=0" / "checkpoints", 7))
         (tmp_path / name / "seed=0" / "config.yaml").write_text(content, encoding="utf-8")
-    stop(["optimizer.lr=0.1"], near)
-    stop(["optimizer.lr=0.1", "objective.margin=2"], far)
+    stop(["objective.margin=2"], near)
+    stop(["objective.margin=2", "objective.mu=0.5"], far)
+    stop(["optimizer.lr=0.1"], tmp_path / "faster" / "seed=0")  # which cannot go on with another
     cfg = composed("resume=auto", f"output_dir='{tmp_path / 'new' / 'seed=0'}'")
     cfg.callbacks = {}
     assert find_checkpoint(cfg, tmp_path / "new" / "seed=0") is None
-    assert f"{near}, differs in 1 keys (optimizer.lr 0.1 -> 0.0002)" in caplog.text
+    assert f"{near}, differs in 1 keys (objective.margin 2 -> 0.5)" in caplog.text
     assert str(far) not in caplog.text
     caplog.clear()
     (near / "scores.json").write_text("{}", encoding="utf-8")  # done: nothing to go on with
@@ -376,6 +390,25 @@ def test_a_signal_saves_and_says_so(
 
 @pytest.mark.slow
 @pytest.mark.ddp
+def test_processes_with_different_checkpoints_are_refused(tiny_overrides: list[str], tmp_path: Path) -> None:
+    """As where each machine has an output folder of its own; else they would go on with different weights."""
+    overrides = [*tiny_overrides, "trainer.max_epochs=4"]
+    Command(overrides, tmp_path / "0", 1).finish()
+    shutil.copytree(tmp_path / "0", tmp_path / "1")
+    for rank in ("0", "1"):
+        (tmp_path / rank / "scores.json").unlink()
+    for kept in step_checkpoints(tmp_path / "1" / "checkpoints")[:1]:
+        kept.unlink()
+    command = Command([*overrides, "allow_changed=[trainer.devices]"], tmp_path, 2)
+    command.arguments[-1] = f"hydra.run.dir={tmp_path}/${{oc.env:LOCAL_RANK}}"
+    output, _ = command.start().communicate(timeout=120)
+    assert "process 0: step=000008.ckpt, SHA-256" in output
+    assert "process 1: step=000007.ckpt, SHA-256" in output
+    assert not (tmp_path / "0" / "scores.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
 @pytest.mark.parametrize("to", ["torchrun", "one of its processes"])
 def test_a_signal_to_one_of_several_processes_stops_all_at_one_step(
     tiny_overrides: list[str], tmp_path: Path, to: str
@@ -393,5 +426,7 @@ def test_a_signal_to_one_of_several_processes_stops_all_at_one_step(
     output, _ = process.communicate(timeout=120)
     if to != "torchrun":  # which reports the signal that it was sent itself, not its processes' status
         assert f"exitcode  : {EXIT_RESUMABLE}" in output
-    assert "go on with resume=auto" in output
-    assert newest_whole(tmp_path / "checkpoints") == step_checkpoints(tmp_path / "checkpoints")[0]
+    newest = newest_whole(tmp_path / "checkpoints")
+    assert newest == step_checkpoints(tmp_path / "checkpoints")[0]
+    assert output.count(f"stopped by a signal, saved in {newest}; go on with resume=auto") == 2
+    assert process.returncode == 1

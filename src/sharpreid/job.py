@@ -18,6 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from sharpreid.callbacks.agreement import AgreeOnCheckpoint
 from sharpreid.checkpoints import step_of
 from sharpreid.config import build_data, build_module, build_trainer
 from sharpreid.csv_logger import forget_from
@@ -217,6 +218,8 @@ def train(
     """Train and score one network, from ``checkpoint`` on if there is one; what scores.json holds."""
     start = time.monotonic()
     data, module, trainer = parts
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks.insert(0, AgreeOnCheckpoint(checkpoint))
     write_text(output_dir / "config.yaml", describe_config(cfg))
     settings = logged_settings(cfg, _rules(cfg, parts))
     for logger in trainer.loggers:

@@ -12,6 +12,10 @@ from sharpreid.records import describe_config, of_the_result
 log = logging.getLogger(__name__)
 
 
+_RESTORED = "optimizer."
+"""Keys whose values are part of a checkpoint: with another config they would be on record, but not in use."""
+
+
 class ChangedConfigError(ValueError):
     """The config is not that of the run that is to go on."""
 
@@ -22,7 +26,7 @@ def find_checkpoint(cfg: DictConfig, output_dir: Path) -> Path | None:
     Args:
         cfg: of the run. ``resume``: ``none``; ``auto``, the newest whole checkpoint of the run's own
             directory, which is a function of its config; or a file. ``allow_changed``: keys of the config
-            that may differ from that of the run that wrote the checkpoint.
+            that may differ from that of the run that wrote the checkpoint; none of the optimizer.
         output_dir: of the run.
 
     Raises:
@@ -52,13 +56,20 @@ def _refuse_changes(cfg: DictConfig, checkpoint: Path) -> None:
     earlier = checkpoint.resolve().parents[1] / "config.yaml"
     if not earlier.is_file():
         raise FileNotFoundError(f"{earlier}: the config of the run that wrote {checkpoint} is missing")
-    refused = {key: values for key, values in _changes(cfg, earlier).items() if key not in cfg.allow_changed}
-    if refused:
-        lines = "".join(f"\n  {key}: was {before!r}, is {now!r}" for key, (before, now) in refused.items())
-        raise ChangedConfigError(
-            f"{checkpoint} is of a run with another config; this differs:{lines}\nGive the earlier values, "
-            f"start anew with resume=none, or allow it with 'allow_changed=[{','.join(refused)}]'"
-        )
+    refused = {
+        key: values
+        for key, values in _changes(cfg, earlier).items()
+        if key not in cfg.allow_changed or key.startswith(_RESTORED)
+    }
+    if not refused:
+        return
+    lines = "".join(f"\n  {key}: was {before!r}, is {now!r}" for key, (before, now) in refused.items())
+    advice = "Give the earlier values, or start anew with resume=none"
+    if allowable := [key for key in refused if not key.startswith(_RESTORED)]:
+        advice += f", or allow it with 'allow_changed=[{','.join(allowable)}]'"
+    if len(allowable) < len(refused):
+        advice += ". Those of the optimizer come from the checkpoint: a run that goes on cannot change them"
+    raise ChangedConfigError(f"{checkpoint} is of a run with another config; this differs:{lines}\n{advice}")
 
 
 def _changes(cfg: DictConfig, earlier: Path) -> dict[str, tuple[Any, Any]]:
@@ -81,7 +92,9 @@ def _point_to_a_stopped_run(cfg: DictConfig, output_dir: Path) -> None:
         if run == output_dir or not step_checkpoints(run / "checkpoints") or (run / "scores.json").is_file():
             continue
         try:
-            stopped.append((_changes(cfg, run / "config.yaml"), run))
+            changes = _changes(cfg, run / "config.yaml")
+            if not any(key.startswith(_RESTORED) for key in changes):
+                stopped.append((changes, run))
         except Exception as error:  # another run's files are no reason for this one to end
             log.debug("%s: its config cannot be read (%s)", run, error)
     if stopped:

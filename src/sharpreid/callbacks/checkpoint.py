@@ -73,12 +73,12 @@ class StepCheckpoints(Checkpoint):
         """Save, if it is time; at an epoch's last batch only after its validation."""
         self._due = self._due or trainer.global_step % self.every_n_steps == 0
         if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            self._save_and_stop(trainer)
+            self._save_and_stop(trainer, row=trainer.fit_loop.epoch_loop._batches_that_stepped)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save, if it is time or the training is at its end."""
         self._due = self._due or trainer.current_epoch + 1 == trainer.max_epochs
-        self._save_and_stop(trainer)
+        self._save_and_stop(trainer, row=trainer.fit_loop.epoch_loop._batches_that_stepped - 1)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give signals back their meaning; stop, if that was agreed or a signal came during the last save."""
@@ -119,13 +119,14 @@ class StepCheckpoints(Checkpoint):
             signal.signal(number, handler)
         self._handlers = {}
 
-    def _save_and_stop(self, trainer: pl.Trainer) -> None:
+    def _save_and_stop(self, trainer: pl.Trainer, *, row: int) -> None:
+        """Save, if it is time; ``row`` is the step that Lightning will log what is pending under."""
         stop = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
         if not (self._due or stop):
             return
         self._due = False
         path = step_path(self.folder, trainer.global_step)
-        _write_pending_row(trainer)
+        _write_pending_row(trainer, row)
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:
             for old in step_checkpoints(self.folder)[self.keep :]:
@@ -144,17 +145,15 @@ class StepCheckpoints(Checkpoint):
             raise StoppedAtStepError(trainer.global_step, self._stop)
 
 
-def _write_pending_row(trainer: pl.Trainer) -> None:
-    """Give the CSV log the step's row, which Lightning writes only after the callbacks, and then again."""
+def _write_pending_row(trainer: pl.Trainer, step: int) -> None:
+    """Give the CSV log the row of a step, which Lightning writes only after the callbacks, and then again."""
     connector = trainer._logger_connector
     if not connector.should_update_logs:
         return
     row = convert_tensors_to_scalars(connector.metrics["log"])
     for logger in trainer.loggers:
         if row and isinstance(logger, ContinuedCSVLogger):
-            logger.log_metrics(
-                {**row, "epoch": trainer.current_epoch}, trainer.fit_loop.epoch_loop._batches_that_stepped
-            )
+            logger.log_metrics({**row, "epoch": trainer.current_epoch}, step)
             logger.save()
 
 

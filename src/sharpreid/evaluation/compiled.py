@@ -83,7 +83,7 @@ def ranks_of_matches(
     )
     bounds = _Bounds(
         query_norm.numpy(),
-        gallery_norm.numpy(),
+        float(gallery_norm.max()),
         2 * (size + 8) * _UNIT / (1 - (size + 8) * _UNIT),
         8 * _UNIT,
         size * 2.0**-120 + 2.0**-40 * (_largest(queries.exact, unit) + _largest(gallery.exact, unit)) ** 2,
@@ -121,7 +121,8 @@ class _Exact(NamedTuple):
 
 class _Bounds(NamedTuple):
     query_norm: Floats
-    gallery_norm: Floats
+    widest: float
+    """Largest norm of the gallery."""
     of_product: float
     of_square: float
     least: float
@@ -194,7 +195,7 @@ def _count(
     ranks: Ints,
 ) -> None:
     """Fill the ranks of the queries in the rows of ``distances``, which are those from ``start`` on."""
-    widest = bounds.gallery_norm.max()
+    widest = bounds.widest
     found = np.empty(ranks.shape[1], np.float64)
     for row in range(len(distances)):
         query = start + row
