@@ -316,6 +316,11 @@ class Command:
         checkpoint["loops"] = checkpoint["loops"]["fit_loop"]  # the others count tests of this process
         return checkpoint, scores, set(losses)
 
+    def epochs_with(self, name: str) -> list[str]:
+        """The epoch of each row of the log that has a value of ``name``."""
+        with (self.output_dir / "csv" / "metrics.csv").open(newline="", encoding="utf-8") as file:
+            return [row["epoch"] for row in csv.DictReader(file) if row[name]]
+
 
 def kill(process: subprocess.Popen[str]) -> None:
     """Kill a command with all processes that it started, so that none can clear up.
@@ -363,6 +368,8 @@ def test_a_killed_command_ends_as_an_undisturbed_one(
     assert differing(checkpoint, wanted) == []
     assert values == wanted_values
     assert losses == wanted_losses
+    for command in (disturbed, undisturbed):
+        assert command.epochs_with("train/data_wait") == ["0", "1", "2", "3"]
 
 
 @pytest.mark.slow
