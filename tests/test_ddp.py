@@ -154,7 +154,7 @@ def each_of(folder: Path, cfg: DictConfig, processes: int, what: str, how: str) 
 
 @pytest.fixture
 def cfg(composed: Callable[..., DictConfig], market_of_16: Path) -> DictConfig:
-    """Batches of 16 x 4, an attention block without noise, total variation, batch norm over all processes.
+    """Batches of 16 x 4, an attention block, total variation, batch norm over all processes.
 
     The margin is one that no triplet satisfies: every image has a gradient.
     """
@@ -163,7 +163,6 @@ def cfg(composed: Callable[..., DictConfig], market_of_16: Path) -> DictConfig:
         "data.identities_per_batch=16",
         "data.images_per_identity=4",
         "model.blocks=[1]",
-        "model.sampler.train_mask=noise_free",
         "objective.margin=20",
         "objective.mu=0.1",
         "batch_norm=global",

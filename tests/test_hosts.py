@@ -156,7 +156,6 @@ def overrides(tiny_overrides: list[str]) -> list[str]:
         *tiny_overrides,
         f"trainer.max_epochs={EPOCHS}",
         "trainer.precision=64-true",
-        "model.sampler.train_mask=noise_free",
         "objective.margin=20",
         "batch_norm=global",
         "callbacks.checkpoint.every_n_steps=1",

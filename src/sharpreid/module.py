@@ -40,7 +40,8 @@ class ReIDModule(pl.LightningModule):
         re_ranking: of the test set; None ranks by distance alone. Held-out identities, by which a
             checkpoint may be chosen, are never re-ranked.
         channels_last: memory format of images and weights; faster on most devices, same numbers to rounding.
-        seed: of the masks' noise, which is a function of (seed, epoch, batch, process, block).
+        seed: of the masks' noise, a function of (seed, epoch, batch, block, place in the batch of all
+            processes).
     """
 
     def __init__(
@@ -101,8 +102,10 @@ class ReIDModule(pl.LightningModule):
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
         """Eq. 8 on the global batch: embeddings and labels of all processes, with gradients to each."""
-        noise = random_stream("noise", self.seed, self.current_epoch, batch_idx, self.global_rank)
-        self.network.seed_noise(noise.integers(2**63, size=NUM_STAGES).tolist())
+        seeds = random_stream("noise", self.seed, self.current_epoch, batch_idx).integers(
+            2**63, size=NUM_STAGES
+        )
+        self.network.seed_noise(seeds.tolist(), first=self.global_rank * len(batch.images))
         variation = self.objective.mu > 0 or batch_idx == 0
         output = self.network.training_forward(
             batch.images.to(memory_format=self.memory_format), variation=variation

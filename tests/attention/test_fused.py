@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from sharpreid.attention.block import SharpAttentionBlock
-from sharpreid.attention.fused import Recipe, attend
-from sharpreid.attention.mask import MaskSampler
+from sharpreid.attention.fused import attend
+from sharpreid.attention.mask import MaskSampler, Recipe
 from sharpreid.losses.total_variation import reduced
 
 KERNELS = Path(__file__).with_name("triton_kernels.py")
@@ -61,7 +61,7 @@ def test_recomputed_equals_the_reference(
 ) -> None:
     """In values and gradients, relative to the largest; ties and dead channels included."""
     trunk, source = features(dtype, channels_last=channels_last)
-    recipe = Recipe(torch.tensor(tau), 1e-6, seed, hard)
+    recipe = Recipe(torch.tensor(tau), 1e-6, seed, 0, hard)
     for reduction in ("sum", "mean", "relative"):
         one, reference = (
             results(trunk, None if own else source, recipe, reduction, implementation)
@@ -79,7 +79,7 @@ def test_the_reference_is_the_block_as_written_out() -> None:
     sampler.set_temperature(0.5)
     sampler.noise_seed = 3
     block = SharpAttentionBlock(sampler=sampler, context=None)
-    recipe = Recipe(torch.tensor(0.5), 1e-6, 3, False)
+    recipe = Recipe(torch.tensor(0.5), 1e-6, 3, 0, False)
     output, _ = attend(trunk, trunk, recipe, variation=False, implementation="eager")
     assert torch.equal(output, block(trunk).output)
     sampler.implementation = "recompute"
@@ -90,7 +90,7 @@ def test_the_reference_is_the_block_as_written_out() -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_equals_the_reference() -> None:
     trunk, source = features(torch.float32, channels_last=True)
-    recipe = Recipe(torch.tensor(0.5), 1e-6, 3, False)
+    recipe = Recipe(torch.tensor(0.5), 1e-6, 3, 0, False)
     one, reference = (results(trunk, source, recipe, "mean", how) for how in ("compile", "eager"))
     for found, wanted in zip(one, reference, strict=True):
         assert float((found - wanted).abs().max() / wanted.abs().max()) < 2e-5
@@ -99,7 +99,7 @@ def test_compiled_equals_the_reference() -> None:
 @pytest.mark.parametrize("tau", [1.0, 0.5])
 def test_gradients_are_those_of_finite_differences(tau: float) -> None:
     trunk, source = (x[:1, :2, :3, :3].contiguous() for x in features(torch.float64, channels_last=False))
-    recipe = Recipe(torch.tensor(tau), 1e-3, 3, False)
+    recipe = Recipe(torch.tensor(tau), 1e-3, 3, 0, False)
 
     def both(t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         output, variation = attend(t, s, recipe, variation=True)
@@ -113,7 +113,7 @@ def test_gradients_are_those_of_finite_differences(tau: float) -> None:
 def test_under_bfloat16_the_mask_is_made_in_float32() -> None:
     """Where all is done in bfloat16, the logit alone is wrong by half a unit."""
     trunk, _ = features(torch.bfloat16, channels_last=True)
-    recipe = Recipe(torch.tensor(0.5), 1e-6, 3, False)
+    recipe = Recipe(torch.tensor(0.5), 1e-6, 3, 0, False)
     with torch.autocast("cpu", torch.bfloat16):
         output, _ = attend(trunk, trunk, recipe, variation=False)
     assert output.dtype == torch.bfloat16
@@ -124,7 +124,7 @@ def test_under_bfloat16_the_mask_is_made_in_float32() -> None:
 def test_a_nan_is_not_hidden() -> None:
     trunk, _ = features(torch.float32, channels_last=False)
     trunk[0, 0, 0, 0] = torch.nan
-    output, _ = attend(trunk, trunk, Recipe(torch.tensor(1.0), 1e-6, 3, False), variation=False)
+    output, _ = attend(trunk, trunk, Recipe(torch.tensor(1.0), 1e-6, 3, 0, False), variation=False)
     assert output[0, 0].isnan().all()
     assert output[0, 1:].isfinite().all()
 
@@ -142,7 +142,7 @@ def kept(implementation: Any) -> float:
         attend(
             trunk,
             trunk,
-            Recipe(torch.tensor(0.5), 1e-6, 3, False),
+            Recipe(torch.tensor(0.5), 1e-6, 3, 0, False),
             variation=True,
             implementation=implementation,
         )
@@ -157,11 +157,28 @@ def test_nothing_is_kept_but_the_input() -> None:
 def test_noise_follows_the_seed() -> None:
     trunk, _ = features(torch.float32, channels_last=False)
     one, same, other = (
-        attend(trunk, trunk, Recipe(torch.tensor(0.5), 1e-6, seed, False), variation=False)[0]
+        attend(trunk, trunk, Recipe(torch.tensor(0.5), 1e-6, seed, 0, False), variation=False)[0]
         for seed in (1, 1, 2)
     )
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "recompute"])
+def test_parts_of_a_batch_are_attended_as_in_the_whole(implementation: Any) -> None:
+    """As on several processes, each of which knows the place of its first image."""
+    trunk, _ = features(torch.float32, channels_last=True)
+    whole, last = (
+        attend(
+            trunk[start:],
+            trunk[start:],
+            Recipe(torch.tensor(0.5), 1e-6, 3, start, False),
+            variation=False,
+            implementation=implementation,
+        )[0]
+        for start in (0, 2)
+    )
+    assert torch.equal(whole[2:], last)
 
 
 def test_without_a_seed_the_global_generator_gives_one() -> None:
@@ -200,7 +217,11 @@ def test_triton_without_cuda_names_what_to_take(monkeypatch: pytest.MonkeyPatch)
     message = r"needs a CUDA device and no float64, got torch.float32 on cpu; take .*=recompute"
     with pytest.raises(ValueError, match=message):
         attend(
-            trunk, trunk, Recipe(torch.tensor(1.0), 1e-6, 1, False), variation=False, implementation="triton"
+            trunk,
+            trunk,
+            Recipe(torch.tensor(1.0), 1e-6, 1, 0, False),
+            variation=False,
+            implementation="triton",
         )
 
 
@@ -211,11 +232,12 @@ def test_an_unknown_implementation_is_refused() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("implementation", ["recompute", "triton"])
 def test_on_a_gpu_it_is_what_it_is_on_a_cpu(implementation: Any, channels_last: bool) -> None:
     trunk, source = features(torch.float32, channels_last=channels_last)
-    recipe = Recipe(torch.tensor(0.5), 1e-6, 3, False)
+    recipe = Recipe(torch.tensor(0.5), 1e-6, 3, 0, False)
     wanted = results(trunk, source, recipe, "mean", "eager")
     on_gpu = recipe._replace(tau=recipe.tau.cuda())
     found = results(trunk.cuda(), source.cuda(), on_gpu, "mean", implementation)

@@ -21,12 +21,12 @@ def compare(
         t = trunk.clone(memory_format=torch.preserve_format).requires_grad_()
         s = t if source is None else source.clone(memory_format=torch.preserve_format).requires_grad_()
         if by_kernels:
-            arguments = torch.tensor(tau), 1e-6, seed, hard, True
+            arguments = torch.tensor(tau), 1e-6, seed, 5, hard, True
             output, total, square = fused_triton.Attend.apply(t, s, source is None, *arguments)
         else:
             noise = torch.zeros(())
             if seed is not None:
-                noise = torch.logit(uniform_noise(t.shape, seed, t.dtype, t.device))
+                noise = torch.logit(uniform_noise(t.shape, seed, t.dtype, t.device, first=5))
             mask = relaxed_mask(keep_logit(s, 1e-6), noise, tau)
             attended = (straight_through(mask) if hard else mask) * t
             output, (total, square, _) = t + attended, variation_of(attended)
@@ -54,7 +54,7 @@ def equal() -> None:
             assert error < 2e-5, (last, own, tau, seed, hard, error)
     broken = torch.rand(1, 2, 4, 4)
     broken[0, 0, 0, 0] = torch.nan
-    output, *_ = fused_triton.Attend.apply(broken, broken, True, torch.tensor(1.0), 1e-6, 3, False, False)
+    output, *_ = fused_triton.Attend.apply(broken, broken, True, torch.tensor(1.0), 1e-6, 3, 0, False, False)
     assert output[0, 0].isnan().all()
     assert output[0, 1].isfinite().all()
 
@@ -63,7 +63,7 @@ def distribution() -> None:
     """P(mask > 0.5) is the keep-probability, whatever tau (Eq. 5)."""
     unit = torch.linspace(0, 1, 16).view(1, 1, 4, 4).expand(1, 4096, 4, 4).contiguous()
     ones = torch.ones_like(unit)
-    output, *_ = fused_triton.Attend.apply(ones, unit, False, torch.tensor(0.5), 1e-6, 11, True, False)
+    output, *_ = fused_triton.Attend.apply(ones, unit, False, torch.tensor(0.5), 1e-6, 11, 0, True, False)
     share = (output - 1).mean((0, 1)).flatten()
     assert torch.allclose(share, unit[0, 0].flatten(), atol=4 * 0.5 / 4096**0.5), share
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sharpreid.attention.context import ContextUnit
+from sharpreid.attention.fused import attend
 from sharpreid.attention.mask import MaskSampler
 from sharpreid.attention.soft import ResidualAttentionMask
 from sharpreid.losses.total_variation import Variation, variation_of
@@ -55,12 +56,15 @@ class SharpAttentionBlock(nn.Module):
             trunk: float, (B, C, H, W).
             variation: whether Eq. 6 of the attended features is wanted too.
         """
-        if isinstance(self.sampler, MaskSampler) and self.sampler.is_fused:
+        sampler = self.sampler
+        if isinstance(sampler, MaskSampler) and sampler.training and sampler.implementation != "eager":
             source = trunk if self.context is None else self.context(trunk)
             if self.mask_listener is not None:
                 with torch.no_grad():
-                    self.mask_listener(self.sampler(source))
-            return self.sampler.attend(trunk, source, variation=variation)
+                    self.mask_listener(sampler(source))
+            return attend(
+                trunk, source, sampler.recipe(), variation=variation, implementation=sampler.implementation
+            )
         output, attended, mask = self(trunk)
         if self.mask_listener is not None:
             self.mask_listener(mask.detach())

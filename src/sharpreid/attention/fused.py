@@ -17,30 +17,16 @@ import os
 import threading
 from collections.abc import Callable
 from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sharpreid.attention.noise import draw, keys, uniform_noise
+from sharpreid.attention.mask import Implementation, Recipe, keep_logit, relaxed_mask, straight_through
+from sharpreid.attention.noise import draw, keys
 from sharpreid.losses.total_variation import Variation, gradient_of_variation, variation_of
 
 _kept = threading.local()  # of each thread that trains
-
-Implementation = Literal["eager", "recompute", "compile", "triton"]
-
-
-class Recipe(NamedTuple):
-    """What a mask is made by, beside its input."""
-
-    tau: Tensor
-    """Of Eq. 5, scalar, > 0."""
-    eps: float
-    """See `sharpreid.attention.mask.keep_logit`."""
-    seed: int | None
-    """Of the noise; None leaves it out."""
-    hard: bool
-    """Whether the mask is rounded to 0 or 1, with the gradient of Eq. 5."""
 
 
 def attend(
@@ -73,13 +59,14 @@ def attend(
         _check_triton(trunk)
         from sharpreid.attention.fused_triton import Attend
 
-        arguments = recipe.tau, recipe.eps, recipe.seed, recipe.hard, variation
+        arguments = recipe.tau, recipe.eps, recipe.seed, recipe.first, recipe.hard, variation
         output, total, mean_square = Attend.apply(trunk, source, source is trunk, *arguments)  # type: ignore[no-untyped-call]
         return output, Variation(total, mean_square, trunk[0].numel()) if variation else None
     if implementation in ("eager", "compile"):
         written_out = _compiled() if implementation == "compile" else _written_out
         with torch.autocast(trunk.device.type, enabled=False):
-            output, of_attended = written_out(trunk, source, _noise(source, recipe), recipe, variation)
+            noise = recipe.noise(source.shape, _arithmetic(source), source.device)
+            output, of_attended = written_out(trunk, source, noise, recipe, variation)
         return output, of_attended
     output, total, mean_square = _Attend.apply(trunk, source, source is trunk, recipe, variation)  # type: ignore[no-untyped-call]
     return output, Variation(total, mean_square, trunk[0].numel()) if variation else None
@@ -94,19 +81,10 @@ def _check_triton(trunk: Tensor) -> None:
         )
 
 
-def _noise(source: Tensor, recipe: Recipe) -> Tensor | None:
-    """Logistic draws of the shape of ``source``; None for none."""
-    if recipe.seed is None:
-        return None
-    return torch.logit(uniform_noise(source.shape, recipe.seed, _arithmetic(source), source.device))
-
-
 def _written_out(
-    trunk: Tensor, source: Tensor, noise: Tensor | None, recipe: Recipe, variation: bool
+    trunk: Tensor, source: Tensor, noise: Tensor | float, recipe: Recipe, variation: bool
 ) -> tuple[Tensor, Variation | None]:
-    from sharpreid.attention.mask import keep_logit, relaxed_mask, straight_through
-
-    mask = relaxed_mask(keep_logit(source, recipe.eps), 0.0 if noise is None else noise, recipe.tau)
+    mask = relaxed_mask(keep_logit(source, recipe.eps), noise, recipe.tau)
     if recipe.hard:
         mask = straight_through(mask)
     attended = mask * trunk
@@ -254,7 +232,7 @@ def _for_each_piece(trunk: Tensor, source: Tensor, recipe: Recipe, work: Callabl
             torch.sub(high, x, out=below).add_(constant).clamp_(*limits)
             if key is not None:
                 drawn = spare.view(len(t), -1, trunk.shape[1])
-                draw(drawn.view(-1), start * trunk[0].numel(), key, *words)
+                draw(drawn.view(-1), (recipe.first + start) * trunk[0].numel(), key, *words)
                 u = drawn if last else buffers[2].copy_(drawn.mT)
                 above.mul_(u)
                 below.mul_(u.neg_().add_(1))

@@ -103,7 +103,7 @@ def _range(source, base, c, channels, size, stride_s, stride_c, S: tl.constexpr,
     return low, high, unit, constant
 
 
-@triton.jit(do_not_specialize=["one", "other"])
+@triton.jit(do_not_specialize=["one", "other", "ahead"])
 def _forward(
     trunk,
     source,
@@ -113,6 +113,7 @@ def _forward(
     tau_of,
     one,
     other,
+    ahead,
     eps,
     channels,
     size,
@@ -128,7 +129,7 @@ def _forward(
 ):
     image, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     c = block * C + tl.arange(0, C)[None, :]
-    base, first = image * stride_b, image * channels * size
+    base, first = image * stride_b, (ahead + image) * channels * size
     tau = tl.load(tau_of)
     low, high, unit, constant = _range(source, base, c, channels, size, stride_s, stride_c, S, C)
     differences, squares = tl.full((S, C), 0, tl.float32), tl.full((S, C), 0, tl.float32)
@@ -294,7 +295,7 @@ def _slopes(
     return upstream + to_attended * used, by_low, by_high, x
 
 
-@triton.jit(do_not_specialize=["one", "other"])
+@triton.jit(do_not_specialize=["one", "other", "ahead"])
 def _backward(
     trunk,
     source,
@@ -305,6 +306,7 @@ def _backward(
     tau_of,
     one,
     other,
+    ahead,
     eps,
     channels,
     size,
@@ -321,7 +323,7 @@ def _backward(
 ):
     image, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     c = block * C + tl.arange(0, C)[None, :]
-    base, first = image * stride_b, image * channels * size
+    base, first = image * stride_b, (ahead + image) * channels * size
     tau, weight = tl.load(tau_of), 2 * tl.load(grad_total + image)
     low, high, unit, constant = _range(source, base, c, channels, size, stride_s, stride_c, S, C)
     of_low, of_high = tl.full((1, C), 0, tl.float32), tl.full((1, C), 0, tl.float32)
@@ -433,6 +435,7 @@ class Attend(torch.autograd.Function):
         tau: Tensor,
         eps: float,
         seed: int | None,
+        first: int,
         hard: bool,
         variation: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -447,10 +450,21 @@ class Attend(torch.autograd.Function):
         options |= {"S": launch.tile_s, "C": launch.tile_c}
         key = keys(seed or 0)
         _forward[launch.grid](
-            trunk, source, output, sums[0], sums[1], tau, *key, eps, *launch.shape, **options, num_warps=8
+            trunk,
+            source,
+            output,
+            sums[0],
+            sums[1],
+            tau,
+            *key,
+            first,
+            eps,
+            *launch.shape,
+            **options,
+            num_warps=8,
         )
         ctx.save_for_backward(trunk, source, tau)
-        ctx.arguments = launch, key, eps, {**options, "SHARED": shared}
+        ctx.arguments = launch, key, first, eps, {**options, "SHARED": shared}
         square = sums[1].sum(1) / trunk[0].numel()
         ctx.mark_non_differentiable(square)
         return output, sums[0].sum(1), square
@@ -458,7 +472,7 @@ class Attend(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor, grad_total: Tensor, _: Tensor) -> Any:
         trunk, source, tau = ctx.saved_tensors
-        launch, key, eps, options = ctx.arguments
+        launch, key, first, eps, options = ctx.arguments
         form = torch.channels_last if is_channels_last(trunk) else torch.contiguous_format
         grad_trunk = torch.empty_like(trunk)
         grad_source = grad_trunk if options["SHARED"] else torch.empty_like(source)
@@ -471,9 +485,10 @@ class Attend(torch.autograd.Function):
             grad_source,
             tau,
             *key,
+            first,
             eps,
             *launch.shape,
             **options,
             num_warps=8,
         )
-        return grad_trunk, None if options["SHARED"] else grad_source, *(None,) * 6
+        return grad_trunk, None if options["SHARED"] else grad_source, *(None,) * 7

@@ -4,17 +4,37 @@ All arithmetic is float32 (float64 input stays float64), also under autocast: in
 ``1 - 1e-6`` is 1, and the logit of Eq. 5 loses half a unit.
 """
 
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
-from sharpreid.attention.fused import Implementation, Recipe, attend
 from sharpreid.attention.noise import uniform_noise
-from sharpreid.losses.total_variation import Variation
 
 TestMask = Literal["noise_free", "expected", "hard", "sample"]
 TrainMask = Literal["sample", "straight_through", "noise_free"]
+Implementation = Literal["eager", "recompute", "compile", "triton"]
+
+
+class Recipe(NamedTuple):
+    """What a mask is made by in training, beside its input."""
+
+    tau: Tensor
+    """Of Eq. 5, scalar, > 0."""
+    eps: float
+    """See `keep_logit`."""
+    seed: int | None
+    """Of the noise; None leaves it out."""
+    first: int
+    """Place of the first image in the global batch: noise is a function of seed and place."""
+    hard: bool
+    """Whether the mask is rounded to 0 or 1, with the gradient of Eq. 5."""
+
+    def noise(self, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor | float:
+        """Logistic(0, 1) draws (g1 - g0 of Eq. 5) of a batch of ``shape``; 0 without noise."""
+        if self.seed is None:
+            return 0.0
+        return torch.logit(uniform_noise(shape, self.seed, dtype, device, first=self.first))
 
 
 def keep_probability(x: Tensor, eps: float) -> Tensor:
@@ -139,7 +159,8 @@ class MaskSampler(nn.Module):
         test_mask: the mask in evaluation mode.
         draws: number of draws of ``sample``, >= 1.
         seed: seed of ``sample``.
-        implementation: how a `SharpAttentionBlock` computes Eq. 1-5 in training mode; see `attend`.
+        implementation: how a `SharpAttentionBlock` computes Eq. 1-5 in training mode; see
+            `sharpreid.attention.fused.attend`.
 
     Raises:
         ValueError: an argument is out of range.
@@ -176,7 +197,9 @@ class MaskSampler(nn.Module):
         self.seed = seed
         self.implementation: Implementation = implementation
         self.noise_seed: int | None = None
-        """Seed of the next draws in training mode; None draws from torch's global generator."""
+        """Seed of the next draws in training mode; None takes one from torch's global generator."""
+        self.noise_first = 0
+        """Place of the batch's first image in the global batch."""
         self.register_buffer("tau", torch.tensor(1.0))
 
     def set_temperature(self, tau: float) -> None:
@@ -198,31 +221,20 @@ class MaskSampler(nn.Module):
                 return relaxed_mask(logit, 0.0, self.tau)
             return self._averaged_draws(logit)
 
-    @property
-    def is_fused(self) -> bool:
-        """Whether `attend` is to be called now instead of the sampler."""
-        return self.training and self.implementation != "eager"
-
-    def attend(self, trunk: Tensor, source: Tensor, *, variation: bool) -> tuple[Tensor, Variation | None]:
-        """Eq. 1-5 in training mode by ``implementation``; see `sharpreid.attention.fused.attend`."""
+    def recipe(self) -> Recipe:
+        """Of the next mask in training mode."""
         seed = None
         if self.train_mask != "noise_free":
             seed = int(torch.randint(2**62, ())) if self.noise_seed is None else self.noise_seed
-        recipe = Recipe(self.tau, self.eps, seed, self.train_mask == "straight_through")
-        return attend(trunk, source, recipe, variation=variation, implementation=self.implementation)
+        return Recipe(self.tau, self.eps, seed, self.noise_first, self.train_mask == "straight_through")
 
     def extra_repr(self) -> str:
         return f"eps={self.eps}, train_mask={self.train_mask}, test_mask={self.test_mask}"
 
     def _train_mask(self, logit: Tensor) -> Tensor:
-        if self.train_mask == "noise_free":
-            return relaxed_mask(logit, 0.0, self.tau)
-        if self.noise_seed is None:
-            noise = logistic_noise(logit.shape, logit)
-        else:
-            noise = torch.logit(uniform_noise(logit.shape, self.noise_seed, logit.dtype, logit.device))
-        mask = relaxed_mask(logit, noise, self.tau)
-        return straight_through(mask) if self.train_mask == "straight_through" else mask
+        recipe = self.recipe()
+        mask = relaxed_mask(logit, recipe.noise(logit.shape, logit.dtype, logit.device), recipe.tau)
+        return straight_through(mask) if recipe.hard else mask
 
     def _averaged_draws(self, logit: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)

@@ -20,14 +20,17 @@ def keys(seed: int) -> tuple[int, int]:
     return _signed(one), _signed(other)
 
 
-def uniform_noise(shape: torch.Size, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Uniform draws in (0, 1), a function of the seed and the place in the batch alone.
+def uniform_noise(
+    shape: torch.Size, seed: int, dtype: torch.dtype, device: torch.device, *, first: int = 0
+) -> Tensor:
+    """Uniform draws in (0, 1), a function of the seed and the place in the global batch alone.
 
     Args:
         shape: of the batch, (B, C, H, W).
         seed: >= 0.
         dtype: float32 or float64.
         device: of the result; the bits are the same on all.
+        first: place of the first image in the global batch.
 
     >>> one = uniform_noise(torch.Size([1, 2, 2, 2]), 0, torch.float32, torch.device("cpu"))
     >>> other = uniform_noise(torch.Size([3, 2, 2, 2]), 0, torch.float32, torch.device("cpu"))
@@ -37,7 +40,7 @@ def uniform_noise(shape: torch.Size, seed: int, dtype: torch.dtype, device: torc
     batch, channels, height, width = shape
     noise = torch.empty(batch, height, width, channels, dtype=dtype, device=device)
     spare = torch.empty(2, noise.numel(), dtype=torch.int32, device=device)
-    draw(noise.view(-1), 0, keys(seed), spare[0], spare[1])
+    draw(noise.view(-1), first * channels * height * width, keys(seed), spare[0], spare[1])
     return noise.permute(0, 3, 1, 2)
 
 

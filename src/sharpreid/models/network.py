@@ -105,11 +105,16 @@ class SharpAttentionNetwork(nn.Module):
             if isinstance(module, MaskSampler):
                 module.set_temperature(tau)
 
-    def seed_noise(self, seeds: Sequence[int]) -> None:
-        """Seed the next draws of Eq. 5, one non-negative seed per stage of the trunk."""
+    def seed_noise(self, seeds: Sequence[int], first: int = 0) -> None:
+        """Seed the next draws of Eq. 5.
+
+        Args:
+            seeds: non-negative, one per stage of the trunk.
+            first: place of the next batch's first image in the global batch.
+        """
         for stage, block in self.attention.items():
             if isinstance(block.sampler, MaskSampler):
-                block.sampler.noise_seed = seeds[int(stage) - 1]
+                block.sampler.noise_seed, block.sampler.noise_first = seeds[int(stage) - 1], first
 
     def forward(self, images: Tensor) -> Output:
         """Embed normalised images, float, (B, 3, H, W)."""
