@@ -16,42 +16,6 @@ from benchmarks.rows import Row, machine, show, worse_than, write
 RECORD = Path(__file__).with_name("recorded.json")
 
 
-def of_start_up() -> list[Row]:
-    """How long a user waits, beside what was promised."""
-    promised = {startup.HELP: 1.5, startup.FIRST_BATCH: 10.0}
-    found = {row["what"]: row for row in startup.measure(repeats=3)}
-    return [
-        Row(
-            name=what,
-            ours=found[what]["seconds"],
-            unit="s",
-            other="what was promised",
-            theirs=seconds,
-            better="lower",
-            limit=1,
-            note=f"importing torch: {found[startup.TORCH]['seconds']} s",
-        )
-        for what, seconds in promised.items()
-    ]
-
-
-def of_the_loader() -> list[Row]:
-    """Training images per second of one core, beside decoding and augmenting one by one."""
-    found = {row["what"]: row["images_per_cpu_second"] for row in loader.measure(images=1024, repeats=2)}
-    return [
-        Row(
-            name=what,
-            ours=1e6 / rate,
-            unit="CPU us/image",
-            other=loader.DECODE,
-            theirs=1e6 / found[loader.DECODE],
-            better="higher",
-        )
-        for what, rate in found.items()
-        if what != loader.DECODE
-    ]
-
-
 def main() -> None:
     """Measure everything, print one table, compare or write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
@@ -66,10 +30,10 @@ def main() -> None:
     checkouts = {peer: named for peer in scoring.RANKERS if (named := given[peer.replace("-", "_")])}
     about, start = machine(), time.monotonic()
     parts: list[Callable[[], list[Row]]] = [
-        of_start_up,
+        startup.measure,
         lambda: attention.measure(channels_last=True),
         lambda: attention.measure(channels_last=False, repeats=3),
-        of_the_loader,
+        lambda: loader.measure(images=1024, repeats=2),
         lambda: re_ranking.measure(checkouts),
         lambda: scoring.measure(checkouts),
     ]

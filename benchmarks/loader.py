@@ -1,4 +1,4 @@
-"""Training images per second of one CPU core, path by path: ``python -m benchmarks.loader --help``.
+"""What a training image costs of one CPU core, path by path: ``python -m benchmarks.loader --help``.
 
 Times are CPU time (user and system, all threads of the process), so that a busy machine disturbs them little.
 The paths take turns within each repeat; a figure is the median over the repeats.
@@ -18,7 +18,7 @@ from hydra import compose, initialize_config_dir
 from torch.utils.data import DataLoader
 
 from benchmarks.market import write_small_market
-from benchmarks.record import Row, described, show, write
+from benchmarks.rows import Row, machine, show, write
 from sharpreid.config import build_data
 from sharpreid.data.datamodule import ReIDDataModule
 from sharpreid.data.pixel_cache import build_cache
@@ -45,8 +45,7 @@ def measure(*, images: int = 2048, repeats: int = 3, root: Path | None = None) -
         root: a Market-1501 folder; None makes one of noise.
 
     Returns:
-        A row per path: ``what``, ``images``, ``images_per_cpu_second`` (median), ``fastest``, ``slowest`` and
-        ``ratio``, the median over that of the path without a cache.
+        A row per path, beside the path without a cache.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -111,17 +110,19 @@ def _rates(paths: dict[str, tuple[int, Callable[[int], object]]], repeats: int) 
             start = time.process_time()
             run(repeat)
             rates[what].append(count / (time.process_time() - start))
-    medians = {what: median(found[1:]) for what, found in rates.items()}
+    costs = {what: 1e6 / median(found[1:]) for what, found in rates.items()}
     return [
-        {
-            "what": what,
-            "images": count,
-            "images_per_cpu_second": round(medians[what], 1),
-            "fastest": round(max(rates[what][1:]), 1),
-            "slowest": round(min(rates[what][1:]), 1),
-            "ratio": round(medians[what] / medians[DECODE], 2),
-        }
-        for what, (count, _) in paths.items()
+        Row(
+            name=what,
+            ours=cost,
+            unit="CPU us/image",
+            other=DECODE,
+            theirs=costs[DECODE],
+            better="higher",
+            note=f"{paths[what][0]} images a repeat, median of {repeats}",
+        )
+        for what, cost in costs.items()
+        if what != DECODE
     ]
 
 
@@ -135,11 +136,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.images < BATCH or given.repeats < 1:
         parser.error(f"--images must be at least {BATCH}, --repeats at least 1")
+    about = machine()
     rows = measure(images=given.images, repeats=given.repeats, root=given.root)
-    columns = {"what": "{}", "images_per_cpu_second": "{:,.0f}", "slowest": "{:,.0f}", "fastest": "{:,.0f}"}
-    show("training images per second of one CPU core", rows, {**columns, "ratio": "{:.2f}"})
+    show(rows, "microseconds of one CPU core for a training image")
     if given.output:
-        write(given.output, described(rows))
+        write(rows, about, given.output)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.embeddings import make
 from benchmarks.process import in_turns
-from benchmarks.rows import Row, machine, show, write
+from benchmarks.rows import Row, beside, machine, show, write
 from sharpreid.evaluation.re_ranking import k_reciprocal_distances
 
 PROGRAMS = {"fast-reid": "fastreid/evaluation/rerank.py", "torchreid": "torchreid/utils/rerank.py"}
@@ -97,41 +97,13 @@ def measure(
     if isinstance(mine, str):
         raise RuntimeError(f"re-ranking failed: {mine}")
     name = f"re-ranking {size[0]} + {size[1]}"
-    rows = []
-    for peer, their in zip(peers, others, strict=True):
-        failed = isinstance(their, str)
-        note = (
-            f"failed: {their}"
-            if isinstance(their, str)
-            else f"mean distance {mine.value:.6f}, {their.value:.6f}"
-        )
-        rows.append(
-            Row(
-                name=f"{name} against {peer}",
-                ours=mine.cpu_seconds,
-                unit="CPU s",
-                other=peer,
-                theirs=None if failed else their.cpu_seconds,
-                better="higher",
-                limit=3,
-                note=note,
-            )
-        )
-    if not rows:
-        note = "no other toolbox was named"
-        rows = [
-            Row(
-                name=name,
-                ours=mine.cpu_seconds,
-                unit="CPU s",
-                other="nothing",
-                theirs=None,
-                better="higher",
-                limit=3,
-                note=note,
-            )
-        ]
-    return rows
+    found = {
+        peer: (None, f"failed: {their}")
+        if isinstance(their, str)
+        else (their.cpu_seconds, f"mean distance {mine.value:.6f}, {their.value:.6f}")
+        for peer, their in zip(peers, others, strict=True)
+    }
+    return beside(name, mine.cpu_seconds, "CPU s", found, dict.fromkeys(found, 3))
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ import json
 import operator
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +15,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.record import processor
 from sharpreid.records import describe_code
 
 
@@ -58,6 +57,39 @@ class Row:
         return self.ratio >= self.limit if self.better == "higher" else self.ratio <= self.limit
 
 
+def beside(
+    name: str,
+    ours: float,
+    unit: str,
+    others: Mapping[str, tuple[float | None, str]],
+    limits: Mapping[str, float],
+) -> list[Row]:
+    """A row for each of others that did the same, whose figure is to be higher.
+
+    Args:
+        name: what was done.
+        ours: our figure.
+        unit: of all.
+        others: name -> figure, None if it failed, and note.
+        limits: name -> how many times higher its figure is to be.
+    """
+    if not others:
+        others = {"": (None, "no other toolbox was named")}
+    return [
+        Row(
+            name=f"{name} against {other}" if other else name,
+            ours=ours,
+            unit=unit,
+            other=other,
+            theirs=theirs,
+            better="higher",
+            limit=limits.get(other),
+            note=note,
+        )
+        for other, (theirs, note) in others.items()
+    ]
+
+
 def machine() -> dict[str, Any]:
     """Processor, device, versions and commit that a measurement belongs to."""
     return {
@@ -69,6 +101,16 @@ def machine() -> dict[str, Any]:
         **{name: _version(name) for name in ("torch", "torchvision", "numpy", "numba")},
         **describe_code(),
     }
+
+
+def processor() -> str:
+    """Name of the processor."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def _version(name: str) -> str | None:

@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.embeddings import of_size
 from benchmarks.process import Cost, in_turns
-from benchmarks.rows import Row, machine, show, write
+from benchmarks.rows import Row, beside, machine, show, write
 from sharpreid.evaluation import ranking
 from sharpreid.evaluation.ranking import Protocol, evaluate_ranking
 
@@ -110,38 +110,20 @@ GIGABYTES = {"scoring msmt17 128-d": 1.0, "scoring market1501+500k 128-d": 3.0}
 
 
 def _rows(name: str, with_numba: Cost | str, without: Cost | str, others: dict[str, Cost | str]) -> list[Row]:
-    rows = []
+    rows: list[Row] = []
     limits = LIMITS.get(name, (None, None))
     for how, cost, limit in (("Numba", with_numba, limits[0]), ("numpy", without, limits[1])):
         if isinstance(cost, str):
             raise RuntimeError(f"{name} by {how} failed: {cost}")
-        if not others:
-            rows.append(
-                Row(
-                    name=f"{name}, {how}",
-                    ours=cost.seconds,
-                    unit="s",
-                    other="nothing",
-                    theirs=None,
-                    better="higher",
-                    limit=limit,
-                    note="no other toolbox was named",
-                )
-            )
-        for peer, their in others.items():
-            failed = isinstance(their, str)
-            rows.append(
-                Row(
-                    name=f"{name}, {how} against {peer}",
-                    ours=cost.seconds,
-                    unit="s",
-                    other=peer,
-                    theirs=None if isinstance(their, str) else their.seconds,
-                    better="higher",
-                    limit=limit if peer == "fast-reid" else None,
-                    note=f"failed: {their}" if failed else f"mAP {cost.value:.9f} and {their.value:.9f}",
-                )
-            )
+        found = {
+            peer: (None, f"failed: {their}")
+            if isinstance(their, str)
+            else (their.seconds, f"mAP {cost.value:.9f} and {their.value:.9f}")
+            for peer, their in others.items()
+        }
+        rows += beside(
+            f"{name}, {how}", cost.seconds, "s", found, {} if limit is None else {"fast-reid": limit}
+        )
     if isinstance(with_numba, Cost) and with_numba.peak_bytes is not None:
         most = GIGABYTES.get(name)
         rows.append(

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.embeddings import make
 from benchmarks.growth import Curve
 from benchmarks.process import Cost, in_turns
-from benchmarks.rows import Row, worse_than, write
+from benchmarks.rows import Row, beside, worse_than, write
 from sharpreid.evaluation.ranking import Protocol, evaluate_ranking
 
 
@@ -22,6 +22,14 @@ def test_a_ratio_is_how_many_times_better_or_how_many_times_as_much() -> None:
     assert row().ratio == 5
     assert row(better="lower", theirs=1.6).ratio == 1.25
     assert row(theirs=None).ratio is None
+
+
+def test_others_stand_beside_one_by_one_and_failures_are_told() -> None:
+    one, other = beside("x", 2.0, "s", {"a": (10.0, "good"), "b": (None, "failed: it")}, {"a": 4})
+    assert (one.name, one.ratio, one.holds) == ("x against a", 5, True)
+    assert (other.ratio, other.holds, other.note) == (None, None, "failed: it")
+    (alone,) = beside("x", 2.0, "s", {}, {"a": 4})
+    assert (alone.name, alone.note) == ("x", "no other toolbox was named")
 
 
 @pytest.mark.parametrize(
