@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import logging
 import os
 import shutil
 import signal
@@ -224,6 +225,7 @@ def test_a_config_without_a_checkpoint_is_pointed_to_the_nearest_stopped_run(
     stop(["optimizer.lr=0.1"], tmp_path / "faster" / "seed=0")  # which cannot go on with another
     cfg = composed("resume=auto", f"output_dir='{tmp_path / 'new' / 'seed=0'}'")
     cfg.callbacks = {}
+    caplog.set_level(logging.WARNING, "sharpreid")  # else the level is what the test before left
     assert find_checkpoint(cfg, tmp_path / "new" / "seed=0") is None
     assert f"{near}, differs in 1 keys (objective.margin 2 -> 0.5)" in caplog.text
     assert str(far) not in caplog.text
