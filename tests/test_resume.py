@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -29,6 +28,7 @@ from sharpreid.models.weights import WeightsError
 from sharpreid.records import describe_config, set_later_checkpoints_aside
 from sharpreid.resume import ChangedConfigError, find_checkpoint
 from sharpreid.signals import EXIT_RESUMABLE
+from tests.soak.phase import SAVE, SCORING, START, STEP, VALIDATION, read_phase
 
 
 class CutError(Exception):
@@ -324,19 +324,51 @@ class Command:
             return [row["epoch"] for row in csv.DictReader(file) if row[name]]
 
 
-def kill(process: subprocess.Popen[str]) -> None:
-    """Kill a command with all processes that it started, so that none can clear up.
-
-    Those of torchrun are in sessions of their own, and would go on if only its process group were killed.
-    """
+def descendants(process: subprocess.Popen[str]) -> list[int]:
+    """A command's process and all that it started: torchrun's are in sessions, and groups, of their own."""
     started = [process.pid]
     for pid in started:
         children = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout
         started += map(int, children.split())
-    for pid in started:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    process.communicate(timeout=60)
+    return started
+
+
+class Kill:
+    """SIGKILL for a command with all its processes, so that none can clear up, in a phase of its training."""
+
+    def __init__(self, command: Command, phase_file: Path) -> None:
+        self.command = command
+        self.phase_file = phase_file
+        self.command.arguments += [
+            "+callbacks.phase._target_=tests.soak.phase.PhaseMarker",
+            f"+callbacks.phase.file={phase_file}",
+        ]
+
+    def now(self) -> tuple[str, int]:
+        """Phase and steps: a save where an unfinished file is there, in a training that has begun."""
+        phase, steps = read_phase(self.phase_file)
+        saving = any((self.command.output_dir / "checkpoints").glob(".step=*"))
+        return SAVE if saving and phase not in (START, SCORING) else phase, steps
+
+    def __call__(self, wanted: str, steps: int) -> str:
+        """Start the command, kill it in the phase after so many steps or more; the phase it was killed in."""
+        for left in (self.command.output_dir / "checkpoints").glob(".step=*"):
+            left.unlink()  # of the kill before; the next training does it too, but later
+        self.phase_file.unlink(missing_ok=True)
+        process = self.command.start()
+        deadline = time.monotonic() + 120
+        pids: list[int] = []
+        while (now := self.now())[0] != wanted or now[1] < steps:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            if not pids and now[0] not in (START, SCORING):
+                pids = descendants(process)
+            time.sleep(0.0005)
+        for pid in pids or descendants(process):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.communicate(timeout=60)
+        return self.now()[0]
 
 
 @pytest.mark.slow
@@ -345,20 +377,20 @@ def kill(process: subprocess.Popen[str]) -> None:
 def test_a_killed_command_ends_as_an_undisturbed_one(
     tiny_overrides: list[str], tmp_path: Path, processes: int, workers: int
 ) -> None:
-    """kill -9 shortly after the save of a step; `tests.soak` has kills in saves and validations."""
-    overrides = [*tiny_overrides, "trainer.max_epochs=4", f"data.num_workers={workers}"]
+    """kill -9 in a step, in a save and in a validation; `tests.soak` has a hundred of them."""
+    overrides = [*tiny_overrides, "trainer.max_epochs=12", f"data.num_workers={workers}"]
+    overrides += ["data.validation_identities=2"]
     undisturbed = Command(overrides, tmp_path / "whole", processes)
     undisturbed.finish()
-    rng = np.random.default_rng([processes, workers])
     disturbed = Command(overrides, tmp_path / "killed", processes)
-    for step in (1, 3, 5, 7):
-        process = disturbed.start()
-        deadline = time.monotonic() + 120
-        while process.poll() is None and not step_path(tmp_path / "killed" / "checkpoints", step).exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
-        time.sleep(rng.uniform(0, 0.1))
-        kill(process)
+    kill = Kill(disturbed, tmp_path / "phase")
+    kills = []
+    for wanted, steps in ((STEP, 2), (SAVE, 4), (VALIDATION, 6)):
+        for _ in range(3):  # on a busy machine a kill may come too late
+            kills.append(kill(wanted, steps))
+            if kills[-1] == wanted:
+                break
+    assert {STEP, SAVE, VALIDATION} <= set(kills)
     assert not (tmp_path / "killed" / "scores.json").exists()  # all kills came before the end
     disturbed.finish()
     record = json.loads((tmp_path / "killed" / "scores.json").read_text(encoding="utf-8"))
@@ -371,7 +403,7 @@ def test_a_killed_command_ends_as_an_undisturbed_one(
     assert values == wanted_values
     assert losses == wanted_losses
     for command in (disturbed, undisturbed):
-        assert command.epochs_with("train/data_wait") == ["0", "1", "2", "3"]
+        assert command.epochs_with("train/data_wait") == [str(epoch) for epoch in range(12)]
 
 
 @pytest.mark.slow
