@@ -164,6 +164,22 @@ def test_a_job_of_two_devices_trains_on_two_processes(tmp_path: Path, tiny_overr
     assert told(scores.parent)["status"] == "done"
 
 
+@pytest.mark.slow
+@pytest.mark.ddp
+def test_without_the_launcher_a_sweep_of_several_devices_is_refused_with_advice(
+    tmp_path: Path, tiny_overrides: list[str]
+) -> None:
+    """The processes that Lightning starts would each go through the whole sweep."""
+    process = start(tmp_path, "--multirun", *tiny_overrides, "trainer.devices=2", "seed=0,1")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, output
+    jobs = [told(path.parent) for path in tmp_path.rglob("job.json")]
+    assert [job["status"] for job in jobs] == ["failed", "failed"]
+    assert all("needs 2 processes, one per device" in job["error"] for job in jobs)
+    assert all("a whole sweep with hydra/launcher=local" in job["error"] for job in jobs)
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
 def stop(folder: Path, arguments: list[str], number: signal.Signals) -> str:
     """Send a signal to the launcher alone, when its first job trains; what it printed."""
     process = start(folder, *arguments)

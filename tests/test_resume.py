@@ -20,7 +20,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from sharpreid.callbacks.checkpoint import StepCheckpoints
-from sharpreid.checkpoints import SafeCheckpointIO, newest_whole, step_checkpoints, step_path
+from sharpreid.checkpoints import SafeCheckpointIO, newest_whole, step_checkpoints, step_of, step_path, verify
 from sharpreid.config import build_data, build_module
 from sharpreid.data.pixel_cache import build_cache
 from sharpreid.job import quieten
@@ -404,6 +404,43 @@ def test_a_killed_command_ends_as_an_undisturbed_one(
     assert losses == wanted_losses
     for command in (disturbed, undisturbed):
         assert command.epochs_with("train/data_wait") == [str(epoch) for epoch in range(12)]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a disk needs root")
+def test_a_training_on_a_full_disk_goes_on_when_there_is_room(
+    tiny_overrides: list[str], tmp_path: Path
+) -> None:
+    """The disk holds two checkpoints, but not the third that is written before the first is removed."""
+    undisturbed = Command(tiny_overrides, tmp_path / "whole", 1)
+    undisturbed.finish()
+    (last, _) = step_checkpoints(tmp_path / "whole" / "checkpoints")
+    room = int(2.5 * last.stat().st_size)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", disk], capture_output=True)
+    if mount.returncode:
+        pytest.skip("this machine lets nobody mount a small disk")
+    try:
+        command = Command(tiny_overrides, disk / "run", 1)
+        process = command.start()
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 1, output
+        assert "No space left on device" in output
+        assert "Traceback" not in output
+        kept = step_checkpoints(disk / "run" / "checkpoints")
+        assert [step_of(path) for path in kept] == [2, 1]
+        for path in kept:
+            verify(path)
+        assert not list((disk / "run" / "checkpoints").glob(".*"))
+        assert json.loads((disk / "run" / "job.json").read_text(encoding="utf-8"))["status"] == "failed"
+        subprocess.run(["mount", "-o", f"remount,size={4 * room}", disk], check=True)
+        command.finish()
+        (checkpoint, *values), (wanted, *wanted_values) = command.result(), undisturbed.result()
+        assert differing(checkpoint, wanted) == []
+        assert values == wanted_values
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 @pytest.mark.slow

@@ -130,13 +130,15 @@ class SafeCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         try:
             with replacing(path) as temporary:
-                torch.save(checkpoint, temporary)
+                with temporary.open("wb") as file:  # torch's own file would stay open, and keep its space
+                    torch.save(checkpoint, file)
                 digest = _sha256(temporary)
                 with replacing(digest_path(path)) as beside:
                     beside.write_text(f"{digest}  {path.name}\n", encoding="ascii")
-        except (OSError, RuntimeError) as error:  # torch's writer raises the second on a full disk
+        except (OSError, RuntimeError) as error:  # the second is raised by torch's writer on top of the first
+            cause = error.__context__ if isinstance(error.__context__, OSError) else error
             raise OSError(
-                f"the checkpoint {path} could not be written ({error}). Free space or mend the folder's "
+                f"the checkpoint {path} could not be written ({cause}). Free space or mend the folder's "
                 "permissions, then go on with resume=auto: earlier checkpoints are as they were"
             ) from error
 

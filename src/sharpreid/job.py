@@ -143,7 +143,10 @@ def _in_a_sweep() -> bool:
 def _record_failure(output_dir: Path, job: dict[str, Any], error: BaseException) -> None:
     stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
     failure = "interrupted; go on with resume=auto" if stopped else f"{type(error).__name__}: {reason(error)}"
-    write_json(output_dir / "job.json", {**job, "status": "failed", "error": failure})
+    try:
+        write_json(output_dir / "job.json", {**job, "status": "failed", "error": failure})
+    except OSError as second:  # a full disk, and the error itself is the one to tell
+        log.warning("%s could not be written (%s)", output_dir / "job.json", second)
 
 
 def build(cfg: DictConfig) -> Parts:
@@ -338,6 +341,7 @@ def _leave_printing_to_the_first() -> None:
 
 def quieten() -> None:
     """Leave out what Lightning says in every run and nobody can act on."""
+    logging.raiseExceptions = False  # on a full disk, a traceback for each line of the log
     for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
         logging.getLogger(f"pytorch_lightning.{name}").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".isinstance.treespec, LeafSpec", category=FutureWarning)
