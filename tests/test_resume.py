@@ -25,7 +25,7 @@ from sharpreid.config import build_data, build_module
 from sharpreid.data.pixel_cache import build_cache
 from sharpreid.job import quieten
 from sharpreid.models.weights import WeightsError
-from sharpreid.records import describe_config, set_later_checkpoints_aside
+from sharpreid.records import claim, describe_config, set_later_checkpoints_aside
 from sharpreid.resume import ChangedConfigError, find_checkpoint
 from sharpreid.signals import EXIT_RESUMABLE
 from tests.soak.phase import SAVE, SCORING, START, STEP, VALIDATION, read_phase
@@ -229,6 +229,11 @@ def test_a_config_without_a_checkpoint_is_pointed_to_the_nearest_stopped_run(
     assert find_checkpoint(cfg, tmp_path / "new" / "seed=0") is None
     assert f"{near}, differs in 1 keys (objective.margin 2 -> 0.5)" in caplog.text
     assert str(far) not in caplog.text
+    caplog.clear()
+    with claim(near):  # it is at work
+        assert find_checkpoint(cfg, tmp_path / "new" / "seed=0") is None
+    assert str(near) not in caplog.text
+    assert f"{far}, differs in 2 keys" in caplog.text
     caplog.clear()
     (near / "scores.json").write_text("{}", encoding="utf-8")  # done: nothing to go on with
     (far / "scores.json").write_text("{}", encoding="utf-8")

@@ -81,6 +81,17 @@ def claim(output_dir: Path) -> Iterator[None]:
         lock.release()
 
 
+def is_claimed(output_dir: Path) -> bool:
+    """Whether a run is writing in ``output_dir``; on another machine too, where the file system locks."""
+    if not (output_dir / ".lock").exists():
+        return False
+    try:
+        with FileLock(output_dir / ".lock").acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
 def _refuse_same_sweep(output_dir: Path) -> None:
     path = output_dir / "job.json"
     if path.is_file() and f'"process": "{PROCESS}"' in path.read_text(encoding="utf-8"):

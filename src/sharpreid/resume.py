@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from sharpreid.checkpoints import newest_whole, step_checkpoints, step_of, verify
-from sharpreid.records import describe_config, of_the_result
+from sharpreid.records import describe_config, is_claimed, of_the_result
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +90,8 @@ def _point_to_a_stopped_run(cfg: DictConfig, output_dir: Path) -> None:
     stopped = []
     for run in sorted(output_dir.parent.parent.glob(f"*/{output_dir.name}")):
         if run == output_dir or not step_checkpoints(run / "checkpoints") or (run / "scores.json").is_file():
+            continue
+        if is_claimed(run):  # by another job of the sweep, say
             continue
         try:
             changes = _changes(cfg, run / "config.yaml")
