@@ -152,7 +152,7 @@ def hosts() -> Iterator[Hosts]:
 
 @pytest.fixture(scope="module")
 def overrides(tiny_overrides: list[str]) -> list[str]:
-    """In float64 and without noise, whose draws are each process's own."""
+    """In float64."""
     return [
         *tiny_overrides,
         f"trainer.max_epochs={EPOCHS}",

@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from sharpreid.evaluation import ranking
-from sharpreid.evaluation.ranking import Protocol, evaluate_ranking
+from sharpreid.evaluation.ranking import Protocol, evaluate_ranking, exact_embeddings
+from sharpreid.evaluation.re_ranking import k_reciprocal_distances, nearest_neighbours
 
-compiled = pytest.importorskip("sharpreid.evaluation.compiled")
+compiled_ranks = pytest.importorskip("sharpreid.evaluation.compiled_ranks")
+compiled_re_ranking = pytest.importorskip("sharpreid.evaluation.compiled_re_ranking")
+compiled_distances = pytest.importorskip("sharpreid.evaluation.compiled_distances")
 
 Case = dict[str, np.ndarray]
 
@@ -77,7 +80,7 @@ def test_float32_alone_would_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: without the margin, near ties are counted on the wrong side."""
     given = case(CHANGES["near ties"])
     wanted = ranks_by(monkeypatch, given, Protocol.market1501(), by_numba=False)
-    monkeypatch.setattr(compiled, "_UNIT", 0.0)
+    monkeypatch.setattr(compiled_distances, "_UNIT", 0.0)
     assert not torch.equal(ranks_by(monkeypatch, given, Protocol.market1501(), by_numba=True), wanted)
 
 
@@ -111,5 +114,42 @@ def test_a_shorter_float32_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_small_rankings_do_not_start_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "ranks_of_matches", lambda *_, **__: pytest.fail("compiled"))
+    monkeypatch.setattr(compiled_ranks, "ranks_of_matches", lambda *_, **__: pytest.fail("compiled"))
     evaluate_ranking(**case(), protocol=Protocol.market1501())
+
+
+@pytest.mark.parametrize(("k1", "k2"), [(20, 6), (5, 1), (1, 3)])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_re_ranking_is_that_of_the_reference(
+    monkeypatch: pytest.MonkeyPatch, change: Callable[[np.ndarray], np.ndarray], k1: int, k2: int
+) -> None:
+    given = case(change)
+    embeddings = given["query_embeddings"], given["gallery_embeddings"]
+    parameters = {"k1": k1, "k2": k2, "lambda_value": 0.3}
+    wanted = k_reciprocal_distances(*embeddings, **parameters)
+    monkeypatch.setattr(ranking, "COMPILED_FROM", 0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert torch.equal(k_reciprocal_distances(*embeddings, **parameters), wanted)
+        assert torch.equal(k_reciprocal_distances(*embeddings, **parameters, chunk_size=7), wanted)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_re_ranking_by_float32_alone_would_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = case(CHANGES["near ties"])
+    x = exact_embeddings("gallery", given["gallery_embeddings"])
+    wanted, _ = compiled_re_ranking.nearest_neighbours(x, 21, None)
+    assert torch.equal(wanted, nearest_neighbours(x, 21)[0])
+    monkeypatch.setattr(compiled_distances, "_UNIT", 0.0)
+    assert not torch.equal(compiled_re_ranking.nearest_neighbours(x, 21, None)[0], wanted)
+
+
+def test_fewer_items_than_neighbours_are_re_ranked_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = case(queries=3, items=8)
+    embeddings = given["query_embeddings"], given["gallery_embeddings"]
+    wanted = k_reciprocal_distances(*embeddings, k1=20, k2=30, lambda_value=0.3)
+    monkeypatch.setattr(ranking, "COMPILED_FROM", 0)
+    assert torch.equal(k_reciprocal_distances(*embeddings, k1=20, k2=30, lambda_value=0.3), wanted)

@@ -538,12 +538,12 @@ def _ranks_of_matches(
     in_given_order, gallery = gallery, gallery.select(order)
     first = torch.searchsorted(gallery.pids, query.pids)
     end = torch.searchsorted(gallery.pids, query.pids, right=True)
-    if re_ranking is None and _is_worth_compiling(query, gallery):
-        from sharpreid.evaluation import compiled
+    if re_ranking is None and is_worth_compiling(len(query), len(gallery), query.pids.device):
+        from sharpreid.evaluation import compiled_ranks
 
-        return compiled.ranks_of_matches(
-            compiled.Queries(query.embeddings, query.camids, first, end),
-            compiled.Gallery(gallery.embeddings, gallery.camids),
+        return compiled_ranks.ranks_of_matches(
+            compiled_ranks.Queries(query.embeddings, query.camids, first, end),
+            compiled_ranks.Gallery(gallery.embeddings, gallery.camids),
             same_camera_leaves=exclusion == "same_camera",
             chunk_size=chunk_size,
         )
@@ -567,10 +567,10 @@ def _ranks_of_matches(
     return torch.cat(ranks)
 
 
-def _is_worth_compiling(query: _Items, gallery: _Items) -> bool:
-    """Whether Numba is there, and the ranking large enough that starting it (half a second) pays off."""
-    large = len(query) * len(gallery) >= COMPILED_FROM
-    return large and query.pids.device.type == "cpu" and importlib.util.find_spec("numba") is not None
+def is_worth_compiling(queries: int, gallery: int, device: torch.device) -> bool:
+    """Whether Numba is there, and the matrix large enough that starting it (half a second) pays off."""
+    large = queries * gallery >= COMPILED_FROM
+    return large and device.type == "cpu" and importlib.util.find_spec("numba") is not None
 
 
 def _chunk_bytes(device: torch.device) -> int:

@@ -30,6 +30,7 @@ from sharpreid.evaluation.ranking import (
     Distances,
     euclidean_order,
     exact_embeddings,
+    is_worth_compiling,
     round_for_exact_products,
 )
 
@@ -85,10 +86,9 @@ class KReciprocal:
 
         def of_chunk(rows: slice) -> Tensor:
             original = euclidean(rows).add_(squared_norm[rows, None]).clamp_(min=0)
-            original.div_(farthest[rows, None]).mul_(self.lambda_value)
-            shared = _shared_weight(encoding.weights, in_gallery, range(len(query))[rows], len(gallery))
-            jaccard = 1 - shared / (2 - shared)
-            return original.add_(jaccard, alpha=1 - self.lambda_value)
+            original.div_(farthest[rows, None])
+            queries = range(len(query))[rows]
+            return _combine(original, encoding.weights, in_gallery, queries, self.lambda_value)
 
         return of_chunk
 
@@ -279,17 +279,29 @@ def nearest_neighbours(x: Tensor, k: int, chunk_size: int | None = None) -> tupl
         rows of x, nearest first, equal distances by row, int64, (N, min(k, N)); and the largest squared
         distance from each item, float64, (N,), 1 where all are 0.
     """
-    distances, squared_norm = euclidean_order(x, x), x.square().sum(1)
+    squared_norm, k = x.square().sum(1), min(k, len(x))
+    if is_worth_compiling(len(x), len(x), x.device):
+        from sharpreid.evaluation import compiled_re_ranking
+
+        nearest, farthest = compiled_re_ranking.nearest_neighbours(x, k, chunk_size)
+    else:
+        nearest, farthest = _nearest_neighbours(x, k, chunk_size)
+    farthest += squared_norm
+    return nearest, torch.where(farthest > 0, farthest, 1.0)
+
+
+def _nearest_neighbours(x: Tensor, k: int, chunk_size: int | None) -> tuple[Tensor, Tensor]:
+    """The k nearest of each item, and the largest distance less its squared norm."""
+    distances = euclidean_order(x, x)
     step = chunk_size or max(1, CHUNK_BYTES // (8 * len(x)))
-    nearest = torch.empty(len(x), min(k, len(x)), dtype=torch.int64, device=x.device)
-    farthest = torch.empty_like(squared_norm)
+    nearest = torch.empty(len(x), k, dtype=torch.int64, device=x.device)
+    farthest = x.new_empty(len(x))
     for start in range(0, len(x), step):
         rows = slice(start, start + step)
         distance_rn = distances(rows)
-        nearest[rows] = nearest_columns(distance_rn, nearest.shape[1])
+        nearest[rows] = nearest_columns(distance_rn, k)
         farthest[rows] = distance_rn.amax(1)
-    farthest += squared_norm
-    return nearest, torch.where(farthest > 0, farthest, 1.0)
+    return nearest, farthest
 
 
 def k_reciprocal_sets(neighbours: Tensor, k1: int) -> tuple[Tensor, Tensor]:
@@ -306,8 +318,12 @@ def k_reciprocal_sets(neighbours: Tensor, k1: int) -> tuple[Tensor, Tensor]:
     the item. Where many items are equal, an item may be outside of its own list, and its set be empty.
     """
     n, width = neighbours.shape
-    nobody = n  # pads, and sorts last
     half = neighbours[:, : round(k1 / 2) + 1]  # to even, as numpy rounds
+    if is_worth_compiling(n, n, neighbours.device):
+        from sharpreid.evaluation import compiled_re_ranking
+
+        return compiled_re_ranking.k_reciprocal_sets(neighbours, half.shape[1])
+    nobody = n  # pads, and sorts last
     reciprocal = _where_reciprocal(neighbours, nobody)
     half_reciprocal = _where_reciprocal(half, nobody)
     step = max(1, CHUNK_BYTES // (64 * width * (half.shape[1] + 1)))
@@ -352,8 +368,13 @@ class _SparseRows(NamedTuple):
     @classmethod
     def build(cls, row: Tensor, column: Tensor, weight: Tensor, rows: int) -> "_SparseRows":
         """Of entries sorted by row."""
-        start = torch.zeros(rows + 1, dtype=torch.int64, device=row.device)
-        torch.cumsum(torch.bincount(row, minlength=rows), 0, out=start[1:])
+        return cls.of_sizes(torch.bincount(row, minlength=rows), column, weight)
+
+    @classmethod
+    def of_sizes(cls, size: Tensor, column: Tensor, weight: Tensor) -> "_SparseRows":
+        """Of entries sorted by row, so many in each, int64, (N,)."""
+        start = torch.zeros(len(size) + 1, dtype=torch.int64, device=size.device)
+        torch.cumsum(size, 0, out=start[1:])
         return cls(start, column, weight)
 
 
@@ -373,20 +394,35 @@ def _encode(x: Tensor, k1: int, k2: int, chunk_size: int | None) -> _Encoding:
 
 def _gaussian_weights(x: Tensor, farthest: Tensor, item: Tensor, member: Tensor) -> _SparseRows:
     """Eq. 7: exp(-d) of the members, each row divided by its sum as in the program."""
-    squared_norm = x.square().sum(1)
-    distance = squared_norm[item] + squared_norm[member]
-    step = max(1, CHUNK_BYTES // (32 * x.shape[1]))
-    for start in range(0, len(item), step):
-        part = slice(start, start + step)
-        distance[part] -= 2 * (x[item[part]] * x[member[part]]).sum(1)
+    distance = _squared_distances(x, item, member)
     weight = _on_grid(distance.clamp_(min=0).div_(farthest[item]).neg_().exp_())
     total = torch.zeros_like(farthest).index_add_(0, item, weight)
     return _SparseRows.build(item, member, _on_grid(weight / total[item]), len(x))
 
 
+def _squared_distances(x: Tensor, item: Tensor, member: Tensor) -> Tensor:
+    """Of pairs of rows."""
+    squared_norm = x.square().sum(1)
+    if is_worth_compiling(len(x), len(x), x.device):
+        from sharpreid.evaluation import compiled_re_ranking
+
+        return compiled_re_ranking.squared_distances(x, squared_norm, item, member)
+    distance = squared_norm[item] + squared_norm[member]
+    step = max(1, CHUNK_BYTES // (32 * x.shape[1]))
+    for start in range(0, len(item), step):
+        part = slice(start, start + step)
+        distance[part] -= 2 * (x[item[part]] * x[member[part]]).sum(1)
+    return distance
+
+
 def _average_over_neighbours(weights: _SparseRows, neighbours: Tensor) -> _SparseRows:
     """Eq. 11: the mean of the rows of each item's neighbours, itself among them."""
     n, width = neighbours.shape
+    if is_worth_compiling(n, n, neighbours.device):
+        from sharpreid.evaluation import compiled_re_ranking
+
+        size, *entries = compiled_re_ranking.average_over_neighbours(*weights, neighbours, _WEIGHT_STEP)
+        return _SparseRows.of_sizes(size, *entries)
     length = weights.start.diff()
     rows, columns, means = [], [], []
     for part in _windows(length[neighbours].sum(1), CHUNK_BYTES // 64):
@@ -412,6 +448,20 @@ def _by_column(weights: _SparseRows, first_row: int) -> _SparseRows:
     entries = slice(int(weights.start[first_row]), None)
     column, order = weights.column[entries].sort(stable=True)
     return _SparseRows.build(column, row[order], weights.weight[entries][order], n)
+
+
+def _combine(
+    original: Tensor, weights: _SparseRows, in_gallery: _SparseRows, queries: range, lambda_value: float
+) -> Tensor:
+    """Eq. 12, in place of the distances of some queries."""
+    n = len(weights.start) - 1
+    if is_worth_compiling(n, n, original.device):
+        from sharpreid.evaluation import compiled_re_ranking
+
+        return compiled_re_ranking.combine(original, weights, in_gallery, queries.start, lambda_value)
+    shared = _shared_weight(weights, in_gallery, queries, original.shape[1])
+    jaccard = (1 - shared / (2 - shared)).mul_(1 - lambda_value)
+    return original.mul_(lambda_value).add_(jaccard)
 
 
 def _shared_weight(weights: _SparseRows, in_gallery: _SparseRows, queries: range, size: int) -> Tensor:
