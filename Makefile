@@ -33,7 +33,7 @@ test: $(READY) ## all tests but those that change the machine (test-hosts, test-
 	$(BIN)/python -m pytest $(ARGS)
 
 test-hosts: $(READY) ## two hosts, one of which is lost: 2 minutes, Linux as root
-	$(BIN)/python -m pytest -m hosts tests/test_hosts.py $(ARGS)
+	$(BIN)/python -m pytest -rs -m hosts tests/test_hosts.py $(ARGS)
 
 bench: $(READY) ## measure speed and memory as ratios, in one table: a quarter of an hour at most
 	$(BIN)/python -m benchmarks $(ARGS)

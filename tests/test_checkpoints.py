@@ -83,6 +83,19 @@ def test_nothing_whole_is_nothing(two: tuple[Path, Path], tmp_path: Path) -> Non
     assert newest_whole(tmp_path / "missing") is None
 
 
+def test_unreadable_ones_are_not_taken_for_none(two: tuple[Path, Path]) -> None:
+    """To start anew would set aside what may be whole."""
+    old, new = two
+    for path in two:
+        path.unlink()
+        path.symlink_to(path)  # a stand-in for a folder without permission, which root has
+    with pytest.raises(OSError, match="no checkpoint can be read .*mend its permissions"):
+        newest_whole(old.parent)
+    SafeCheckpointIO().save_checkpoint(CONTENT, old)
+    assert newest_whole(old.parent) == old
+    assert new.is_symlink()
+
+
 def test_a_full_disk_is_an_error_and_leaves_the_earlier_one(two: tuple[Path, Path]) -> None:
     """A limit on the size of files stands for the disk's end: the write fails part way."""
     program = (

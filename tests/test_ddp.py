@@ -124,11 +124,13 @@ def score(cfg: DictConfig, processes: int, gathering: str = "gathered") -> dict[
 
 def on_processes(folder: Path, cfg: DictConfig, processes: int, mining: str = "global") -> dict[str, Tensor]:
     """`train` on real processes; what the first saw, but the images of all, in the order of the ranks."""
-    results = each_of(folder, cfg, processes, "train", mining)
+    results = results_of_processes(folder, cfg, processes, "train", mining)
     return {**results[0], "images": torch.cat([result["images"] for result in results], 1)}
 
 
-def each_of(folder: Path, cfg: DictConfig, processes: int, what: str, how: str) -> list[dict[str, Any]]:
+def results_of_processes(
+    folder: Path, cfg: DictConfig, processes: int, what: str, how: str
+) -> list[dict[str, Any]]:
     """What `train` or `score` return on each of several real processes."""
     folder.mkdir()
     OmegaConf.save(cfg, folder / "cfg.yaml")
@@ -237,14 +239,16 @@ def test_scores_of_uneven_shares_are_those_of_one_process(odd_test_set: DictConf
     assert alone["index"].tolist() == list(range(17))
     assert 0.1 < alone["scores"]["mAP"] < 0.9
     for processes in (2, 3):
-        results = each_of(tmp_path / str(processes), odd_test_set, processes, "score", "gathered")
+        results = results_of_processes(
+            tmp_path / str(processes), odd_test_set, processes, "score", "gathered"
+        )
         shares = [result["index"].tolist() for result in results]
         assert sorted(chain(*shares)) == list(range(17))
         assert {len(share) for share in shares} == ({9, 8} if processes == 2 else {6, 5})
         assert [result["scores"] for result in results] == [alone["scores"]] * processes
         for result in results:
             assert torch.equal(result["embeddings"], alone["embeddings"][result["index"]])
-    apart = each_of(tmp_path / "apart", odd_test_set, 2, "score", "alone")
+    apart = results_of_processes(tmp_path / "apart", odd_test_set, 2, "score", "alone")
     assert all(result["scores"] != alone["scores"] for result in apart)
 
 

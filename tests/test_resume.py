@@ -201,7 +201,9 @@ def test_what_comes_from_the_checkpoint_cannot_be_changed(stopped: tuple[DictCon
     cfg, folder = stopped
     cfg.optimizer.lr = 0.5
     cfg.allow_changed = ["optimizer.lr"]
-    message = r"lr: was 0.0002, is 0.5\nGive the earlier .*resume=none\. Those of the optimizer come from"
+    message = (
+        r"lr: was 0.0002, is 0.5\nGive the earlier .*resume=none\. What the checkpoint .*: optimizer.lr$"
+    )
     with pytest.raises(ChangedConfigError, match=message):
         find_checkpoint(cfg, folder)
 
@@ -230,6 +232,8 @@ def test_a_config_without_a_checkpoint_is_pointed_to_the_nearest_stopped_run(
     assert f"{near}, differs in 1 keys (objective.margin 2 -> 0.5)" in caplog.text
     assert str(far) not in caplog.text
     caplog.clear()
+    stop(["objective.margin=2"], tmp_path / "odd" / "seed=0")
+    (tmp_path / "odd" / "seed=0" / ".lock").symlink_to(".lock")  # such as cannot be opened
     with claim(near):  # it is at work
         assert find_checkpoint(cfg, tmp_path / "new" / "seed=0") is None
     assert str(near) not in caplog.text
@@ -349,7 +353,7 @@ class Kill:
             f"+callbacks.phase.file={phase_file}",
         ]
 
-    def now(self) -> tuple[str, int]:
+    def phase(self) -> tuple[str, int]:
         """Phase and steps: a save where an unfinished file is there, in a training that has begun."""
         phase, steps = read_phase(self.phase_file)
         saving = any((self.command.output_dir / "checkpoints").glob(".step=*"))
@@ -363,8 +367,8 @@ class Kill:
         process = self.command.start()
         deadline = time.monotonic() + 120
         pids: list[int] = []
-        while (now := self.now())[0] != wanted or now[1] < steps:
-            assert process.poll() is None
+        while (now := self.phase())[0] != wanted or now[1] < steps:
+            assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < deadline
             if not pids and now[0] not in (START, SCORING):
                 pids = descendants(process)
@@ -373,7 +377,7 @@ class Kill:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         process.communicate(timeout=60)
-        return self.now()[0]
+        return self.phase()[0]
 
 
 @pytest.mark.slow
@@ -383,7 +387,7 @@ def test_a_killed_command_ends_as_an_undisturbed_one(
     tiny_overrides: list[str], tmp_path: Path, processes: int, workers: int
 ) -> None:
     """kill -9 in a step, in a save and in a validation; `tests.soak` has a hundred of them."""
-    overrides = [*tiny_overrides, "trainer.max_epochs=12", f"data.num_workers={workers}"]
+    overrides = [*tiny_overrides, "trainer.max_epochs=20", f"data.num_workers={workers}"]
     overrides += ["data.validation_identities=2"]
     undisturbed = Command(overrides, tmp_path / "whole", processes)
     undisturbed.finish()
@@ -408,7 +412,7 @@ def test_a_killed_command_ends_as_an_undisturbed_one(
     assert values == wanted_values
     assert losses == wanted_losses
     for command in (disturbed, undisturbed):
-        assert command.epochs_with("train/data_wait") == [str(epoch) for epoch in range(12)]
+        assert command.epochs_with("train/data_wait") == [str(epoch) for epoch in range(20)]
 
 
 @pytest.mark.slow
@@ -473,21 +477,29 @@ def test_a_signal_saves_and_says_so(
 
 @pytest.mark.slow
 @pytest.mark.ddp
-def test_processes_with_different_checkpoints_are_refused(tiny_overrides: list[str], tmp_path: Path) -> None:
-    """As where each machine has an output folder of its own; else they would go on with different weights."""
+@pytest.mark.parametrize("older", ["0", "1"])
+def test_processes_with_different_checkpoints_are_refused(
+    tiny_overrides: list[str], tmp_path: Path, older: str
+) -> None:
+    """As where each machine has an output folder of its own; nothing is moved, here or there."""
     overrides = [*tiny_overrides, "trainer.max_epochs=4"]
     Command(overrides, tmp_path / "0", 1).finish()
+    (tmp_path / "0" / "scores.json").unlink()
     shutil.copytree(tmp_path / "0", tmp_path / "1")
-    for rank in ("0", "1"):
-        (tmp_path / rank / "scores.json").unlink()
-    for kept in step_checkpoints(tmp_path / "1" / "checkpoints")[:1]:
+    for kept in step_checkpoints(tmp_path / older / "checkpoints")[:1]:
         kept.unlink()
+    before = {
+        path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".log"
+    }
     command = Command([*overrides, "allow_changed=[trainer.devices]"], tmp_path, 2)
     command.arguments[-1] = f"hydra.run.dir={tmp_path}/${{oc.env:LOCAL_RANK}}"
-    output, _ = command.start().communicate(timeout=120)
-    assert "process 0: step=000008.ckpt, SHA-256" in output
-    assert "process 1: step=000007.ckpt, SHA-256" in output
-    assert not (tmp_path / "0" / "scores.json").exists()
+    process = command.start()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    for rank in ("0", "1"):
+        assert f"process {rank}: step=00000{7 if rank == older else 8}.ckpt, SHA-256" in output
+    assert {path: path.read_bytes() for path in before} == before
+    assert not list(tmp_path.rglob("previous"))
 
 
 @pytest.mark.slow

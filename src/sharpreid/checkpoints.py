@@ -69,13 +69,13 @@ def verify(checkpoint: Path) -> None:
     except (FileNotFoundError, UnicodeDecodeError, IndexError):
         raise DamagedCheckpointError(
             f"{checkpoint}: its checksum {digest_path(checkpoint).name} is missing or empty: it was copied "
-            "without, or damaged"
+            "without, or damaged; resume=auto takes the one before"
         ) from None
     came = _sha256(checkpoint)
     if came != wanted:
         raise DamagedCheckpointError(
             f"{checkpoint}: damaged: its SHA-256 is {came[:12]}..., but {digest_path(checkpoint).name} says "
-            f"{wanted[:12]}..."
+            f"{wanted[:12]}...; take another copy (resume=auto takes the one before)"
         )
 
 
@@ -83,7 +83,11 @@ def newest_whole(folder: Path) -> Path | None:
     """The newest step checkpoint in ``folder`` that is what was written; None without any.
 
     Each damaged one that is passed over is warned of.
+
+    Raises:
+        OSError: there is none, but there are some that cannot be read.
     """
+    unreadable = None
     for path in step_checkpoints(folder):
         try:
             verify(path)
@@ -92,8 +96,14 @@ def newest_whole(folder: Path) -> Path | None:
             continue
         except OSError as error:
             log.warning("%s: cannot be read (%s); falling back to the one before", path, error)
+            unreadable = error
             continue
         return path
+    if unreadable is not None:  # they may be whole: to start anew would set them aside
+        raise OSError(
+            f"{folder}: no checkpoint can be read ({unreadable}); mend its permissions or its disk, or start "
+            "anew with resume=none"
+        ) from unreadable
     return None
 
 

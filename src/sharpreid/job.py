@@ -18,7 +18,6 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from sharpreid.callbacks.agreement import AgreeOnCheckpoint
 from sharpreid.checkpoints import step_of
 from sharpreid.config import build_data, build_module, build_trainer
 from sharpreid.csv_logger import forget_from
@@ -44,7 +43,7 @@ from sharpreid.records import (
 )
 from sharpreid.report.gather import method_of, rules_of
 from sharpreid.report.table import caveats, print_run_table
-from sharpreid.resume import find_checkpoint
+from sharpreid.resume import agree_on_checkpoint, find_checkpoint
 from sharpreid.signals import EXIT_RESUMABLE, StoppedAtStepError, stopping_on_sigterm
 
 log = logging.getLogger(__name__)
@@ -111,6 +110,8 @@ def run_job(cfg: DictConfig, output_dir: Path) -> float:
     try:
         checkpoint = find_checkpoint(cfg, output_dir)
         parts = build(cfg)
+        with naming_lost_processes(cfg.trainer.get("timeout_minutes", 10)):
+            agree_on_checkpoint(parts.trainer, checkpoint)
     except Exception as error:
         if _in_a_sweep():
             if cfg.resume == "none":
@@ -141,6 +142,8 @@ def _in_a_sweep() -> bool:
 
 
 def _record_failure(output_dir: Path, job: dict[str, Any], error: BaseException) -> None:
+    if isinstance(error, OSError):
+        logging.raiseExceptions = False  # the log may be on the full disk: a traceback for each of its lines
     stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
     failure = "interrupted; go on with resume=auto" if stopped else f"{type(error).__name__}: {reason(error)}"
     try:
@@ -221,8 +224,6 @@ def train(
     """Train and score one network, from ``checkpoint`` on if there is one; what scores.json holds."""
     start = time.monotonic()
     data, module, trainer = parts
-    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    callbacks.insert(0, AgreeOnCheckpoint(checkpoint))
     write_text(output_dir / "config.yaml", describe_config(cfg))
     settings = logged_settings(cfg, _rules(cfg, parts))
     for logger in trainer.loggers:
@@ -341,13 +342,17 @@ def _leave_printing_to_the_first() -> None:
 
 def quieten() -> None:
     """Leave out what Lightning says in every run and nobody can act on."""
-    logging.raiseExceptions = False  # on a full disk, a traceback for each line of the log
     for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
         logging.getLogger(f"pytorch_lightning.{name}").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".isinstance.treespec, LeafSpec", category=FutureWarning)
-    warnings.filterwarnings(
-        "ignore", message="You're resuming from a checkpoint that ended before"
-    )  # data goes on
+    for message, category in (
+        (".isinstance.treespec, LeafSpec", FutureWarning),
+        ("You're resuming from a checkpoint that ended before", UserWarning),  # the data goes on there
+        (
+            "It is recommended to use .self.log.*sync_dist=True",
+            UserWarning,
+        ),  # the scores are of all processes
+    ):
+        warnings.filterwarnings("ignore", message=message, category=category)
 
 
 def score(trainer: pl.Trainer, module: ReIDModule, data: ReIDDataModule) -> RankingScores:

@@ -71,7 +71,7 @@ def claim(output_dir: Path) -> Iterator[None]:
     output_dir.mkdir(parents=True, exist_ok=True)
     lock = FileLock(output_dir / ".lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=1)  # seconds; `is_claimed` of another run may have it for a moment
     except Timeout:
         raise RuntimeError(f"{output_dir}: another run is writing there; wait for it, or stop it") from None
     try:

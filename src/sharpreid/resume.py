@@ -4,16 +4,19 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
+import torch
 from omegaconf import DictConfig, OmegaConf
 
-from sharpreid.checkpoints import newest_whole, step_checkpoints, step_of, verify
+from sharpreid.checkpoints import digest_path, newest_whole, step_checkpoints, step_of, verify
+from sharpreid.processes import is_first
 from sharpreid.records import describe_config, is_claimed, of_the_result
 
 log = logging.getLogger(__name__)
 
 
-_RESTORED = "optimizer."
-"""Keys whose values are part of a checkpoint: with another config they would be on record, but not in use."""
+_FROM_CHECKPOINT = ("optimizer.", "schedule.beta1", "model.trunk.weights")
+"""Keys whose values a checkpoint brings: with another config they would be on record, but not in use."""
 
 
 class ChangedConfigError(ValueError):
@@ -40,7 +43,8 @@ def find_checkpoint(cfg: DictConfig, output_dir: Path) -> Path | None:
     if cfg.resume == "auto":
         checkpoint = newest_whole(output_dir / "checkpoints")
         if checkpoint is None:
-            _point_to_a_stopped_run(cfg, output_dir)
+            if is_first():
+                _point_to_a_stopped_run(cfg, output_dir)
             return None
     else:
         checkpoint = Path(cfg.resume).expanduser().resolve()
@@ -52,6 +56,35 @@ def find_checkpoint(cfg: DictConfig, output_dir: Path) -> Path | None:
     return checkpoint
 
 
+def agree_on_checkpoint(trainer: pl.Trainer, checkpoint: Path | None) -> None:
+    """Compare name and checksum of what each process found, before anything is moved, restored or scored.
+
+    Each looks by itself: where the output folder is not one that all of them see, they would go on with
+    different weights without a word. Connects the processes, as the training does.
+
+    Raises:
+        ValueError: they differ; lists them by process. Raised in all processes.
+    """
+    if trainer.world_size == 1:
+        return
+    mine = "none"
+    if checkpoint is not None:
+        try:
+            digest = digest_path(checkpoint).read_text(encoding="ascii")[:12]
+        except OSError:  # it is that of a run at work, which has removed it since
+            digest = "gone"
+        mine = f"{checkpoint.name}, SHA-256 {digest}..."
+    trainer.strategy.setup_environment()
+    found = [""] * trainer.world_size
+    torch.distributed.all_gather_object(found, mine)
+    if len(set(found)) > 1:
+        lines = "".join(f"\n  process {rank}: {what}" for rank, what in enumerate(found))
+        raise ValueError(
+            f"the processes would go on from different checkpoints:{lines}\nAll of them need the same output "
+            "folder, which every machine sees. Nothing was changed: bring the files of the right one there"
+        )
+
+
 def _refuse_changes(cfg: DictConfig, checkpoint: Path) -> None:
     earlier = checkpoint.resolve().parents[1] / "config.yaml"
     if not earlier.is_file():
@@ -59,16 +92,17 @@ def _refuse_changes(cfg: DictConfig, checkpoint: Path) -> None:
     refused = {
         key: values
         for key, values in _changes(cfg, earlier).items()
-        if key not in cfg.allow_changed or key.startswith(_RESTORED)
+        if key not in cfg.allow_changed or key.startswith(_FROM_CHECKPOINT)
     }
     if not refused:
         return
     lines = "".join(f"\n  {key}: was {before!r}, is {now!r}" for key, (before, now) in refused.items())
     advice = "Give the earlier values, or start anew with resume=none"
-    if allowable := [key for key in refused if not key.startswith(_RESTORED)]:
+    if allowable := [key for key in refused if not key.startswith(_FROM_CHECKPOINT)]:
         advice += f", or allow it with 'allow_changed=[{','.join(allowable)}]'"
     if len(allowable) < len(refused):
-        advice += ". Those of the optimizer come from the checkpoint: a run that goes on cannot change them"
+        brought = ", ".join(key for key in refused if key.startswith(_FROM_CHECKPOINT))
+        advice += f". What the checkpoint brings cannot be changed: {brought}"
     raise ChangedConfigError(f"{checkpoint} is of a run with another config; this differs:{lines}\n{advice}")
 
 
@@ -91,11 +125,11 @@ def _point_to_a_stopped_run(cfg: DictConfig, output_dir: Path) -> None:
     for run in sorted(output_dir.parent.parent.glob(f"*/{output_dir.name}")):
         if run == output_dir or not step_checkpoints(run / "checkpoints") or (run / "scores.json").is_file():
             continue
-        if is_claimed(run):  # by another job of the sweep, say
-            continue
         try:
+            if is_claimed(run):  # by another job of the sweep, say
+                continue
             changes = _changes(cfg, run / "config.yaml")
-            if not any(key.startswith(_RESTORED) for key in changes):
+            if not any(key.startswith(_FROM_CHECKPOINT) for key in changes):
                 stopped.append((changes, run))
         except Exception as error:  # another run's files are no reason for this one to end
             log.debug("%s: its config cannot be read (%s)", run, error)

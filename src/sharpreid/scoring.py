@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from sharpreid.checkpoints import digest_path, verify
 from sharpreid.config import build_data, build_module, build_trainer
 from sharpreid.evaluate import USAGE
 from sharpreid.evaluation.ranking import RankingScores
@@ -185,8 +186,11 @@ def load_network(checkpoint: Path, cfg: DictConfig) -> ReIDModule:
     """The module of a run with its trained weights, on the CPU.
 
     Raises:
+        DamagedCheckpointError: the file is not that of the checksum beside it.
         ValueError: the file is not a checkpoint of a run, or one of another network.
     """
+    if digest_path(checkpoint).exists():
+        verify(checkpoint)
     module = build_empty_module(cfg)
     content = read_tensors(checkpoint)
     if not isinstance(content, dict) or "state_dict" not in content:

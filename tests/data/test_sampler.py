@@ -174,7 +174,9 @@ def test_a_batch_without_positives_or_negatives_is_refused(p: int, k: int) -> No
 
 @pytest.mark.parametrize(("rank", "world_size"), [(0, 3), (2, 2), (-1, 2), (0, 0)])
 def test_a_share_that_does_not_come_out_even_is_refused(rank: int, world_size: int) -> None:
-    with pytest.raises(ValueError, match=rf"a multiple of their number; got rank {rank} of {world_size}"):
+    with pytest.raises(
+        ValueError, match=rf"a multiple of their number, {world_size} \(this is rank {rank}\)"
+    ):
         sampler(rank=rank, world_size=world_size)
 
 

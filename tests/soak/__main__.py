@@ -95,10 +95,14 @@ class Training:
             said = self.output.read_text()[-3000:]
             raise RuntimeError(f"the training ended by itself, status {process.returncode}:\n{said}")
 
-    def finish(self) -> None:
-        process = self.start()
+    def finish(self) -> float:
+        """Run to the end; seconds until the first step."""
+        began, process = time.monotonic(), self.start()
+        wait_for_step(self, process, 0)
+        start_up = time.monotonic() - began
         if process.wait() != 0:
             self.check_running(process)
+        return start_up
 
     def newest(self) -> int:
         """Step of the newest whole checkpoint; 0 without any."""
@@ -170,10 +174,10 @@ def soak(folder: Path, cycles: int, seed: int) -> dict[str, Any]:
     undisturbed, disturbed = (
         Training(folder / name, folder / "images", epochs) for name in ("undisturbed", "killed")
     )
-    undisturbed.finish()
+    start_up = undisturbed.finish()
     rng = np.random.default_rng(seed)
     kills: Counter[str] = Counter()
-    start_up, lost, damaged = 10.0, 0, 0
+    lost, damaged = 0, 0
     for cycle in range(1, cycles + 1):
         before = disturbed.newest()
         kills[kill_once(disturbed, rng, start_up)] += 1

@@ -58,7 +58,7 @@ class PKBatchSampler(Sampler[list[Draw]]):
         if world_size < 1 or identities_per_batch % world_size or not 0 <= rank < world_size:
             raise ValueError(
                 f"identities_per_batch = {identities_per_batch} is the number over all processes and must be "
-                f"a multiple of their number; got rank {rank} of {world_size}"
+                f"a multiple of their number, {world_size} (this is rank {rank})"
             )
         self.images_of = {pid: np.flatnonzero(np.asarray(labels) == pid) for pid in sorted(set(labels))}
         if len(self.images_of) < identities_per_batch:
