@@ -89,7 +89,7 @@ def test_unreadable_ones_are_not_taken_for_none(two: tuple[Path, Path]) -> None:
     for path in two:
         path.unlink()
         path.symlink_to(path)  # a stand-in for a folder without permission, which root has
-    with pytest.raises(OSError, match="no checkpoint can be read .*mend its permissions"):
+    with pytest.raises(OSError, match=r"no checkpoint can be read .*mend its permissions"):
         newest_whole(old.parent)
     SafeCheckpointIO().save_checkpoint(CONTENT, old)
     assert newest_whole(old.parent) == old

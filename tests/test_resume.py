@@ -201,9 +201,7 @@ def test_what_comes_from_the_checkpoint_cannot_be_changed(stopped: tuple[DictCon
     cfg, folder = stopped
     cfg.optimizer.lr = 0.5
     cfg.allow_changed = ["optimizer.lr"]
-    message = (
-        r"lr: was 0.0002, is 0.5\nGive the earlier .*resume=none\. What the checkpoint .*: optimizer.lr$"
-    )
+    message = r"lr: was 0.0002, is 0.5\nGive the earlier .*resume=none\. What the .*: optimizer.lr$"
     with pytest.raises(ChangedConfigError, match=message):
         find_checkpoint(cfg, folder)
 
@@ -233,7 +231,7 @@ def test_a_config_without_a_checkpoint_is_pointed_to_the_nearest_stopped_run(
     assert str(far) not in caplog.text
     caplog.clear()
     stop(["objective.margin=2"], tmp_path / "odd" / "seed=0")
-    (tmp_path / "odd" / "seed=0" / ".lock").symlink_to(".lock")  # such as cannot be opened
+    (tmp_path / "odd" / "seed=0" / ".lock").mkdir()  # which cannot be opened
     with claim(near):  # it is at work
         assert find_checkpoint(cfg, tmp_path / "new" / "seed=0") is None
     assert str(near) not in caplog.text

@@ -350,7 +350,7 @@ def quieten() -> None:
         (
             "It is recommended to use .self.log.*sync_dist=True",
             UserWarning,
-        ),  # the scores are of all processes
+        ),  # done already
     ):
         warnings.filterwarnings("ignore", message=message, category=category)
 
