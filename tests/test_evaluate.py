@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from sharpreid.attention.mask import TestMask
+from sharpreid.checkpoints import DamagedCheckpointError, SafeCheckpointIO
 from sharpreid.evaluate import main
 from sharpreid.recipe import departures
 from sharpreid.report.table import gather_readings, print_readings
@@ -112,6 +113,19 @@ def test_a_checkpoint_of_another_network_is_compared_with_the_config(
     load_network(checkpoint, cfg)
     cfg.model.head.embedding_dim = 64
     with pytest.raises(ValueError, match=r"final\.ckpt: a checkpoint of another network .*wanted \(64, "):
+        load_network(checkpoint, cfg)
+
+
+def test_a_checkpoint_that_is_not_that_of_its_checksum_is_refused(
+    checkpoint: Path, composed: Callable[..., DictConfig]
+) -> None:
+    cfg = composed("output_dir=out", "callbacks={}", "logger={}", "model.blocks=[1]")
+    SafeCheckpointIO().save_checkpoint({"state_dict": build_empty_module(cfg).state_dict()}, checkpoint)
+    load_network(checkpoint, cfg)
+    with checkpoint.open("r+b") as file:
+        file.seek(-100_000, 2)
+        file.write(b"\xff")
+    with pytest.raises(DamagedCheckpointError, match=r"damaged: its SHA-256 is .*; take another copy"):
         load_network(checkpoint, cfg)
 
 
