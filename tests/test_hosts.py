@@ -188,8 +188,8 @@ def test_two_hosts_have_the_losses_weights_and_scores_of_one_process(
     finish(popen([sys.executable, *train(overrides, tmp_path)]))
     alone = result(tmp_path)
     assert alone["losses"] == pytest.approx(undisturbed["losses"], rel=0, abs=1e-10)
-    for name, weight in alone["weights"].items():
-        assert torch.allclose(weight, undisturbed["weights"][name], rtol=1e-10, atol=1e-10), name
+    for name, weight in alone["weights"].items():  # Adam lets roundings grow about threefold a step
+        assert torch.allclose(weight, undisturbed["weights"][name], rtol=1e-8, atol=1e-8), name
     assert len({*alone["losses"]}) == 2 * EPOCHS
     assert alone["scores"] == undisturbed["scores"]
 
