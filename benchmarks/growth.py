@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.attention import saved_bytes
 from benchmarks.embeddings import make
 from benchmarks.networks import network
 from benchmarks.process import Cost, in_turns
@@ -59,35 +60,38 @@ def score(gallery: int) -> Callable[[], float]:
     return lambda: evaluate_ranking(*data, protocol=Protocol.market1501()).mAP
 
 
-def step(batch: int, height: int, blocks: int) -> Callable[[], float]:
-    """Forward and backward pass with the first so many attention blocks, float32."""
+def step(batch: int, height: int, blocks: int) -> Callable[[], tuple[float, float]]:
+    """Seconds of a training step with the first so many attention blocks, float32, and bytes it keeps."""
     built = network(f"model.blocks={list(range(1, blocks + 1))}")
     images = torch.randn(batch, 3, height, height // 2).to(memory_format=torch.channels_last)
 
-    def run() -> float:
-        built.zero_grad(set_to_none=True)
-        output = built.training_forward(images, variation=False)
-        output.embedding.square().mean().backward()
-        return float(output.embedding.detach().norm())
+    def run() -> tuple[float, float]:
+        times = []
+        for _ in range(6):
+            start = time.perf_counter()
+            built.zero_grad(set_to_none=True)
+            built.training_forward(images, variation=False).embedding.square().mean().backward()
+            times.append(time.perf_counter() - start)
+        return float(np.median(times[1:])), saved_bytes(built, images, bf16=False, variation=False)
 
-    run()
     return run
 
 
-def ranks(processes: int) -> Callable[[], float]:
-    """Five steps of a batch of 16 images of 128 x 64, shared by so many gloo processes of one thread each."""
+def ranks(processes: int) -> Callable[[], tuple[float, float]]:
+    """Seconds of a step of a batch of 16 images of 128 x 64, shared by so many gloo processes of one thread each."""
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
 
-    def run() -> float:
+    def run() -> tuple[float, float]:
         done = subprocess.run(
             [*start, "-m", "benchmarks.growth", "--rank"],
             capture_output=True,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
+            timeout=600,
         )
         if done.returncode:
             raise RuntimeError(done.stderr)
-        return float(done.stdout.split()[-1])
+        return float(done.stdout.split()[-1]), 0.0
 
     return run
 
@@ -105,16 +109,18 @@ def run_rank() -> None:
         times.append(time.perf_counter() - start)
     if rank == 0:
         print(float(np.median(times[1:])))
+    torch.distributed.barrier()
+    del built  # before the group that it uses: at the end of a process either may wait for the other for ever
     torch.distributed.destroy_process_group()
 
 
 def measure(*, repeats: int = 1) -> list[Curve]:
     """All curves."""
-    fixed = {"batch": 4, "height": 128, "blocks": 4}
+    fixed = {"batch": 8, "height": 128, "blocks": 4}
     plans: list[tuple[str, str, str, str, list[int]]] = [
         ("scoring", "gallery items", "score", "gallery", [10_000, 31_623, 100_000, 316_228, 1_000_000]),
-        ("step by batch", "images", "step", "batch", [2, 4, 8, 16]),
-        ("step by image", "pixels of height", "step", "height", [64, 96, 128, 192, 256]),
+        ("step by batch", "images", "step", "batch", [4, 8, 16, 32]),
+        ("step by image", "pixels of height", "step", "height", [96, 128, 192, 256]),
         ("step by attention", "blocks", "step", "blocks", [1, 2, 3, 4]),
         ("step by processes", "processes", "ranks", "processes", [1, 2, 4]),
     ]
@@ -129,14 +135,16 @@ def measure(*, repeats: int = 1) -> list[Curve]:
         if failed:
             raise RuntimeError(f"{name}: {failed[0]}")
         good = [one for one in costs if isinstance(one, Cost)]
-        by_value = function == "ranks"  # measured inside of its processes
+        pairs = [
+            (one.seconds, one.peak_bytes or 0) if function == "score" else one.value for one in good
+        ]  # a step's are measured inside, after the first
         curves.append(
             Curve(
                 name=name,
                 quantity=quantity,
                 values=values,
-                seconds=[float(one.value) if by_value else one.seconds for one in good],
-                megabytes=[0.0 if by_value else (one.peak_bytes or 0) / 1e6 for one in good],
+                seconds=[seconds for seconds, _ in pairs],
+                megabytes=[held / 1e6 for _, held in pairs],
             )
         )
     return curves
@@ -148,7 +156,13 @@ def draw(curve: Curve, file: Path) -> None:
     figure = Figure(figsize=(8 if with_memory else 4, 3), layout="constrained")
     panels = [(curve.seconds, "seconds", curve.exponents()[0])]
     if with_memory:
-        panels.append((curve.megabytes, "MB above what was held before", curve.exponents()[1]))
+        panels.append(
+            (
+                curve.megabytes,
+                "MB at the peak" if curve.name == "scoring" else "MB kept for the gradient",
+                curve.exponents()[1],
+            )
+        )
     for place, (values, label, exponent) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), place + 1)
         axes.loglog(curve.values, values, marker="o", color="black", linewidth=1)

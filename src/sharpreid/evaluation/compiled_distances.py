@@ -158,18 +158,18 @@ def compiled(function: Any) -> Any:
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"reassoc"})
-def exact_product(one: Floats, other: Floats) -> float:
-    """Of two embeddings from `exact_embeddings`: no rounding, in whatever order the compiler adds."""
+def exact_product(x: Floats, row: int, y: Floats, other: int) -> float:
+    """Of a row of each, from `exact_embeddings`: no rounding, in whatever order the compiler adds."""
     product = 0.0
-    for n in range(len(one)):
-        product += one[n] * other[n]
+    for n in range(x.shape[1]):
+        product += x[row, n] * y[other, n]
     return product
 
 
 @compiled
 def exact_distance(exact: Exact, query: int, item: int) -> float:
     """|g|^2 - 2 q g with one rounding."""
-    product = exact_product(exact.query[query], exact.gallery[item])
+    product = exact_product(exact.query, query, exact.gallery, item)
     distance: float = exact.squared_norm[item] - 2 * product
     return distance
 

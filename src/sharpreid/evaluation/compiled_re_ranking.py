@@ -265,7 +265,7 @@ def _distances_of_pairs(
     """Fill some of the distances."""
     for pair in range(start, stop):
         one, other = item[pair], member[pair]
-        found[pair] = squared_norm[one] + squared_norm[other] - 2 * exact_product(x[one], x[other])
+        found[pair] = squared_norm[one] + squared_norm[other] - 2 * exact_product(x, one, x, other)
 
 
 @compiled
