@@ -78,7 +78,7 @@ def step(batch: int, height: int, blocks: int) -> Callable[[], tuple[float, floa
 
 
 def ranks(processes: int) -> Callable[[], tuple[float, float]]:
-    """Seconds of a step of a batch of 16 images of 128 x 64, shared by so many gloo processes of one thread each."""
+    """Seconds of a step of 16 images of 128 x 64, shared by so many gloo processes of one thread."""
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
 
     def run() -> tuple[float, float]:
