@@ -67,8 +67,10 @@ class TwofoldDistances:
         gallery_32, gallery_norm = (query_32, query_norm) if gallery is queries else _centred(gallery, centre)
         unit = _power_of_two(max(query_norm.max(), gallery_norm.max()))
         # divided so that no square is too large or too small for float32
-        self._query, self._gallery = query_32 / unit, gallery_32 / unit
-        query_norm, gallery_norm = query_norm / unit, gallery_norm / unit
+        self._query, query_norm = query_32.div_(unit), query_norm.div_(unit)
+        if gallery is not queries:
+            gallery_32.div_(unit), gallery_norm.div_(unit)
+        self._gallery = gallery_32
         self._squared_norm = gallery_norm.square().float()
         size = gallery.shape[1]
         self.exact = Exact(
