@@ -347,10 +347,7 @@ def quieten() -> None:
     for message, category in (
         (".isinstance.treespec, LeafSpec", FutureWarning),
         ("You're resuming from a checkpoint that ended before", UserWarning),  # the data goes on there
-        (
-            "It is recommended to use .self.log.*sync_dist=True",
-            UserWarning,
-        ),  # done already
+        ("It is recommended to use .self.log.*sync_dist=True", UserWarning),  # metrics gather
     ):
         warnings.filterwarnings("ignore", message=message, category=category)
 
