@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import attention, loader, re_ranking, scoring, startup
+from benchmarks import attention, loader, re_ranking, scoring, startup, training
 from benchmarks.rows import Row, machine, show, worse_than, write
 
 RECORD = Path(__file__).with_name("recorded.json")
@@ -33,6 +33,7 @@ def main() -> None:
         startup.measure,
         lambda: attention.measure(channels_last=True),
         lambda: attention.measure(channels_last=False, repeats=3),
+        lambda: training.measure(checkouts),
         lambda: loader.measure(images=1024, repeats=2),
         lambda: re_ranking.measure(checkouts),
         lambda: scoring.measure(checkouts),

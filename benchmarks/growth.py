@@ -24,12 +24,14 @@ from rich.table import Table
 from benchmarks.attention import saved_bytes
 from benchmarks.embeddings import make
 from benchmarks.networks import network
-from benchmarks.process import Cost, in_turns
+from benchmarks.process import Cost, cost_of, in_turns
 from benchmarks.rows import machine
 from sharpreid.evaluation import ranking
 from sharpreid.evaluation.ranking import Protocol, evaluate_ranking
 
 HERE = Path(__file__).with_name("growth")
+
+_MEMORY = {"scoring": "MB at the peak", "step by processes": "MB of each at its peak, network included"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +80,8 @@ def step(batch: int, height: int, blocks: int) -> Callable[[], tuple[float, floa
 
 
 def ranks(processes: int) -> Callable[[], tuple[float, float]]:
-    """Seconds of a step of 16 images of 128 x 64, shared by so many gloo processes of one thread."""
+    """Seconds of a step of 16 images of 128 x 64, shared by so many gloo processes of one thread, and the
+    bytes it needs in each of them at its peak."""
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
 
     def run() -> tuple[float, float]:
@@ -91,27 +94,34 @@ def ranks(processes: int) -> Callable[[], tuple[float, float]]:
         )
         if done.returncode:
             raise RuntimeError(done.stderr)
-        return float(done.stdout.split()[-1]), 0.0
+        seconds, peak = done.stdout.split()[-2:]
+        return float(seconds), float(peak)
 
     return run
 
 
 def run_rank() -> None:
-    """One process of `ranks`; the first prints the seconds of a step."""
+    """One process of `ranks`; the first prints the seconds of a step, and its bytes."""
     torch.distributed.init_process_group("gloo")
-    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    cost = cost_of(_steps_of_a_rank)
+    if torch.distributed.get_rank() == 0:
+        print(cost.value, cost.peak_bytes or 0)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def _steps_of_a_rank() -> float:
+    """Seconds of a step. The network must be gone before the group that it uses: at the end of a process
+    either may wait for the other for ever."""
     built = torch.nn.parallel.DistributedDataParallel(network())
-    images = torch.randn(16 // size, 3, 128, 64).to(memory_format=torch.channels_last)
+    images = torch.randn(16 // torch.distributed.get_world_size(), 3, 128, 64)
+    images = images.to(memory_format=torch.channels_last)
     times = []
     for _ in range(6):
         start = time.perf_counter()
         built(images).embedding.square().mean().backward()
         times.append(time.perf_counter() - start)
-    if rank == 0:
-        print(float(np.median(times[1:])))
-    torch.distributed.barrier()
-    del built  # before the group that it uses: at the end of a process either may wait for the other for ever
-    torch.distributed.destroy_process_group()
+    return float(np.median(times[1:]))
 
 
 def measure(*, repeats: int = 1) -> list[Curve]:
@@ -157,11 +167,7 @@ def draw(curve: Curve, file: Path) -> None:
     panels = [(curve.seconds, "seconds", curve.exponents()[0])]
     if with_memory:
         panels.append(
-            (
-                curve.megabytes,
-                "MB at the peak" if curve.name == "scoring" else "MB kept for the gradient",
-                curve.exponents()[1],
-            )
+            (curve.megabytes, _MEMORY.get(curve.name, "MB kept for the gradient"), curve.exponents()[1])
         )
     for place, (values, label, exponent) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), place + 1)

@@ -26,11 +26,11 @@ def write_market(root: Path) -> Path:
 
 
 def write_small_market(root: Path, images: int) -> Path:
-    """So many training images, 4 of each identity, and a query with one match."""
+    """So many training images, at least 4 of each of at most 750 identities, and a query with one match."""
     names = {
-        "bounding_box_train": _names(range(1, images // 4 + 1), images),
-        "query": _names([9999], 1),
-        "bounding_box_test": _names([9999], 2),
+        "bounding_box_train": _names(range(1, min(images // 4, 750) + 1), images),
+        "query": _names([1501], 1),
+        "bounding_box_test": _names([1501], 2),
     }
     _write(root, names)
     return root

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.embeddings import of_size
+from benchmarks.embeddings import Embeddings, make, of_size
 from benchmarks.process import Cost, in_turns
 from benchmarks.rows import Row, beside, machine, show, write
 from sharpreid.evaluation import ranking
@@ -34,19 +34,29 @@ TOO_LARGE = {"fast-reid": ["market1501+500k"], "torchreid": ["msmt17", "market15
 """Where theirs want more than 20 GiB."""
 
 
-def ours(size: str, dim: int, *, numba: bool) -> Callable[[], float]:
-    """Our scoring, ready to be called; Numba has compiled its kernel."""
-    _warm_up(numba)
+def ours(size: str, dim: int, *, way: str) -> Callable[[], float]:
+    """Our scoring, ready to be called: its kernels are compiled. The way to a device is part of it.
+
+    Args:
+        size: name in `benchmarks.embeddings.SIZES`.
+        dim: length of an embedding.
+        way: one of `ways`.
+    """
+    ranking.COMPILED_FROM = 0 if way == "Numba" else 10**15
+    device = torch.device("cuda" if way == "CUDA" else "cpu")
+
+    def score(data: Embeddings) -> float:
+        given = [torch.from_numpy(x).to(device) for x in data]
+        return evaluate_ranking(*given, protocol=Protocol.market1501()).mAP
+
+    score(make(64, 64, 0, 8, 3, dim=16))
     data = of_size(size, dim)
-    return lambda: evaluate_ranking(*data, protocol=Protocol.market1501()).mAP
+    return lambda: score(data)
 
 
-def _warm_up(numba: bool) -> None:
-    ranking.COMPILED_FROM = 0 if numba else 10**15
-    rng = np.random.default_rng(0)
-    labels = np.arange(64) % 8 + 1, np.arange(64) % 3
-    x = rng.normal(size=(64, 16)).astype(np.float32)
-    evaluate_ranking(x, *labels, x, *labels, protocol=Protocol.market1501())
+def ways() -> tuple[str, ...]:
+    """How this machine can score."""
+    return ("Numba", "numpy", *(["CUDA"] if torch.cuda.is_available() else []))
 
 
 def theirs(size: str, dim: int, *, checkout: str, peer: str) -> Callable[[], float]:
@@ -90,31 +100,36 @@ def measure(checkouts: dict[str, str], *, sizes: Sequence[tuple[str, int, int]] 
     for size, dim, repeats in sizes or SIZES:
         peers = {peer: named for peer, named in checkouts.items() if size not in TOO_LARGE[peer]}
         calls: list[tuple[str, dict[str, Any]]] = [
-            ("benchmarks.scoring:ours", {"size": size, "dim": dim, "numba": numba}) for numba in (True, False)
+            ("benchmarks.scoring:ours", {"size": size, "dim": dim, "way": way}) for way in ways()
         ]
         calls += [
             ("benchmarks.scoring:theirs", {"size": size, "dim": dim, "checkout": checkout, "peer": peer})
             for peer, checkout in peers.items()
         ]
-        with_numba, without, *others = in_turns(calls, repeats)
-        found = dict(zip(peers, others, strict=True))
-        rows += _rows(f"scoring {size} {dim}-d", with_numba, without, found)
+        costs = in_turns(calls, repeats)
+        mine, others = costs[: len(ways())], costs[len(ways()) :]
+        rows += _rows(
+            f"scoring {size} {dim}-d",
+            dict(zip(ways(), mine, strict=True)),
+            dict(zip(peers, others, strict=True)),
+        )
     return rows
 
 
-LIMITS = {  # times faster than fast-reid: with Numba, without
-    "scoring market1501 128-d": (8, 2),
-    "scoring msmt17 128-d": (10, None),
+LIMITS = {  # times faster than fast-reid
+    "scoring market1501 128-d, Numba": 8,
+    "scoring market1501 128-d, numpy": 2,
+    "scoring msmt17 128-d, Numba": 10,
 }
 GIGABYTES = {"scoring msmt17 128-d": 1.0, "scoring market1501+500k 128-d": 3.0}
 
 
-def _rows(name: str, with_numba: Cost | str, without: Cost | str, others: dict[str, Cost | str]) -> list[Row]:
+def _rows(name: str, mine: dict[str, Cost | str], others: dict[str, Cost | str]) -> list[Row]:
     rows: list[Row] = []
-    limits = LIMITS.get(name, (None, None))
-    for how, cost, limit in (("Numba", with_numba, limits[0]), ("numpy", without, limits[1])):
+    for way, cost in mine.items():
         if isinstance(cost, str):
-            raise RuntimeError(f"{name} by {how} failed: {cost}")
+            raise RuntimeError(f"{name} by {way} failed: {cost}")
+        limit = LIMITS.get(f"{name}, {way}")
         found = {
             peer: (None, f"failed: {their}")
             if isinstance(their, str)
@@ -122,9 +137,9 @@ def _rows(name: str, with_numba: Cost | str, without: Cost | str, others: dict[s
             for peer, their in others.items()
         }
         rows += beside(
-            f"{name}, {how}", cost.seconds, "s", found, {} if limit is None else {"fast-reid": limit}
+            f"{name}, {way}", cost.seconds, "s", found, {} if limit is None else {"fast-reid": limit}
         )
-    if isinstance(with_numba, Cost) and with_numba.peak_bytes is not None:
+    if isinstance(with_numba := mine["Numba"], Cost) and with_numba.peak_bytes is not None:
         most = GIGABYTES.get(name)
         rows.append(
             Row(

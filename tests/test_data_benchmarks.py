@@ -1,12 +1,15 @@
-"""The measurements of loader and start-up run, and write what they found."""
+"""The measurements of loader, start-up and training run, and write what they found."""
 
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from benchmarks.training import WARM_UP, Finished, Watch, flops_of_an_image
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,6 +37,36 @@ def test_every_path_of_the_loader_is_measured(tmp_path: Path) -> None:
     rows = measured(tmp_path, "benchmarks.loader", "--images", "256")
     assert len({row["name"] for row in rows}) == 5
     assert {row["other"] for row in rows} == {"decode (Pillow), augment image by image"}
+
+
+@pytest.mark.slow
+def test_training_is_measured_beside_a_bare_loop_and_what_is_missing_is_told(tmp_path: Path) -> None:
+    command = ["benchmarks.training", "--batch", "8", "--steps", "1", "--images", "64", "--workers", "1"]
+    rows = measured(tmp_path, *command)
+    assert [row["name"].removeprefix("training, batch 8, float32, ") for row in rows] == [
+        "four blocks",
+        "four blocks, with waiting for data",
+        "ResNet-50",
+        "ResNet-50, with waiting for data",
+    ]
+    assert all(row["ratio"] >= 1 for row in rows[1::2])
+
+
+def test_a_watch_leaves_out_the_first_steps_and_counts_the_waiting_between_its_ends() -> None:
+    watch = Watch(2)
+    for step in range(WARM_UP + 2):
+        watch.tick(waited=10.0 * step)
+        time.sleep(0.01)
+    with pytest.raises(Finished):
+        watch.tick(waited=10.0 * (WARM_UP + 2))
+    figures = watch.figures()
+    assert figures["waited"] == 10
+    assert 0.01 <= figures["seconds"] < 1
+
+
+def test_operations_of_resnet50_are_those_known() -> None:
+    forward = 2 * 4.09e9 * (256 * 128) / 224**2  # multiply-adds of torchvision's at 224 x 224
+    assert flops_of_an_image("model.blocks=[]") == pytest.approx(3 * forward, rel=0.03)
 
 
 @pytest.mark.slow

@@ -1,0 +1,406 @@
+"""Training throughput: all of ``sharpreid.train`` beside a bare loop and beside another toolbox's trainer.
+
+``python -m benchmarks.training [--batch 16] [--steps 8] [--torchreid DIR]``; on a GPU ``--batch 256
+--steps 100 --workers 8 --images 12936 --bf16``. Every trainer runs in a process of its own, on the same
+images, in the same precision.
+
+The bare loop is torchvision's ResNet-50 with Adam on images that lie on the device: what the device can do.
+The other trainer is torchreid's engine for the triplet loss, with our network, its own loader, and as many
+processes for it. fast-reid's cannot be imported by Python 3.10 or later.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.market import write_small_market
+from benchmarks.networks import network
+from benchmarks.process import Cost, in_turns
+from benchmarks.rows import Row, machine, show, write
+from sharpreid.preparation import prepare
+
+SIZE = (256, 128)
+WARM_UP = 3
+"""Steps before the watch starts."""
+
+Figures = dict[str, float]
+"""Seconds of a step, and seconds of it in which the trainer waited for data where it tells."""
+
+TRAINERS: dict[str, list[str]] = {
+    "four blocks": ["data.augment_on=worker"],
+    "ResNet-50": ["data.augment_on=worker", "method=baseline"],
+}
+ON_A_GPU: dict[str, list[str]] = {
+    "four blocks, augmented on the device": ["data.augment_on=device"],
+    "four blocks, data on the device": ["data.augment_on=resident"],
+    "four blocks, triton": ["data.augment_on=resident", "model.sampler.implementation=triton"],
+}
+"""Name -> overrides of ``sharpreid.train``."""
+
+
+class Finished(Exception):  # noqa: N818 - no error
+    """All steps have been timed."""
+
+
+class Watch:
+    """Times steps from one to the next, after a few that do not count.
+
+    Args:
+        steps: how many.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.seen = 0
+        self.seconds = self.waited = 0.0
+
+    def tick(self, waited: float = 0.0) -> None:
+        """A step begins, its data is there.
+
+        Args:
+            waited: seconds for which data was waited for so far.
+
+        Raises:
+            Finished: the last one has ended.
+        """
+        self.seen += 1
+        if self.seen not in (WARM_UP + 1, WARM_UP + 1 + self.steps):
+            return
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds, self.waited = time.perf_counter() - self.seconds, waited - self.waited
+        if self.seen > WARM_UP + 1:
+            raise Finished
+
+    def figures(self) -> Figures:
+        """Of one step."""
+        return {"seconds": self.seconds / self.steps, "waited": self.waited / self.steps}
+
+
+class EndAfter(pl.Callback):
+    """Ends a training after some steps, and leaves how long they took.
+
+    Args:
+        steps: how many.
+        file: JSON.
+    """
+
+    def __init__(self, steps: int, file: str) -> None:
+        self.watch, self.file = Watch(steps), Path(file)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Tick."""
+        loader: Any = trainer.train_dataloader
+        try:
+            self.watch.tick(loader.waited)
+        except Finished:
+            self.file.write_text(json.dumps(self.watch.figures()), encoding="utf-8")
+            raise
+
+
+def ours(
+    overrides: list[str], *, root: str, cache: str, batch: int, steps: int, bf16: bool, workers: int
+) -> Callable[[], Figures]:
+    """``python -m sharpreid.train``, with all it does but scoring and W&B."""
+    folder = tempfile.TemporaryDirectory()
+    file = Path(folder.name) / "figures.json"
+    command = [
+        *(sys.executable, "-m", "sharpreid.train", "data=market1501", *overrides),
+        *(f"data.source.root={root}", "data.source.allow_subset=true", f"data.cache={cache}"),
+        *(f"data.identities_per_batch={batch // 4}", f"data.num_workers={workers}"),
+        *(f"image.height={SIZE[0]}", f"image.width={SIZE[1]}", "model.trunk.weights=none"),
+        *(f"trainer.precision={'bf16-mixed' if bf16 else '32-true'}", "logger=csv", "score_untrained=false"),
+        *("trainer.max_epochs=100000", "trainer.check_val_every_n_epoch=100000"),
+        f"hydra.run.dir={folder.name}/run",
+        "+callbacks.end._target_=benchmarks.training.EndAfter",
+        *(f"+callbacks.end.steps={steps}", f"+callbacks.end.file={file}"),
+    ]
+
+    def train() -> Figures:
+        done = subprocess.run(command, capture_output=True, text=True)
+        if not file.is_file():
+            raise RuntimeError(f"{' '.join(command)}: exit status {done.returncode}\n{done.stderr}")
+        figures: Figures = json.loads(file.read_text(encoding="utf-8"))
+        folder.cleanup()
+        return figures
+
+    return train
+
+
+def bare(*, batch: int, steps: int, bf16: bool) -> Callable[[], Figures]:
+    """Torchvision's ResNet-50 and Adam, on images that are there already."""
+    device = _device()
+    images = torch.randn(batch, 3, *SIZE, device=device).to(memory_format=torch.channels_last)
+    movable: Any = torchvision.models.resnet50()
+    built: nn.Module = movable.to(device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.Adam(built.parameters())
+    watch = Watch(steps)
+
+    def train() -> Figures:
+        try:
+            while True:
+                watch.tick()
+                optimizer.zero_grad()
+                with _precision(device, bf16):
+                    loss = built(images).float().square().mean()
+                loss.backward()
+                optimizer.step()
+        except Finished:
+            return watch.figures()
+
+    return train
+
+
+class _ForTorchreid(nn.Module):
+    """Our network as its engine for the triplet loss wants it: class scores, which have no weight here, and
+    embeddings."""
+
+    def __init__(self, bf16: bool) -> None:
+        super().__init__()
+        movable: Any = network()
+        self.network = movable.to(memory_format=torch.channels_last)
+        self.bf16 = bf16
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        with _precision(images.device.type, self.bf16):
+            output = self.network.training_forward(
+                images.to(memory_format=torch.channels_last), variation=False
+            )
+        embedding = output.embedding.float()
+        return embedding, embedding
+
+
+def torchreids(
+    *, checkout: str, root: str, batch: int, steps: int, bf16: bool, workers: int
+) -> Callable[[], Figures]:
+    """torchreid's engine for the triplet loss, with our four-block network."""
+    sys.path.insert(0, checkout)
+    import torchreid  # type: ignore[import-not-found]
+
+    folder = tempfile.TemporaryDirectory()
+    place = Path(folder.name, "market1501")
+    place.mkdir()
+    (place / "Market-1501-v15.09.15").symlink_to(Path(root).resolve())
+    data = torchreid.data.ImageDataManager(
+        root=folder.name,
+        sources="market1501",
+        height=SIZE[0],
+        width=SIZE[1],
+        transforms=["random_flip", "random_crop"],
+        batch_size_train=batch,
+        num_instances=4,
+        train_sampler="RandomIdentitySampler",
+        workers=workers,
+    )
+    model = _ForTorchreid(bf16).to(_device())
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-4)
+    engine = torchreid.engine.ImageTripletEngine(data, model, optimizer, weight_t=1, weight_x=0)
+    watch, step = Watch(steps), engine.forward_backward
+
+    def timed(batch_of_data: Any) -> Any:
+        watch.tick()
+        return step(batch_of_data)
+
+    engine.forward_backward = timed
+
+    def train() -> Figures:
+        try:
+            engine.run(save_dir=f"{folder.name}/log", max_epoch=100_000)
+        except Finished:
+            engine.writer.close()
+            folder.cleanup()
+        return watch.figures()
+
+    return train
+
+
+def matrix_products(*, bf16: bool) -> Callable[[], float]:
+    """Floating-point operations a second in square matrix products: the best of 20."""
+    device = _device()
+    n = 8192 if device == "cuda" else 2048
+    a = torch.randn(n, n, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
+
+    def multiply() -> float:
+        best = 0.0
+        for _ in range(20):
+            start = time.perf_counter()
+            a @ a
+            if a.is_cuda:
+                torch.cuda.synchronize()
+            best = max(best, 2 * n**3 / (time.perf_counter() - start))
+        return best
+
+    return multiply
+
+
+def flops_of_an_image(*overrides: str) -> int:
+    """Floating-point operations of convolutions and matrix products, forward and backward."""
+    built = network(*overrides)
+    with FlopCounterMode(display=False) as counter:
+        built.training_forward(torch.randn(2, 3, *SIZE), variation=False).embedding.sum().backward()
+    return int(counter.get_total_flops()) // 2
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _precision(device: str, bf16: bool) -> AbstractContextManager[Any]:
+    return torch.autocast(device, torch.bfloat16) if bf16 else nullcontext()
+
+
+def measure(
+    checkouts: dict[str, str],
+    *,
+    batch: int = 16,
+    steps: int = 8,
+    bf16: bool = False,
+    images: int = 512,
+    workers: int = 2,
+    root: Path | None = None,
+    repeats: int = 1,
+) -> list[Row]:
+    """Rows of every trainer, each in turn in a process of its own.
+
+    Args:
+        checkouts: of other toolboxes; torchreid's is used.
+        batch: images, a multiple of 4.
+        steps: of which the mean is taken.
+        bf16: under autocast.
+        images: of the training set that is made where ``root`` is None.
+        workers: processes that load data.
+        root: a Market-1501 folder; None makes one of noise.
+        repeats: of which the median is taken.
+    """
+    setting: dict[str, Any] = {"batch": batch, "steps": steps, "bf16": bf16}
+    trainers = TRAINERS | (ON_A_GPU if torch.cuda.is_available() else {})
+    with tempfile.TemporaryDirectory() as folder:
+        market = root or write_small_market(Path(folder) / "market", images)
+        data = {"root": str(market), "workers": workers}
+        cache = f"{folder}/cache"
+        prepare(
+            [
+                *("data=market1501", f"data.source.root={market}", "data.source.allow_subset=true"),
+                f"data.cache={cache}",
+            ]
+        )
+        calls: list[tuple[str, dict[str, Any]]] = [
+            ("benchmarks.training:matrix_products", {"bf16": bf16}),
+            ("benchmarks.training:bare", setting),
+        ]
+        calls += [
+            ("benchmarks.training:ours", {"overrides": overrides, "cache": cache, **data, **setting})
+            for overrides in trainers.values()
+        ]
+        if "torchreid" in checkouts:
+            calls.append(
+                ("benchmarks.training:torchreids", {"checkout": checkouts["torchreid"], **data, **setting})
+            )
+        costs = in_turns(calls, repeats)
+    products, loop, *others = costs
+    if isinstance(products, str) or isinstance(loop, str):
+        raise RuntimeError(f"the bare loop failed: {products}; {loop}")
+    named = f"batch {batch}, {'bf16' if bf16 else 'float32'}"
+    found = dict(zip(trainers, others, strict=False))
+    rows = []
+    for name, cost in found.items():
+        if isinstance(cost, str):
+            raise RuntimeError(f"training, {name}: {cost}")
+        rows += _rows(f"training, {named}, {name}", name, cost.value, loop.value, products.value, batch)
+    if len(others) > len(trainers):
+        rows.append(_beside_torchreid(named, found["four blocks"], others[-1], batch))
+    return rows
+
+
+def _rows(title: str, name: str, figures: Figures, loop: Figures, products: float, batch: int) -> list[Row]:
+    """Throughput beside the bare loop, and waiting for data."""
+    each, waited = figures["seconds"] / batch, figures["waited"] / batch
+    flops = flops_of_an_image(*(["model.blocks=[]"] if name == "ResNet-50" else []))
+    return [
+        Row(
+            name=title,
+            ours=each * 1e3,
+            unit="ms/image",
+            other="torchvision's ResNet-50 in a bare loop",
+            theirs=loop["seconds"] / batch * 1e3,
+            better="lower",
+            note=f"{1 / each:.0f} images/s, MFU {flops / each / products:.0%} "
+            f"of the {products / 1e12:.3g} TFLOP/s of a matrix product",
+        ),
+        Row(
+            name=f"{title}, with waiting for data",
+            ours=each * 1e3,
+            unit="ms/image",
+            other="without",
+            theirs=(each - waited) * 1e3,
+            better="lower",
+            limit=1.02,
+            note=f"{waited / each:.2%} of the time",
+        ),
+    ]
+
+
+def _beside_torchreid(named: str, mine: Cost | str, theirs: Cost | str, batch: int) -> Row:
+    assert isinstance(mine, Cost)
+    failed = isinstance(theirs, str)
+    return Row(
+        name=f"training, {named}, four blocks against torchreid",
+        ours=mine.value["seconds"] / batch * 1e3,
+        unit="ms/image",
+        other="torchreid's engine with the same network",
+        theirs=None if isinstance(theirs, str) else theirs.value["seconds"] / batch * 1e3,
+        better="higher",
+        note=f"failed: {theirs}" if failed else "",
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__)
+    parser.add_argument("--batch", type=int, default=16, metavar="N", help="images, a multiple of 4")
+    parser.add_argument("--steps", type=int, default=8, metavar="N")
+    parser.add_argument("--repeats", type=int, default=1, metavar="N")
+    parser.add_argument("--images", type=int, default=512, metavar="N", help="of the training set of noise")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes that load data")
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--root", type=Path, metavar="DIR", help="a Market-1501 folder; noise by default")
+    parser.add_argument("--torchreid", metavar="DIR", help="checkout of torchreid")
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="where the rows go to, too")
+    given = parser.parse_args(arguments)
+    if given.batch < 8 or given.batch % 4 or given.images < given.batch:
+        parser.error("--batch must be a multiple of 4 and at least 8, --images at least as large")
+    if given.steps < 1 or given.repeats < 1 or given.workers < 0:
+        parser.error("--steps and --repeats must be at least 1, --workers at least 0")
+    about = machine()
+    rows = measure(
+        {"torchreid": given.torchreid} if given.torchreid else {},
+        batch=given.batch,
+        steps=given.steps,
+        bf16=given.bf16,
+        images=given.images,
+        workers=given.workers,
+        root=given.root,
+        repeats=given.repeats,
+    )
+    show(rows, f"training, batch {given.batch}, {SIZE[0]} x {SIZE[1]}, on {_device()}")
+    if given.output:
+        write(rows, about, given.output)
+
+
+if __name__ == "__main__":
+    main()
