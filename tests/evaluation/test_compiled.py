@@ -1,6 +1,8 @@
 """Ranks counted by Numba: those of the reference, to the last."""
 
+import importlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,6 +63,9 @@ CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "almost one point": lambda x: 1 + 1e-6 * x,
     "huge": lambda x: x * 1e37,
     "tiny": lambda x: x * 1e-37,
+    "at both ends of float32": lambda x: x / np.abs(x).max() * 3.4e38,
+    "signs alone, at both ends": lambda x: np.sign(x) * 3e38,
+    "denormal": lambda x: x * 1e-43,
     "one far item": lambda x: np.concatenate([x[:1] * 1e6, x[1:]]),
 }
 
@@ -111,6 +116,49 @@ def test_a_shorter_float32_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "tf32"])
+def test_nor_one_that_was_asked_for_by_the_newer_setting(
+    monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    monkeypatch.setattr(ranking, "COMPILED_FROM", 0)
+    given = case(dim=256)
+    wanted = evaluate_ranking(**given, protocol=Protocol.market1501())
+    backends: Any = torch.backends
+    settings = [backends.mkldnn.matmul, backends.cuda.matmul][: 1 if precision == "bf16" else 2]
+    before = [one.fp32_precision for one in settings]
+    try:
+        for one in settings:
+            one.fp32_precision = precision
+        assert evaluate_ranking(**given, protocol=Protocol.market1501()) == wanted
+        assert [one.fp32_precision for one in settings] == [precision] * len(settings)
+    finally:
+        for one, kept in zip(settings, before, strict=True):
+            one.fp32_precision = kept
+
+
+def test_a_kernel_calls_none_of_another_file() -> None:
+    """Numba keeps a compiled kernel until its own file changes, whatever becomes of what it calls."""
+    kernels = importlib.import_module("sharpreid.evaluation.compiled_kernels")
+    found = [one for one in vars(kernels).values() if hasattr(one, "py_func")]
+    assert len(found) > 10
+    assert {one.py_func.__module__ for one in found} == {kernels.__name__}
+    for module in (compiled_ranks, compiled_re_ranking, compiled_distances):
+        assert not [name for name, one in vars(module).items() if hasattr(one, "py_func")], module
+
+
+@pytest.mark.parametrize(("threads", "held"), [(1, 64), (2, 64), (4, 32), (16, 8), (64, 2)])
+def test_many_threads_hold_no_more_than_a_few(
+    monkeypatch: pytest.MonkeyPatch, threads: int, held: int
+) -> None:
+    """Rows of a large gallery in each: 256 MiB in all threads together."""
+    seen: list[int] = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(compiled_distances, "in_threads", lambda work: work(0))
+    distances = compiled_distances.TwofoldDistances(torch.rand(64, 1).double(), torch.rand(2**19, 1).double())
+    distances.each_chunk(lambda part, start: seen.append(len(part)))
+    assert seen[0] == held
 
 
 def test_small_rankings_do_not_start_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

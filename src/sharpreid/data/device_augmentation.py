@@ -7,8 +7,7 @@ views are those of the augmentation in the loader's processes, bit for bit where
 version 13 chooses for itself which one comes first where an image shrinks.)
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sharpreid.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from sharpreid.precision import whole_float32
 
 Picture = npt.NDArray[np.uint8]
 """(height, width, 3), RGB."""
@@ -97,7 +97,7 @@ def augment(
     values = 3 * (extent[0] + height) * (extent[1] + width) + height * extent[0] + width * extent[1]
     parts = max(1, _MOST_VALUES // values)
     split = zip(*(torch.split(one, parts) for one in (pixels, sizes, boxes, flips)), strict=True)
-    with _whole_float32(pixels.device):
+    with whole_float32(pixels.device):
         return torch.cat([_augment(*part, height=height, width=width) for part in split])
 
 
@@ -119,21 +119,6 @@ def _augment(
 def _rounded(x: Tensor) -> Tensor:
     """To whole numbers, halves up: Pillow has bytes after each direction."""
     return x.add_(0.5).floor_()
-
-
-@contextmanager
-def _whole_float32(device: torch.device) -> Iterator[None]:
-    """Matrix products in float32 proper: neither in TF32 or bfloat16, nor in what autocast chooses."""
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
-    before = [one.fp32_precision for one in backends]
-    for one in backends:
-        one.fp32_precision = "ieee"
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        for one, precision in zip(backends, before, strict=True):
-            one.fp32_precision = precision
 
 
 def padded(pictures: list[Picture]) -> npt.NDArray[np.uint8]:

@@ -8,50 +8,20 @@ Threads are Python's own: the kernels hold no lock, and start no threads of a li
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import Any, NamedTuple
 
-import numba
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sharpreid.evaluation.compiled_kernels import Bounds, Exact, Lines
+from sharpreid.precision import whole_float32
+
 _UNIT = 2.0**-24  # largest relative rounding error of float32
-_CHUNK_BYTES = 4 * 2**20  # distances held at a time: what a cache holds
+_CHUNK_BYTES = 4 * 2**20  # distances that a thread holds at a time: what a cache holds
 _LEAST_ROWS = 64  # but so many: with fewer, a product takes longer for each
-BLOCK = 256
-"""Items that are looked at one by one where float32 cannot decide about one of them."""
-
-Lines = npt.NDArray[np.float32]
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-
-
-class Exact(NamedTuple):
-    """What `exact_distance` needs, float64."""
-
-    query: Floats
-    gallery: Floats
-    squared_norm: Floats
-    """Of the gallery."""
-    shift: Floats
-    """Of each query, from |g|^2 - 2 q g to the same with q and g centred."""
-
-
-class Bounds(NamedTuple):
-    """How far float32 may be off, see `margin_of`."""
-
-    query_norm: Floats
-    widest: float
-    """Largest norm of the gallery."""
-    of_product: float
-    of_square: float
-    least: float
-    scale: float
-    """From squared distances to those in float32."""
+_BYTES_OF_ALL = 256 * 2**20  # but no more, in all threads together
+_ROWS_IN_CACHE = 1024  # embeddings that are worked on at a time
 
 
 class TwofoldDistances:
@@ -62,15 +32,13 @@ class TwofoldDistances:
     """
 
     def __init__(self, queries: Tensor, gallery: Tensor) -> None:
-        centre = gallery.mean(0)
-        query_32, query_norm = _centred(queries, centre)
-        gallery_32, gallery_norm = (query_32, query_norm) if gallery is queries else _centred(gallery, centre)
+        centre, itself = gallery.mean(0), gallery is queries
+        query_norm = _norms(queries, centre)
+        gallery_norm = query_norm if itself else _norms(gallery, centre)
         unit = _power_of_two(max(query_norm.max(), gallery_norm.max()))
-        # divided so that no square is too large or too small for float32
-        self._query, query_norm = query_32.div_(unit), query_norm.div_(unit)
-        if gallery is not queries:
-            gallery_32.div_(unit), gallery_norm.div_(unit)
-        self._gallery = gallery_32
+        self._query = _centred(queries, centre, unit)
+        self._gallery = self._query if itself else _centred(gallery, centre, unit)
+        query_norm, gallery_norm = query_norm / unit, gallery_norm / unit
         self._squared_norm = gallery_norm.square().float()
         size = gallery.shape[1]
         self.exact = Exact(
@@ -95,8 +63,9 @@ class TwofoldDistances:
             do: may change the distances; must not hold Python's lock.
             chunk_size: rows at a time; None for as many as fit the cache.
         """
-        rows = chunk_size or max(_LEAST_ROWS, _CHUNK_BYTES // (4 * len(self._gallery)))
-        threads = torch.get_num_threads()
+        threads, line = torch.get_num_threads(), 4 * len(self._gallery)
+        least = max(1, min(_LEAST_ROWS, _BYTES_OF_ALL // (threads * line)))
+        rows = chunk_size or max(least, _CHUNK_BYTES // line)
 
         def work(number: int) -> None:
             torch.set_num_threads(1)  # in this thread: they share the chunks, not a product
@@ -107,7 +76,7 @@ class TwofoldDistances:
                 torch.addmm(self._squared_norm, part, self._gallery.T, alpha=-2, out=distances)
                 do(distances.numpy(), start)
 
-        with _full_precision():
+        with whole_float32(torch.device("cpu")):
             in_threads(work)
 
 
@@ -131,54 +100,15 @@ def _power_of_two(x: Tensor) -> float:
     return 2.0 ** (math.frexp(float(x))[1] - 1) if x > 0 else 1.0
 
 
-def _centred(x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
-    """Less the centre, which makes the products small, in float32; and the norms, in float64."""
+def _norms(x: Tensor, centre: Tensor) -> Tensor:
+    """Of each row less the centre, float64."""
+    return torch.cat([(part - centre).square_().sum(1).sqrt_() for part in torch.split(x, _ROWS_IN_CACHE)])
+
+
+def _centred(x: Tensor, centre: Tensor, unit: float) -> Tensor:
+    """Less the centre, which makes the products small, and in units of which no square is too large or too
+    small for float32; float32."""
     x_32 = torch.empty(x.shape, dtype=torch.float32)
-    norm = torch.empty(len(x), dtype=torch.float64)
-    for start in range(0, len(x), 1024):  # stays in the cache
-        rows = slice(start, start + 1024)
-        part = x[rows] - centre
-        x_32[rows] = part
-        norm[rows] = part.square().sum(1).sqrt()
-    return x_32, norm
-
-
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """Products of float32 numbers without the shortened types that torch can be told to take."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-def compiled(function: Any) -> Any:
-    """By Numba, kept on the disk, without Python's lock."""
-    return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
-
-
-@numba.njit(nogil=True, cache=True, fastmath={"reassoc"})
-def exact_product(x: Floats, row: int, y: Floats, other: int) -> float:
-    """Of a row of each, from `exact_embeddings`: no rounding, in whatever order the compiler adds."""
-    product = 0.0
-    for n in range(x.shape[1]):
-        product += x[row, n] * y[other, n]
-    return product
-
-
-@compiled
-def exact_distance(exact: Exact, query: int, item: int) -> float:
-    """|g|^2 - 2 q g with one rounding."""
-    product = exact_product(exact.query, query, exact.gallery, item)
-    distance: float = exact.squared_norm[item] - 2 * product
-    return distance
-
-
-@compiled
-def margin_of(bounds: Bounds, query: int) -> float:
-    """How far a query's float32 distances may be from the true ones in their unit."""
-    of_norm = bounds.of_product * bounds.query_norm[query]
-    margin: float = of_norm * bounds.widest + bounds.of_square * bounds.widest * bounds.widest + bounds.least
-    return margin
+    for part, result in zip(*(torch.split(whole, _ROWS_IN_CACHE) for whole in (x, x_32)), strict=True):
+        result.copy_((part - centre).div_(unit))
+    return x_32

@@ -1,0 +1,21 @@
+"""Products of float32 numbers that are not shortened."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def whole_float32(device: torch.device) -> Iterator[None]:
+    """Matrix products in float32 proper: neither in TF32 or bfloat16, nor in what autocast chooses."""
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    before = [one.fp32_precision for one in backends]
+    for one in backends:
+        one.fp32_precision = "ieee"
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for one, precision in zip(backends, before, strict=True):
+            one.fp32_precision = precision
