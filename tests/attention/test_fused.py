@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sharpreid.attention import fused
 from sharpreid.attention.block import SharpAttentionBlock
 from sharpreid.attention.fused import attend
 from sharpreid.attention.mask import MaskSampler, Recipe
@@ -150,8 +151,80 @@ def kept(implementation: Any) -> float:
 
 
 def test_nothing_is_kept_but_the_input() -> None:
-    assert kept("recompute") == 1
+    assert kept("recompute") == pytest.approx(1, abs=0.001)  # tau is kept too
     assert kept("eager") > 6  # the comparison is one that can fail
+
+
+@pytest.mark.parametrize("images", [1, 2, 3, 32])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_how_many_images_at_a_time_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, images: int, channels_last: bool
+) -> None:
+    trunk, source = features(torch.float64, channels_last=channels_last)
+    recipe = Recipe(torch.tensor(0.5), 1e-6, 3, 0, True)
+    wanted = results(trunk, source, recipe, "mean", "recompute")
+    monkeypatch.setitem(fused.IMAGES_AT_A_TIME, "cpu", images)
+    for one, other in zip(results(trunk, source, recipe, "mean", "recompute"), wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_another_order_in_memory_changes_nothing(own: bool) -> None:
+    """Rows and columns exchanged, and a part of a wider tensor; the source in an order of its own."""
+    trunk, source = features(torch.float64, channels_last=True)
+    recipe = Recipe(torch.tensor(0.5), 1e-6, 3, 0, False)
+    wanted = results(trunk, None if own else source, recipe, "mean", "eager")
+    wide = torch.zeros(3, 5, 8, 9, dtype=torch.float64)
+    wide[..., 2:6] = source
+    for of_trunk, of_source in (
+        (trunk.mT.contiguous().mT, source),
+        (trunk, wide[..., 2:6]),
+        (trunk.mT.contiguous().mT, wide[..., 2:6]),
+    ):
+        found = results(of_trunk, None if own else of_source, recipe, "mean", "recompute")
+        for one, other in zip(found, wanted, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "recompute"])
+def test_a_temperature_that_was_changed_before_the_gradient_is_refused(implementation: Any) -> None:
+    trunk, _ = features(torch.float32, channels_last=False)
+    trunk.requires_grad_()
+    recipe = Recipe(torch.tensor(0.5), 1e-6, 3, 0, False)
+    output, _ = attend(trunk, trunk, recipe, variation=False, implementation=implementation)
+    recipe.tau.fill_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+def test_a_second_gradient_is_refused_rather_than_wrong() -> None:
+    trunk, _ = features(torch.float64, channels_last=False)
+    trunk.requires_grad_()
+    recipe = Recipe(torch.tensor(0.5), 1e-6, 3, 0, False)
+    output, _ = attend(trunk, trunk, recipe, variation=False)
+    (gradient,) = torch.autograd.grad(output.square().sum() + trunk.pow(3).sum(), trunk, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.square().sum().backward()
+
+
+def test_no_images_give_none() -> None:
+    trunk = torch.empty(0, 2, 4, 4, requires_grad=True)
+    output, variation = attend(trunk, trunk, Recipe(torch.tensor(0.5), 1e-6, 3, 0, False), variation=True)
+    output.sum().backward()
+    assert output.shape == trunk.shape
+    assert variation is not None
+    assert variation.total.shape == (0,)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "recompute"])
+def test_a_listener_is_given_the_mask_that_is_used_whatever_the_seed(implementation: Any) -> None:
+    trunk = torch.rand(2, 3, 4, 4) + 1
+    sampler = MaskSampler(eps=1e-6, implementation=implementation)
+    block = SharpAttentionBlock(sampler=sampler, context=None)
+    masks: list[Tensor] = []
+    block.mask_listener = masks.append
+    output, _ = block.attend(trunk, variation=False)
+    torch.testing.assert_close(trunk + masks[0] * trunk, output)
 
 
 def test_noise_follows_the_seed() -> None:
@@ -245,7 +318,7 @@ def test_on_a_gpu_it_is_what_it_is_on_a_cpu(implementation: Any, channels_last: 
         assert float((one.cpu() - other).abs().max() / other.abs().max()) < 1e-4
 
 
-@pytest.mark.parametrize("part", ["equal", "distribution", "compiles"])
+@pytest.mark.parametrize("part", ["equal", "bfloat16", "distribution", "compiles"])
 def test_triton_kernels(part: str) -> None:
     """In a process of its own: Triton reads at its import whether it is to interpret."""
     pytest.importorskip("triton")

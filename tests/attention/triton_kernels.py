@@ -1,10 +1,18 @@
 """Checks of the Triton kernels, run by test_fused.py in processes of their own."""
 
+import re
+import subprocess
 import sys
+import tempfile
 from itertools import product
+from typing import Any
 
 import torch
+import triton
 from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.compiler import compile as compile_kernel
 
 from sharpreid.attention import fused_triton
 from sharpreid.attention.mask import keep_logit, relaxed_mask, straight_through
@@ -38,25 +46,44 @@ def compare(
 
 
 def equal() -> None:
-    """Every option, both memory formats, sizes that no block divides, dead and constant channels."""
-    generator = torch.Generator().manual_seed(0)
-    for last, own, tau, seed, hard in product(
-        (False, True), (True, False), (1.0, 0.5), (None, 7), (False, True)
-    ):
-        trunk = torch.randn(2, 5, 7, 3, generator=generator).relu()
-        source = torch.randn(2, 5, 7, 3, generator=generator)
-        trunk[0, 1], trunk[1, 2], source[0, 0] = 0, 2.5, 1
-        form = torch.channels_last if last else torch.contiguous_format
-        trunk, source = (x.contiguous(memory_format=form) for x in (trunk, source))
-        one, reference = compare(trunk, None if own else source, tau, seed, hard)
-        for found, wanted in zip(one, reference, strict=True):
-            error = float((found - wanted).abs().max() / wanted.abs().max())
-            assert error < 2e-5, (last, own, tau, seed, hard, error)
+    """Every option, both memory formats, several tiles of places and channels, none of which divides the
+    sizes; dead and constant channels."""
+    assert fused_triton.TILE < 33 * 41  # else the largest of these fits one tile
+    for shape in ((2, 5, 7, 3), (1, 40, 12, 6), (1, 3, 33, 41)):
+        every_option(shape)
     broken = torch.rand(1, 2, 4, 4)
     broken[0, 0, 0, 0] = torch.nan
     output, *_ = fused_triton.Attend.apply(broken, broken, True, torch.tensor(1.0), 1e-6, 3, 0, False, False)
     assert output[0, 0].isnan().all()
     assert output[0, 1].isfinite().all()
+
+
+def every_option(shape: tuple[int, int, int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for last, own, tau, seed, hard in product(
+        (False, True), (True, False), (1.0, 0.5), (None, 7), (False, True)
+    ):
+        trunk = torch.randn(shape, generator=generator).relu()
+        source = torch.randn(shape, generator=generator)
+        trunk[0, 1], trunk[-1, 2], source[0, 0] = 0, 2.5, 1
+        form = torch.channels_last if last else torch.contiguous_format
+        trunk, source = (x.contiguous(memory_format=form) for x in (trunk, source))
+        one, reference = compare(trunk, None if own else source, tau, seed, hard)
+        for found, wanted in zip(one, reference, strict=True):
+            error = float((found - wanted).abs().max() / wanted.abs().max())
+            assert error < 2e-5, (shape, last, own, tau, seed, hard, error)
+
+
+def bfloat16() -> None:
+    """Input, output and gradients in bfloat16, which the interpreter truncates; all between in float32."""
+    generator = torch.Generator().manual_seed(0)
+    trunk = torch.randn(2, 5, 7, 3, generator=generator).relu().bfloat16()
+    found, _ = compare(trunk, None, 0.5, 7, False)
+    wanted, _ = compare(trunk.float(), None, 0.5, 7, False)
+    assert [x.dtype for x in found] == [torch.bfloat16, torch.float32, torch.float32, torch.bfloat16]
+    for one, other in zip(found, wanted, strict=True):
+        error = float((one.float() - other).abs().max() / other.abs().max())
+        assert error < 2**-7, error
 
 
 def distribution() -> None:
@@ -69,25 +96,40 @@ def distribution() -> None:
 
 
 def compiles() -> None:
-    """For an H100, without one: types, and registers that suffice."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource, compile
+    """For an H100, without one: types, and registers of which two programs find enough on a processor."""
+    for kernel, variation, hard, last in product(
+        (fused_triton._forward, fused_triton._backward), (False, True), (False, True), (False, True)
+    ):
+        registers, spilt = resources(kernel, variation=variation, hard=hard, last=last)
+        case = kernel.fn.__name__, variation, hard, last
+        assert registers * fused_triton.WARPS * 32 * 2 <= 65536, (case, registers)
+        assert spilt <= 16, (case, spilt)
 
+
+def resources(kernel: Any, *, variation: bool, hard: bool, last: bool) -> tuple[int, int]:
+    """Registers and bytes of other memory that a thread takes, for the second block's 32 x 16 places."""
     pointers = ("trunk", "source", "output", "grad_output", "grad_trunk", "grad_source")
     types = dict.fromkeys(pointers, "*bf16") | {"eps": "fp32"}
     types |= dict.fromkeys(("total", "square", "tau_of", "grad_total"), "*fp32")
-    for kernel in (fused_triton._forward, fused_triton._backward):
-        fixed = {"NOISE": True, "HARD": False, "VARIATION": False, "SHARED": True, "S": 64, "C": 32}
-        fixed = {name: value for name, value in fixed.items() if name in kernel.arg_names} | {"stride_c": 1}
-        signature = {
-            name: "constexpr" if name in fixed else types.get(name, "i32") for name in kernel.arg_names
-        }
-        places = {(kernel.arg_names.index(name),): value for name, value in fixed.items()}
-        source = ASTSource(fn=kernel, signature=signature, constexprs=places)
-        made = compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
-        assert made.asm["cubin"]
+    c = 32 if last else fused_triton.TILE // 512
+    options = {"NOISE": True, "HARD": hard, "VARIATION": variation, "SHARED": True}
+    fixed = {name: value for name, value in options.items() if name in kernel.arg_names}
+    fixed |= {"S": fused_triton.TILE // c, "C": c, "stride_c" if last else "stride_s": 1}
+    signature = {name: "constexpr" if name in fixed else types.get(name, "i32") for name in kernel.arg_names}
+    places = {(kernel.arg_names.index(name),): value for name, value in fixed.items()}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=places)
+    made = compile_kernel(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": fused_triton.WARPS})
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(made.asm["cubin"])
+        file.flush()
+        tool = triton.knobs.nvidia.cuobjdump.path
+        told = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        )
+    found = {name: int(re.findall(rf"{name}:(\d+)", told.stdout)[0]) for name in ("REG", "STACK", "LOCAL")}
+    return found["REG"], found["STACK"] + found["LOCAL"]
 
 
 if __name__ == "__main__":
-    {"equal": equal, "distribution": distribution, "compiles": compiles}[sys.argv[1]]()
+    {"equal": equal, "bfloat16": bfloat16, "distribution": distribution, "compiles": compiles}[sys.argv[1]]()
     print("checked")

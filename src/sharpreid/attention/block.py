@@ -59,12 +59,11 @@ class SharpAttentionBlock(nn.Module):
         sampler = self.sampler
         if isinstance(sampler, MaskSampler) and sampler.training and sampler.implementation != "eager":
             source = trunk if self.context is None else self.context(trunk)
+            recipe = sampler.recipe()
             if self.mask_listener is not None:
                 with torch.no_grad():
-                    self.mask_listener(sampler(source))
-            return attend(
-                trunk, source, sampler.recipe(), variation=variation, implementation=sampler.implementation
-            )
+                    self.mask_listener(sampler.drawn(source, recipe))
+            return attend(trunk, source, recipe, variation=variation, implementation=sampler.implementation)
         output, attended, mask = self(trunk)
         if self.mask_listener is not None:
             self.mask_listener(mask.detach())

@@ -2,8 +2,8 @@
 
 Written out in tensor operations, sharp attention makes about a hundred passes over memory and keeps seven
 float32 tensors of the size of the activations. Here the forward pass keeps the activations, which the ReLU
-before them keeps anyway, and the seed of the noise; the backward pass computes the mask again. On a CPU both
-go image by image, so that all that lies between stays in the cache.
+before them keeps anyway, and the seed of the noise; the backward pass computes the mask again. Both go
+through the batch in parts, on a CPU image by image, so that all that lies between stays in the cache.
 
 The mask is that of `MaskSampler` for the same seed, up to rounding: with ``a = x - min`` and ``b = max - x``
 of Eq. 3, and a uniform draw u,
@@ -21,10 +21,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from sharpreid.attention.mask import Implementation, Recipe, keep_logit, relaxed_mask, straight_through
 from sharpreid.attention.noise import draw, keys
 from sharpreid.losses.total_variation import Variation, gradient_of_variation, variation_of
+
+IMAGES_AT_A_TIME = {"cpu": 1}  # by type of device; else `_ON_OTHER_DEVICES`
+_ON_OTHER_DEVICES = 32  # enough to keep a GPU busy; their float32 buffers are all that is held for a while
 
 _kept = threading.local()  # of each thread that trains
 
@@ -50,9 +54,11 @@ def attend(
             CUDA. The noise is the same in all, up to what is lost in rounding.
 
     Returns:
-        F, with shape, type and memory format of T; and the total variation, if wanted. Both have gradients.
+        F, with shape, type and memory format of T; and the total variation, if wanted. Both have gradients,
+        but ``recompute`` and ``triton`` no second ones.
 
     Raises:
+        ImportError: ``triton`` where the package triton is not installed.
         ValueError: ``triton`` without CUDA, or in float64.
     """
     if implementation == "triton":
@@ -61,7 +67,7 @@ def attend(
 
         arguments = recipe.tau, recipe.eps, recipe.seed, recipe.first, recipe.hard, variation
         output, total, mean_square = Attend.apply(trunk, source, source is trunk, *arguments)  # type: ignore[no-untyped-call]
-        return output, Variation(total, mean_square, trunk[0].numel()) if variation else None
+        return output, Variation(total, mean_square, trunk.shape[1:].numel()) if variation else None
     if implementation in ("eager", "compile"):
         written_out = _compiled() if implementation == "compile" else _written_out
         with torch.autocast(trunk.device.type, enabled=False):
@@ -69,7 +75,13 @@ def attend(
             output, of_attended = written_out(trunk, source, noise, recipe, variation)
         return output, of_attended
     output, total, mean_square = _Attend.apply(trunk, source, source is trunk, recipe, variation)  # type: ignore[no-untyped-call]
-    return output, Variation(total, mean_square, trunk[0].numel()) if variation else None
+    return output, Variation(total, mean_square, trunk.shape[1:].numel()) if variation else None
+
+
+def memory_format_of(x: Tensor) -> torch.memory_format:
+    """Channels last where so in memory, and not by chance of a shape for which it is both."""
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def _check_triton(trunk: Tensor) -> None:
@@ -102,6 +114,9 @@ class _Attend(torch.autograd.Function):
     def forward(
         ctx: Any, trunk: Tensor, source: Tensor, shared: bool, recipe: Recipe, variation: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
+        form = memory_format_of(trunk)
+        trunk = trunk.contiguous(memory_format=form)
+        source = trunk if shared else source.contiguous(memory_format=form)
         output = torch.empty_like(trunk)
         total, mean_square = torch.zeros(2, len(trunk), dtype=_arithmetic(trunk), device=trunk.device)
 
@@ -113,14 +128,16 @@ class _Attend(torch.autograd.Function):
             piece.of(output).copy_(attended.add_(piece.trunk))
 
         _for_each_piece(trunk, source, recipe, work)
-        ctx.save_for_backward(trunk, *(() if shared else (source,)))
+        ctx.save_for_backward(recipe.tau, trunk, *(() if shared else (source,)))
         ctx.recipe, ctx.variation = recipe, variation
         ctx.mark_non_differentiable(mean_square)
         return output, total, mean_square
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor, grad_total: Tensor, _: Tensor) -> Any:
-        trunk, *other = ctx.saved_tensors
+        tau, trunk, *other = ctx.saved_tensors
+        recipe: Recipe = ctx.recipe._replace(tau=tau)  # autograd has seen to it that it is the forward pass's
         source = other[0] if other else trunk
         grad_trunk, grad_source = torch.empty_like(trunk), torch.empty_like(source) if other else None
 
@@ -133,7 +150,7 @@ class _Attend(torch.autograd.Function):
             to_attended = upstream if to_attended is None else to_attended
             to_trunk = torch.addcmul(upstream, to_attended, used, out=piece.buffers[1])
             slope = torch.neg(piece.mask, out=piece.buffers[2]).add_(1).mul_(piece.mask).mul_(piece.trunk)
-            slope.mul_(to_attended).div_(ctx.recipe.tau)
+            slope.mul_(to_attended).div_(tau)
             to_source = piece.gradient_by_logit(slope)
             if grad_source is None:
                 to_trunk += to_source
@@ -141,7 +158,7 @@ class _Attend(torch.autograd.Function):
                 piece.of(grad_source).copy_(to_source)
             piece.of(grad_trunk).copy_(to_trunk)
 
-        _for_each_piece(trunk, source, ctx.recipe, work)
+        _for_each_piece(trunk, source, recipe, work)
         return grad_trunk, grad_source, None, None, None
 
 
@@ -209,15 +226,12 @@ class _Piece(NamedTuple):
 
 @torch.no_grad()
 def _for_each_piece(trunk: Tensor, source: Tensor, recipe: Recipe, work: Callable[[_Piece], None]) -> None:
-    """Do the work on a batch piece by piece, with its masks: on a CPU image by image, else all at once."""
-    last = trunk.is_contiguous(memory_format=torch.channels_last) and not trunk.is_contiguous()
+    """Do the work on a batch piece by piece, with its masks."""
+    last = memory_format_of(trunk) == torch.channels_last
     space, dtype = 1 if last else 2, _arithmetic(trunk)
-    size = 1 if trunk.device.type == "cpu" else len(trunk)
-    buffers = _buffers(_in_memory_order(trunk[:size], last).shape, dtype, trunk.device)
-    key, spare = None, buffers[3]
-    if recipe.seed is not None:
-        key = keys(recipe.seed)
-        words = [_words(buffer) for buffer in buffers[4:]]
+    size = IMAGES_AT_A_TIME.get(trunk.device.type, _ON_OTHER_DEVICES)
+    whole = _buffers(_in_memory_order(trunk[:size], last).shape, dtype, trunk.device)
+    key = None if recipe.seed is None else keys(recipe.seed)
     with torch.autocast(trunk.device.type, enabled=False):
         for start in range(0, len(trunk), size):
             rows = slice(start, start + size)
@@ -227,13 +241,15 @@ def _for_each_piece(trunk: Tensor, source: Tensor, recipe: Recipe, work: Callabl
             constant = (high - low < torch.finfo(dtype).tiny ** 0.5).to(dtype)
             unit = torch.where(constant > 0, 1.0, high - low)
             limits = recipe.eps * unit, (1 - recipe.eps) * unit
-            above, below, *_ = buffers
+            buffers = [buffer[: len(t)] for buffer in whole]
+            above, below, u, spare, *others = buffers
             torch.sub(x, low, out=above).clamp_(*limits)
             torch.sub(high, x, out=below).add_(constant).clamp_(*limits)
             if key is not None:
                 drawn = spare.view(len(t), -1, trunk.shape[1])
-                draw(drawn.view(-1), (recipe.first + start) * trunk[0].numel(), key, *words)
-                u = drawn if last else buffers[2].copy_(drawn.mT)
+                first = (recipe.first + start) * trunk.shape[1:].numel()
+                draw(drawn.view(-1), first, key, *(_words(buffer) for buffer in others))
+                u = drawn if last else u.copy_(drawn.mT)
                 above.mul_(u)
                 below.mul_(u.neg_().add_(1))
             mask = above.div_(below).log_().div_(recipe.tau).sigmoid_()

@@ -13,10 +13,14 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from sharpreid.attention.fused import memory_format_of
 from sharpreid.attention.noise import BITS, FIRST, SECOND, keys
 
-_TILE = 2048  # activations that a program holds at a time
+TILE = 1024
+"""Activations that a program holds at a time: so few that two programs or more have room on a processor."""
+WARPS = 8
 _FIRST = tl.constexpr(FIRST)
 _SECOND = tl.constexpr(SECOND)
 _DROPPED = tl.constexpr(32 - BITS)
@@ -58,7 +62,6 @@ def _attended(
     within,
     stride_s,
     stride_c,
-    size,
     channels,
     one,
     other,
@@ -146,7 +149,6 @@ def _forward(
             within,
             stride_s,
             stride_c,
-            size,
             channels,
             one,
             other,
@@ -174,7 +176,6 @@ def _forward(
                 right,
                 stride_s,
                 stride_c,
-                size,
                 channels,
                 one,
                 other,
@@ -197,7 +198,6 @@ def _forward(
                 lower,
                 stride_s,
                 stride_c,
-                size,
                 channels,
                 one,
                 other,
@@ -276,7 +276,6 @@ def _slopes(
                 there,
                 stride_s,
                 stride_c,
-                size,
                 channels,
                 one,
                 other,
@@ -410,17 +409,13 @@ class _Launch:
     def __init__(self, x: Tensor) -> None:
         batch, channels, height, width = x.shape
         size = height * width
-        last = is_channels_last(x)
-        self.tile_c = min(triton.next_power_of_2(channels), 32 if last else max(1, _TILE // size))
-        self.tile_s = min(triton.next_power_of_2(size), max(1, _TILE // self.tile_c))
+        last = memory_format_of(x) == torch.channels_last
+        plane = triton.next_power_of_2(size)
+        self.tile_c = min(triton.next_power_of_2(channels), 32 if last else max(1, TILE // plane))
+        self.tile_s = min(plane, TILE // self.tile_c)
         self.grid = (batch, triton.cdiv(channels, self.tile_c))
         strides = (channels * size, channels, 1) if last else (channels * size, 1, size)
         self.shape = (channels, size, width, *strides)
-
-
-def is_channels_last(x: Tensor) -> bool:
-    """Whether channels come last in memory, and not by chance of a shape for which it is both."""
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 class Attend(torch.autograd.Function):
@@ -439,56 +434,36 @@ class Attend(torch.autograd.Function):
         hard: bool,
         variation: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        launch = _Launch(trunk)
-        form = torch.channels_last if is_channels_last(trunk) else torch.contiguous_format
-        source = source.contiguous(memory_format=form)
+        form = memory_format_of(trunk)
         trunk = trunk.contiguous(memory_format=form)
+        source = trunk if shared else source.contiguous(memory_format=form)
+        launch = _Launch(trunk)
         output = torch.empty_like(trunk)
         sums = torch.zeros(2, *launch.grid, dtype=torch.float32, device=trunk.device)
         tau = tau.to(trunk.device, torch.float32)
         options = {"NOISE": seed is not None, "HARD": hard, "VARIATION": variation}
         options |= {"S": launch.tile_s, "C": launch.tile_c}
         key = keys(seed or 0)
-        _forward[launch.grid](
-            trunk,
-            source,
-            output,
-            sums[0],
-            sums[1],
-            tau,
-            *key,
-            first,
-            eps,
-            *launch.shape,
-            **options,
-            num_warps=8,
-        )
+        arguments = trunk, source, output, sums[0], sums[1], tau, *key, first, eps, *launch.shape
+        with torch.cuda.device_of(trunk):
+            _forward[launch.grid](*arguments, **options, num_warps=WARPS)
         ctx.save_for_backward(trunk, source, tau)
         ctx.arguments = launch, key, first, eps, {**options, "SHARED": shared}
-        square = sums[1].sum(1) / trunk[0].numel()
+        square = sums[1].sum(1) / trunk.shape[1:].numel()
         ctx.mark_non_differentiable(square)
         return output, sums[0].sum(1), square
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor, grad_total: Tensor, _: Tensor) -> Any:
         trunk, source, tau = ctx.saved_tensors
         launch, key, first, eps, options = ctx.arguments
-        form = torch.channels_last if is_channels_last(trunk) else torch.contiguous_format
+        form = memory_format_of(trunk)
         grad_trunk = torch.empty_like(trunk)
         grad_source = grad_trunk if options["SHARED"] else torch.empty_like(source)
-        _backward[launch.grid](
-            trunk,
-            source,
-            grad_output.contiguous(memory_format=form),
-            grad_total.float().contiguous(),
-            grad_trunk,
-            grad_source,
-            tau,
-            *key,
-            first,
-            eps,
-            *launch.shape,
-            **options,
-            num_warps=8,
-        )
+        upstream, of_total = grad_output.contiguous(memory_format=form), grad_total.float().contiguous()
+        results = grad_trunk, grad_source
+        arguments = trunk, source, upstream, of_total, *results, tau, *key, first, eps, *launch.shape
+        with torch.cuda.device_of(trunk):
+            _backward[launch.grid](*arguments, **options, num_warps=WARPS)
         return grad_trunk, None if options["SHARED"] else grad_source, *(None,) * 7

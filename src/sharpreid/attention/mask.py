@@ -209,9 +209,9 @@ class MaskSampler(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mask of ``x`` (B, C, H, W), same shape, float32 or float64, in [0, 1]."""
+        if self.training:
+            return self.drawn(x, self.recipe())
         with torch.autocast(x.device.type, enabled=False):
-            if self.training:
-                return self._train_mask(keep_logit(x, self.eps))
             if self.test_mask == "expected":
                 return keep_probability(x, self.eps)
             logit = keep_logit(x, self.eps)
@@ -228,13 +228,15 @@ class MaskSampler(nn.Module):
             seed = int(torch.randint(2**62, ())) if self.noise_seed is None else self.noise_seed
         return Recipe(self.tau, self.eps, seed, self.noise_first, self.train_mask == "straight_through")
 
+    def drawn(self, x: Tensor, recipe: Recipe) -> Tensor:
+        """Mask of ``x`` (B, C, H, W) in training mode, same shape, float32 or float64, in [0, 1]."""
+        with torch.autocast(x.device.type, enabled=False):
+            logit = keep_logit(x, self.eps)
+            mask = relaxed_mask(logit, recipe.noise(logit.shape, logit.dtype, logit.device), recipe.tau)
+            return straight_through(mask) if recipe.hard else mask
+
     def extra_repr(self) -> str:
         return f"eps={self.eps}, train_mask={self.train_mask}, test_mask={self.test_mask}"
-
-    def _train_mask(self, logit: Tensor) -> Tensor:
-        recipe = self.recipe()
-        mask = relaxed_mask(logit, recipe.noise(logit.shape, logit.dtype, logit.device), recipe.tau)
-        return straight_through(mask) if recipe.hard else mask
 
     def _averaged_draws(self, logit: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)
