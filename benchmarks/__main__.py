@@ -1,7 +1,8 @@
 """All measurements in one table: ``make bench``. CPU only, a quarter of an hour at most.
 
-Every row is a ratio of two figures of this run. With ``--check`` the ratios are compared with those on
-record, and the command ends with 1 if one is worse by more than the tolerance. Times never are compared.
+Every row is a ratio of two figures of this run. The ratios are compared with those on record, times never
+are; with ``--check`` the command ends with 1 if one is worse by more than the tolerance. A limit that is
+missed is printed, but does not end it with 1: some ratios lie so near theirs that they are on either side.
 """
 
 import argparse
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import attention, loader, re_ranking, scoring, startup, training
-from benchmarks.rows import Row, machine, show, worse_than, write
+from benchmarks.rows import Row, compared_with, machine, show, write
 
 RECORD = Path(__file__).with_name("recorded.json")
 
@@ -43,10 +44,15 @@ def main() -> None:
     show(rows, f"{about['processor']}, {about['cores']} cores, commit {about['commit']}, {minutes:.1f} min")
     if given["output"]:
         write(rows, about, given["output"])
-    worse = worse_than(RECORD, rows, given["tolerance"]) if RECORD.exists() else []
-    for line in worse:
+    for row in rows:
+        if row.holds is False:
+            print(f"limit missed: {row.name}: {row.ratio:.3g}, limit {row.limit:.3g}")
+    found = compared_with(RECORD, rows, given["tolerance"])
+    for line in found.worse:
         print(f"worse than on record: {line}")
-    if worse and given["check"]:
+    if found.not_compared:
+        print(f"not compared, for want of a figure here or on record: {', '.join(found.not_compared)}")
+    if found.worse and given["check"]:
         sys.exit(1)
 
 

@@ -26,10 +26,14 @@ VARIANTS: dict[str, tuple[str, bool]] = {
     "eager": ("model.sampler.implementation=eager", False),
     "recompute": ("model.sampler.implementation=recompute", False),
     "recompute with TV": ("model.sampler.implementation=recompute", True),
+    "compile": ("model.sampler.implementation=compile", False),
     "triton": ("model.sampler.implementation=triton", False),
     "triton with TV": ("model.sampler.implementation=triton", True),
 }
 """Name -> override of the network, and whether the total variation is part of the loss."""
+
+ON_A_GPU = ("compile", "triton", "triton with TV")
+"""What is left out on a CPU: there compiling takes minutes, and Triton does not run."""
 
 
 def _stepper(
@@ -71,6 +75,16 @@ def saved_bytes(built: SharpAttentionNetwork, images: torch.Tensor, *, bf16: boo
     return sum(kept.values())
 
 
+def _peak_bytes(step: Callable[[], None], device: str) -> int:
+    """Bytes that a step has allocated at most, beyond what lay there before; 0 on a CPU."""
+    if device != "cuda":
+        return 0
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    return torch.cuda.max_memory_allocated() - before
+
+
 def measure(
     *, batch: int = 8, repeats: int = 5, channels_last: bool = True, bf16: bool = False, device: str = "cpu"
 ) -> list[Row]:
@@ -86,9 +100,9 @@ def measure(
     form = torch.channels_last if channels_last else torch.contiguous_format
     images = torch.randn(batch, 3, *SIZE, device=device).to(memory_format=form)
     steps: dict[str, Callable[[], None]] = {}
-    kept = {}
+    kept, peaks = {}, {}
     for name, (override, variation) in VARIANTS.items():
-        if "triton" in name and device != "cuda":
+        if name in ON_A_GPU and device != "cuda":
             continue
         torch.manual_seed(0)
         movable: Any = network(override).to(device)
@@ -96,7 +110,8 @@ def measure(
         kept[name] = saved_bytes(built, images, bf16=bf16, variation=variation) / batch / 2**20
         gc.collect()
         steps[name] = _stepper(built, images, bf16=bf16, variation=variation)
-        steps[name]()
+        steps[name]()  # compiles
+        peaks[name] = _peak_bytes(steps[name], device) / batch / 2**20
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeats):
         for name, step in steps.items():
@@ -128,10 +143,22 @@ def measure(
                 other="what was allowed beyond plain ResNet-50",
                 theirs=4.0,
                 better="lower",
-                limit=1 if name == "recompute" else None,
+                limit=1 if name in ("recompute", "triton") else None,
                 note=f"plain {kept['plain']:.1f}",
             )
         )
+        if device == "cuda":
+            rows.append(
+                Row(
+                    name=f"most memory in a step, {setting}, {name}",
+                    ours=peaks[name],
+                    unit="MiB/image",
+                    other="plain ResNet-50",
+                    theirs=peaks["plain"],
+                    better="lower",
+                    note="parameters and the images of all variants aside",
+                )
+            )
     return rows
 
 

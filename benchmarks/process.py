@@ -54,7 +54,7 @@ def in_turns(calls: Sequence[tuple[str, dict[str, Any]]], repeats: int) -> list[
         repeats: times, >= 1.
 
     Returns:
-        For each call its cost (least peak of memory), or why it failed.
+        For each call its cost (the largest peak of memory), or why it failed.
     """
     found: list[list[Cost | str]] = [[] for _ in calls]
     for _ in range(repeats):
@@ -72,7 +72,7 @@ def _median(results: list[Cost | str]) -> Cost | str:
     return Cost(
         statistics.median(one.seconds for one in costs),
         statistics.median(one.cpu_seconds for one in costs),
-        min(peaks) if peaks else None,
+        max(peaks) if peaks else None,
         costs[0].value,
     )
 

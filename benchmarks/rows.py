@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -145,22 +145,32 @@ def show(rows: Sequence[Row], title: str) -> None:
     Console(width=150).print(table)
 
 
-def worse_than(recorded: Path, rows: Sequence[Row], tolerance: float) -> list[str]:
-    """Rows whose ratio is worse than the recorded one by more than a share of it.
+class Comparison(NamedTuple):
+    """Rows beside those on record."""
+
+    worse: list[str]
+    """Those whose ratio is worse by more than the tolerance, with both ratios."""
+    not_compared: list[str]
+    """Names of those without a ratio here or there."""
+
+
+def compared_with(recorded: Path, rows: Sequence[Row], tolerance: float) -> Comparison:
+    """Ratios beside those on record.
 
     Args:
         recorded: a file of `write`.
         rows: of this run.
-        tolerance: share, > 0: machines and their load differ.
+        tolerance: share of a ratio, > 0: machines and their load differ.
     """
     before = {row["name"]: row["ratio"] for row in json.loads(recorded.read_text(encoding="utf-8"))["rows"]}
-    found = []
+    worse, not_compared = [], []
     for row in rows:
         was = before.get(row.name)
         if was is None or row.ratio is None:
+            not_compared.append(row.name)
             continue
         is_worse = operator.lt if row.better == "higher" else operator.gt
         factor = 1 - tolerance if row.better == "higher" else 1 + tolerance
         if is_worse(row.ratio, was * factor):
-            found.append(f"{row.name}: {row.ratio:.2f}, recorded {was:.2f}")
-    return found
+            worse.append(f"{row.name}: {row.ratio:.2f}, recorded {was:.2f}")
+    return Comparison(worse, not_compared)

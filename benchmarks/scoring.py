@@ -139,7 +139,11 @@ def _rows(name: str, mine: dict[str, Cost | str], others: dict[str, Cost | str])
         rows += beside(
             f"{name}, {way}", cost.seconds, "s", found, {} if limit is None else {"fast-reid": limit}
         )
-    if isinstance(with_numba := mine["Numba"], Cost) and with_numba.peak_bytes is not None:
+    with_numba, without = mine["Numba"], mine["numpy"]
+    assert isinstance(with_numba, Cost)
+    assert isinstance(without, Cost)
+    rows += beside(f"{name}, Numba", with_numba.seconds, "s", {"numpy": (without.seconds, "ours")}, {})
+    if with_numba.peak_bytes is not None:
         most = GIGABYTES.get(name)
         rows.append(
             Row(

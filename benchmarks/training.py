@@ -46,6 +46,7 @@ TRAINERS: dict[str, list[str]] = {
 ON_A_GPU: dict[str, list[str]] = {
     "four blocks, augmented on the device": ["data.augment_on=device"],
     "four blocks, data on the device": ["data.augment_on=resident"],
+    "four blocks, fused Adam": ["data.augment_on=resident", "optimizer.fused=true"],
     "four blocks, triton": ["data.augment_on=resident", "model.sampler.implementation=triton"],
 }
 """Name -> overrides of ``sharpreid.train``."""

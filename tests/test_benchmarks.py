@@ -9,7 +9,7 @@ import pytest
 from benchmarks.embeddings import make
 from benchmarks.growth import Curve
 from benchmarks.process import Cost, in_turns
-from benchmarks.rows import Row, beside, worse_than, write
+from benchmarks.rows import Row, beside, compared_with, write
 from sharpreid.evaluation.ranking import Protocol, evaluate_ranking
 
 
@@ -52,12 +52,12 @@ def test_a_worse_ratio_than_on_record_is_named_whatever_the_times(tmp_path: Path
     lower = {"name": "y", "better": "lower", "theirs": 1.0}
     write([row(), row(**lower)], {}, record)
     slower_machine = [row(ours=20.0, theirs=100.0), row(**{**lower, "ours": 20.0, "theirs": 10.0})]
-    assert worse_than(record, slower_machine, 0.25) == []
-    assert worse_than(record, [row(ours=3.0), row(**{**lower, "ours": 3.0})], 0.25) == [
+    assert compared_with(record, slower_machine, 0.25) == ([], [])
+    assert compared_with(record, [row(ours=3.0), row(**{**lower, "ours": 3.0})], 0.25).worse == [
         "x: 3.33, recorded 5.00",
         "y: 3.00, recorded 2.00",
     ]
-    assert worse_than(record, [row(name="new", ours=99.0), row(theirs=None)], 0.25) == []
+    assert compared_with(record, [row(name="new", ours=99.0), row(theirs=None)], 0.25) == ([], ["new", "x"])
 
 
 def allocate(megabytes: int) -> Any:

@@ -217,7 +217,7 @@ PAPER = {
     "model.sampler.eps": 1e-6,
     "model.sampler.test_mask": "noise_free",
     "objective": {"margin": 0.5, "mu": 0.0, "reduction": "mean"},
-    "optimizer": {"lr": 2e-4, "weight_decay": 5e-4},
+    "optimizer": {"lr": 2e-4, "weight_decay": 5e-4, "fused": None},
     "schedule.temperature": {"rate": 0.008, "floor": 0.5},
     "schedule.learning_rate_factor": {"start": 100, "end": 150, "final": 0.001},
     "schedule.beta1": None,

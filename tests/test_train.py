@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -446,3 +447,20 @@ def test_bf16_autocast_trains_with_finite_losses(composed: Callable[..., DictCon
     size = ("image.height=64", "image.width=32")
     trainer, _, _ = fitted(composed("model.context_blocks=[1,2,3]", *size), precision="bf16-mixed")
     assert torch.isfinite(trainer.callback_metrics["train/loss"])
+
+
+def test_a_fused_optimizer_trains_the_same_network_to_rounding(composed: Callable[..., DictConfig]) -> None:
+    one, fused = (
+        fitted(composed(*more), precision="64-true")[1].network.state_dict()
+        for more in ([], ["optimizer.fused=true"])
+    )
+    assert len(one) > 50
+    for name, value in one.items():
+        torch.testing.assert_close(fused[name], value, rtol=1e-6, atol=1e-7)
+
+
+def test_a_fused_optimizer_is_refused_in_float16(composed: Callable[..., DictConfig]) -> None:
+    module: Any = build_module(composed("optimizer.fused=true"))
+    module.trainer = SimpleNamespace(precision="16-mixed")
+    with pytest.raises(ValueError, match=r"does not go with trainer.precision=16-mixed; take bf16-mixed"):
+        module.configure_optimizers()

@@ -28,7 +28,7 @@ _NO_DEPARTURE = (
     *("data.eval_transform.height", "data.eval_transform.width"),
     # what changes a score by rounding at most
     *("data.eval_batch_size", "data.num_workers", "data.cache", "data.augment_on"),
-    "model.sampler.implementation",
+    *("model.sampler.implementation", "optimizer.fused"),
     *(
         "trainer.accelerator",
         "trainer.devices",
