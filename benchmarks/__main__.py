@@ -33,7 +33,7 @@ def main() -> None:
     parts: list[Callable[[], list[Row]]] = [
         startup.measure,
         lambda: attention.measure(channels_last=True),
-        lambda: attention.measure(channels_last=False, repeats=3),
+        lambda: attention.measure(channels_last=False),
         lambda: training.measure(checkouts),
         lambda: loader.measure(images=1024, repeats=2),
         lambda: re_ranking.measure(checkouts),

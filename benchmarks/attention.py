@@ -57,13 +57,14 @@ def saved_bytes(built: SharpAttentionNetwork, images: torch.Tensor, *, bf16: boo
     """Bytes that the forward pass keeps for the backward pass, parameters aside."""
     ours = {parameter.untyped_storage().data_ptr() for parameter in built.parameters()}
     kept: dict[int, int] = {}
-    alive = []
+    alive = []  # so that no address comes twice
 
     def note(x: torch.Tensor) -> torch.Tensor:
+        x = x.detach()  # with its history, what is kept would keep itself for ever
         storage = x.untyped_storage()
         if storage.data_ptr() not in ours:
             kept[storage.data_ptr()] = storage.nbytes()
-            alive.append(x)  # so that no address comes twice
+            alive.append(x)
         return x
 
     with (

@@ -340,8 +340,8 @@ def _rows(title: str, name: str, figures: Figures, loop: Figures, products: floa
             other="torchvision's ResNet-50 in a bare loop",
             theirs=loop["seconds"] / batch * 1e3,
             better="lower",
-            note=f"{1 / each:.0f} images/s, MFU {flops / each / products:.0%} "
-            f"of the {products / 1e12:.3g} TFLOP/s of a matrix product",
+            note=f"{1 / each:.0f} images/s, {flops / each / 1e12:.3g} TFLOP/s, which is "
+            f"{flops / each / products:.0%} of a matrix product's",
         ),
         Row(
             name=f"{title}, with waiting for data",
