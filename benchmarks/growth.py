@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator
 from rich.console import Console
 from rich.table import Table
 
@@ -32,7 +33,7 @@ from sharpreid.models.network import SharpAttentionNetwork
 
 HERE = Path(__file__).with_name("growth")
 
-_MEMORY = {"scoring": "MB at the peak", "step by processes": "MB of each at its peak, network included"}
+_MEMORY = {"scoring": "MB at the peak", "step by processes": "MB each, network included"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +186,11 @@ def draw(curve: Curve, file: Path) -> None:
         axes = figure.add_subplot(1, len(panels), place + 1)
         axes.loglog(curve.values, values, marker="o", color="black", linewidth=1)
         axes.set(xlabel=curve.quantity, ylabel=label, title=f"{curve.name}: exponent {exponent:.2f}")
+        axes.set_xticks(curve.values, [EngFormatter(places=0, sep="")(value) for value in curve.values])
+        decades = math.log10(max(values) / min(values))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades > 1 else range(1, 10)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
         axes.grid(visible=True, alpha=0.3)
     figure.savefig(file, metadata={"Date": None})
 
