@@ -163,7 +163,7 @@ def test_how_many_images_at_a_time_changes_nothing(
     trunk, source = features(torch.float64, channels_last=channels_last)
     recipe = Recipe(torch.tensor(0.5), 1e-6, 3, 0, True)
     wanted = results(trunk, source, recipe, "mean", "recompute")
-    monkeypatch.setitem(fused.IMAGES_AT_A_TIME, "cpu", images)
+    monkeypatch.setattr(fused, "_images_at_a_time", lambda _: images)
     for one, other in zip(results(trunk, source, recipe, "mean", "recompute"), wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-13)
 

@@ -27,8 +27,9 @@ from sharpreid.attention.mask import Implementation, Recipe, keep_logit, relaxed
 from sharpreid.attention.noise import draw, keys
 from sharpreid.losses.total_variation import Variation, gradient_of_variation, variation_of
 
-IMAGES_AT_A_TIME = {"cpu": 1}  # by type of device; else `_ON_OTHER_DEVICES`
-_ON_OTHER_DEVICES = 32  # enough to keep a GPU busy; their float32 buffers are all that is held for a while
+_AT_A_TIME = (
+    2**25
+)  # activations on a GPU: enough to keep it busy, while seven float32 tensors of them are held
 
 _kept = threading.local()  # of each thread that trains
 
@@ -229,7 +230,7 @@ def _for_each_piece(trunk: Tensor, source: Tensor, recipe: Recipe, work: Callabl
     """Do the work on a batch piece by piece, with its masks."""
     last = memory_format_of(trunk) == torch.channels_last
     space, dtype = 1 if last else 2, _arithmetic(trunk)
-    size = IMAGES_AT_A_TIME.get(trunk.device.type, _ON_OTHER_DEVICES)
+    size = _images_at_a_time(trunk)
     whole = _buffers(_in_memory_order(trunk[:size], last).shape, dtype, trunk.device)
     key = None if recipe.seed is None else keys(recipe.seed)
     with torch.autocast(trunk.device.type, enabled=False):
@@ -255,6 +256,10 @@ def _for_each_piece(trunk: Tensor, source: Tensor, recipe: Recipe, work: Callabl
             mask = above.div_(below).log_().div_(recipe.tau).sigmoid_()
             height = trunk.shape[2]
             work(_Piece(rows, last, height, t, x, low, high, limits, constant, recipe, mask, buffers))
+
+
+def _images_at_a_time(x: Tensor) -> int:
+    return 1 if x.device.type == "cpu" else max(1, _AT_A_TIME // max(1, x.shape[1:].numel()))
 
 
 def _words(x: Tensor) -> Tensor:
