@@ -6,6 +6,7 @@ missed is printed, but does not end it with 1: some ratios lie so near theirs th
 """
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -22,12 +23,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     for peer in scoring.RANKERS:
         parser.add_argument(f"--{peer}", metavar="DIR", help=f"checkout of {peer}, with its ranker built")
+    parser.add_argument(
+        "--record", type=Path, default=RECORD, metavar="FILE", help="rows to compare with; ours by default"
+    )
     parser.add_argument("--check", action="store_true", help="end with 1 if a ratio is worse than on record")
     parser.add_argument("--tolerance", type=float, default=0.25, help="share of a ratio; 0.25 by default")
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help=f"where the rows go; {RECORD.name} is on record"
+        "--output", type=Path, metavar="FILE", help="where the rows go: a record of this machine"
     )
     given = vars(parser.parse_args())
+    if not given["record"].is_file():
+        parser.error(f"--record {given['record']}: no such file; make one with --output")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks: these are measurements of the CPU
     checkouts = {peer: named for peer in scoring.RANKERS if (named := given[peer.replace("-", "_")])}
     about, start = machine(), time.monotonic()
     parts: list[Callable[[], list[Row]]] = [
@@ -47,7 +54,7 @@ def main() -> None:
     for row in rows:
         if row.holds is False:
             print(f"limit missed: {row.name}: {row.ratio:.3g}, limit {row.limit:.3g}")
-    found = compared_with(RECORD, rows, given["tolerance"])
+    found = compared_with(given["record"], rows, given["tolerance"])
     for line in found.worse:
         print(f"worse than on record: {line}")
     if found.not_compared:

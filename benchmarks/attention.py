@@ -101,18 +101,23 @@ def measure(
     form = torch.channels_last if channels_last else torch.contiguous_format
     images = torch.randn(batch, 3, *SIZE, device=device).to(memory_format=form)
     steps: dict[str, Callable[[], None]] = {}
-    kept, peaks = {}, {}
+    kept, peaks, failed = {}, {}, {}
     for name, (override, variation) in VARIANTS.items():
         if name in ON_A_GPU and device != "cuda":
             continue
         torch.manual_seed(0)
         movable: Any = network(override).to(device)
         built: SharpAttentionNetwork = movable.to(memory_format=form)
-        kept[name] = saved_bytes(built, images, bf16=bf16, variation=variation) / batch / 2**20
-        gc.collect()
-        steps[name] = _stepper(built, images, bf16=bf16, variation=variation)
-        steps[name]()  # compiles
-        peaks[name] = _peak_bytes(steps[name], device) / batch / 2**20
+        step = _stepper(built, images, bf16=bf16, variation=variation)
+        try:
+            kept[name] = saved_bytes(built, images, bf16=bf16, variation=variation) / batch / 2**20
+            gc.collect()
+            step()  # compiles
+            peaks[name] = _peak_bytes(step, device) / batch / 2**20
+        except Exception as error:  # the others are to be measured all the same
+            failed[name] = f"failed: {type(error).__name__}: {error}"
+        else:
+            steps[name] = step
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeats):
         for name, step in steps.items():
@@ -122,7 +127,18 @@ def measure(
     middle = {name: statistics.median(times) for name, times in seconds.items()}
     setting = f"{'bf16' if bf16 else 'float32'} {'channels_last' if channels_last else 'contiguous'}"
     limit = 1.08 if device == "cuda" else 1.20
-    rows = []
+    rows = [
+        Row(
+            name=f"step, {setting}, {name}",
+            ours=None,
+            unit="ms/image",
+            other="plain ResNet-50",
+            theirs=None,
+            better="lower",
+            note=why,
+        )
+        for name, why in failed.items()
+    ]
     for name in [name for name in steps if name != "plain"]:
         rows.append(
             Row(

@@ -137,7 +137,7 @@ def _steps_of_a_rank() -> float:
     return float(np.median(times[1:]))
 
 
-def measure(*, repeats: int = 1) -> list[Curve]:
+def measure() -> list[Curve]:
     """All curves."""
     fixed = {"batch": 8, "height": 128, "blocks": 4}
     plans: list[tuple[str, str, str, str, list[int]]] = [
@@ -153,7 +153,7 @@ def measure(*, repeats: int = 1) -> list[Curve]:
         calls: list[tuple[str, dict[str, Any]]] = [
             (f"benchmarks.growth:{function}", {**others, varied: value}) for value in values
         ]
-        costs = in_turns(calls, repeats)
+        costs = in_turns(calls, 1)
         failed = [one for one in costs if isinstance(one, str)]
         if failed:
             raise RuntimeError(f"{name}: {failed[0]}")

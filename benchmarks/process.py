@@ -47,27 +47,38 @@ def _status(key: str) -> int:
 
 
 def in_turns(calls: Sequence[tuple[str, dict[str, Any]]], repeats: int) -> list[Cost | str]:
-    """Median cost of each call, one after the other, ``repeats`` times over.
+    """Median cost of each call, as those of `all_in_turns`.
+
+    Returns:
+        For each call its cost (the largest peak of memory, the first value), or why it failed.
+    """
+    return [one if isinstance(one, str) else _median(one) for one in all_in_turns(calls, repeats)]
+
+
+def all_in_turns(calls: Sequence[tuple[str, dict[str, Any]]], repeats: int) -> list[list[Cost] | str]:
+    """Costs of each call, one call after the other, ``repeats`` times over.
 
     Args:
         calls: ``module:function``, which takes the keywords and returns what `cost_of` is to call.
         repeats: times, >= 1.
 
     Returns:
-        For each call its cost (the largest peak of memory), or why it failed.
+        For each call its costs, or why it failed.
     """
     found: list[list[Cost | str]] = [[] for _ in calls]
     for _ in range(repeats):
         for results, (function, keywords) in zip(found, calls, strict=True):
             if not results or isinstance(results[-1], Cost):
                 results.append(_in_a_process(function, keywords))
-    return [_median(results) for results in found]
+    return [_all_or_why_not(results) for results in found]
 
 
-def _median(results: list[Cost | str]) -> Cost | str:
+def _all_or_why_not(results: list[Cost | str]) -> list[Cost] | str:
     costs = [one for one in results if isinstance(one, Cost)]
-    if len(costs) < len(results):
-        return next(one for one in results if isinstance(one, str))
+    return costs if len(costs) == len(results) else next(one for one in results if isinstance(one, str))
+
+
+def _median(costs: list[Cost]) -> Cost:
     peaks = [one.peak_bytes for one in costs if one.peak_bytes is not None]
     return Cost(
         statistics.median(one.seconds for one in costs),

@@ -24,7 +24,7 @@ class Row:
 
     Args:
         name: what was measured, the same in every run: recorded rows are found by it.
-        ours: our figure.
+        ours: our figure; None if it failed, which the note tells.
         unit: of both figures.
         other: what ours is compared with.
         theirs: its figure; None if it was not there to be run.
@@ -34,7 +34,7 @@ class Row:
     """
 
     name: str
-    ours: float
+    ours: float | None
     unit: str
     other: str
     theirs: float | None
@@ -136,10 +136,10 @@ def show(rows: Sequence[Row], title: str) -> None:
         verdict = {None: "", True: " kept", False: " MISSED"}[row.holds]
         table.add_row(
             row.name,
-            f"{row.ours:.3g} {row.unit}",
+            "-" if row.ours is None else f"{row.ours:.3g} {row.unit}",
             "-" if row.theirs is None else f"{row.theirs:.3g} {row.unit}",
             "-" if row.ratio is None else f"{row.ratio:.2f}",
-            "" if row.limit is None else f"{sign} {row.limit:g}{verdict}",
+            "" if row.limit is None else f"{sign} {row.limit:.3g}{verdict}",
             "; ".join(filter(None, (row.other, row.note))),
         )
     Console(width=150).print(table)
@@ -151,7 +151,7 @@ class Comparison(NamedTuple):
     worse: list[str]
     """Those whose ratio is worse by more than the tolerance, with both ratios."""
     not_compared: list[str]
-    """Names of those without a ratio here or there."""
+    """Names of those without a ratio, or only here or only there."""
 
 
 def compared_with(recorded: Path, rows: Sequence[Row], tolerance: float) -> Comparison:
@@ -163,7 +163,7 @@ def compared_with(recorded: Path, rows: Sequence[Row], tolerance: float) -> Comp
         tolerance: share of a ratio, > 0: machines and their load differ.
     """
     before = {row["name"]: row["ratio"] for row in json.loads(recorded.read_text(encoding="utf-8"))["rows"]}
-    worse, not_compared = [], []
+    worse, not_compared = [], [name for name in before if name not in {row.name for row in rows}]
     for row in rows:
         was = before.get(row.name)
         if was is None or row.ratio is None:

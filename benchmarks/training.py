@@ -1,7 +1,7 @@
 """Training throughput: all of ``sharpreid.train`` beside a bare loop and beside another toolbox's trainer.
 
 ``python -m benchmarks.training [--batch 16] [--steps 8] [--torchreid DIR]``; on a GPU ``--batch 256
---steps 100 --workers 8 --images 12936 --bf16``. Every trainer runs in a process of its own, on the same
+--steps 100 --workers 12 --images 12936 --bf16``. Every trainer runs in a process of its own, on the same
 images, in the same precision.
 
 The bare loop is torchvision's ResNet-50 with Adam on images that lie on the device: what the device can do.
@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -28,13 +28,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.market import write_small_market
 from benchmarks.networks import network
-from benchmarks.process import Cost, in_turns
+from benchmarks.process import all_in_turns
 from benchmarks.rows import Row, machine, show, write
 from sharpreid.preparation import prepare
 
 SIZE = (256, 128)
 WARM_UP = 3
 """Steps before the watch starts."""
+
+ADAM: dict[str, float] = {"lr": 2e-4, "weight_decay": 5e-4}
+"""As in conf/optimizer/adam.yaml."""
 
 Figures = dict[str, float]
 """Seconds of a step, and seconds of it in which the trainer waited for data where it tells."""
@@ -65,8 +68,8 @@ class Watch:
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
-        self.seen = 0
-        self.seconds = self.waited = 0.0
+        self._seen = 0
+        self._start = self._waited_before = self._seconds = self._waited = 0.0
 
     def tick(self, waited: float = 0.0) -> None:
         """A step begins, its data is there.
@@ -77,18 +80,21 @@ class Watch:
         Raises:
             Finished: the last one has ended.
         """
-        self.seen += 1
-        if self.seen not in (WARM_UP + 1, WARM_UP + 1 + self.steps):
+        self._seen += 1
+        if self._seen not in (WARM_UP + 1, WARM_UP + 1 + self.steps):
             return
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.seconds, self.waited = time.perf_counter() - self.seconds, waited - self.waited
-        if self.seen > WARM_UP + 1:
-            raise Finished
+        now = time.perf_counter()
+        if self._seen == WARM_UP + 1:
+            self._start, self._waited_before = now, waited
+            return
+        self._seconds, self._waited = now - self._start, waited - self._waited_before
+        raise Finished
 
     def figures(self) -> Figures:
         """Of one step."""
-        return {"seconds": self.seconds / self.steps, "waited": self.waited / self.steps}
+        return {"seconds": self._seconds / self.steps, "waited": self._waited / self.steps}
 
 
 class EndAfter(pl.Callback):
@@ -135,7 +141,8 @@ def ours(
     def train() -> Figures:
         done = subprocess.run(command, capture_output=True, text=True)
         if not file.is_file():
-            raise RuntimeError(f"{' '.join(command)}: exit status {done.returncode}\n{done.stderr}")
+            said = (done.stdout + done.stderr).strip().splitlines()[-3:]
+            raise RuntimeError(f"sharpreid.train ended with {done.returncode}: {'; '.join(said)}")
         figures: Figures = json.loads(file.read_text(encoding="utf-8"))
         folder.cleanup()
         return figures
@@ -149,7 +156,7 @@ def bare(*, batch: int, steps: int, bf16: bool) -> Callable[[], Figures]:
     images = torch.randn(batch, 3, *SIZE, device=device).to(memory_format=torch.channels_last)
     movable: Any = torchvision.models.resnet50()
     built: nn.Module = movable.to(device, memory_format=torch.channels_last).train()
-    optimizer = torch.optim.Adam(built.parameters())
+    optimizer = torch.optim.Adam(built.parameters(), **ADAM)
     watch = Watch(steps)
 
     def train() -> Figures:
@@ -209,7 +216,7 @@ def torchreids(
         workers=workers,
     )
     model = _ForTorchreid(bf16).to(_device())
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-4)
+    optimizer = torch.optim.Adam(model.parameters(), **ADAM)
     engine = torchreid.engine.ImageTripletEngine(data, model, optimizer, weight_t=1, weight_x=0)
     watch, step = Watch(steps), engine.forward_backward
 
@@ -231,8 +238,13 @@ def torchreids(
 
 
 def matrix_products(*, bf16: bool) -> Callable[[], float]:
-    """Floating-point operations a second in square matrix products: the best of 20."""
+    """Floating-point operations a second in square matrix products: the best of 20.
+
+    On a GPU, float32 products are TF32's, as its convolutions are without being asked.
+    """
     device = _device()
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")
     n = 8192 if device == "cuda" else 2048
     a = torch.randn(n, n, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
 
@@ -312,61 +324,85 @@ def measure(
             calls.append(
                 ("benchmarks.training:torchreids", {"checkout": checkouts["torchreid"], **data, **setting})
             )
-        costs = in_turns(calls, repeats)
-    products, loop, *others = costs
+        products, loop, *others = (
+            one if isinstance(one, str) else [cost.value for cost in one]
+            for one in all_in_turns(calls, repeats)
+        )
     if isinstance(products, str) or isinstance(loop, str):
         raise RuntimeError(f"the bare loop failed: {products}; {loop}")
-    named = f"batch {batch}, {'bf16' if bf16 else 'float32'}"
-    found = dict(zip(trainers, others, strict=False))
-    rows = []
-    for name, cost in found.items():
-        if isinstance(cost, str):
-            raise RuntimeError(f"training, {name}: {cost}")
-        rows += _rows(f"training, {named}, {name}", name, cost.value, loop.value, products.value, batch)
+    named = f"training{' on cuda' if _device() == 'cuda' else ''}, batch {batch}, {_type(bf16)}"
+    ideal = Ideal(_median(loop)["seconds"] / batch, max(products))
+    figures = {
+        name: one if isinstance(one, str) else _median(one)
+        for name, one in zip(trainers, others, strict=False)
+    }
+    rows = [row for name, one in figures.items() for row in _rows(named, name, one, ideal, batch)]
+    theirs = "no checkout of torchreid was named"
     if len(others) > len(trainers):
-        rows.append(_beside_torchreid(named, found["four blocks"], others[-1], batch))
-    return rows
+        theirs = others[-1] if isinstance(others[-1], str) else _median(others[-1])
+    return [*rows, _beside_torchreid(named, figures["four blocks"], theirs, batch)]
 
 
-def _rows(title: str, name: str, figures: Figures, loop: Figures, products: float, batch: int) -> list[Row]:
+class Ideal(NamedTuple):
+    """What the device can do."""
+
+    seconds: float
+    """Of an image in the bare loop."""
+    products: float
+    """Floating-point operations a second in matrix products."""
+
+
+def _median(figures: list[Figures]) -> Figures:
+    """Of the repeats, the one whose step takes the (lower) median."""
+    return sorted(figures, key=lambda one: one["seconds"])[(len(figures) - 1) // 2]
+
+
+def _type(bf16: bool) -> str:
+    return "bf16" if bf16 else "float32"
+
+
+def _rows(named: str, name: str, figures: Figures | str, ideal: Ideal, batch: int) -> list[Row]:
     """Throughput beside the bare loop, and waiting for data."""
-    each, waited = figures["seconds"] / batch, figures["waited"] / batch
-    flops = flops_of_an_image(*(["model.blocks=[]"] if name == "ResNet-50" else []))
+    each = waited = None
+    note, share = f"failed: {figures}", ""
+    if not isinstance(figures, str):
+        each, waited = figures["seconds"] / batch, figures["waited"] / batch
+        rate = flops_of_an_image(*(["model.blocks=[]"] if name == "ResNet-50" else [])) / each
+        note = f"{1 / each:.0f} images/s, {rate / 1e12:.3g} TFLOP/s, which is "
+        note += f"{rate / ideal.products:.0%} of a matrix product's"
+        share = f"{waited / each:.2%} of the time"
     return [
         Row(
-            name=title,
-            ours=each * 1e3,
+            name=f"{named}, {name}",
+            ours=each and each * 1e3,
             unit="ms/image",
             other="torchvision's ResNet-50 in a bare loop",
-            theirs=loop["seconds"] / batch * 1e3,
+            theirs=ideal.seconds * 1e3,
             better="lower",
-            note=f"{1 / each:.0f} images/s, {flops / each / 1e12:.3g} TFLOP/s, which is "
-            f"{flops / each / products:.0%} of a matrix product's",
+            note=note,
         ),
         Row(
-            name=f"{title}, with waiting for data",
-            ours=each * 1e3,
+            name=f"{named}, {name}, with waiting for data",
+            ours=each and each * 1e3,
             unit="ms/image",
             other="without",
-            theirs=(each - waited) * 1e3,
+            theirs=None if each is None or waited is None else (each - waited) * 1e3,
             better="lower",
             limit=1.02,
-            note=f"{waited / each:.2%} of the time",
+            note=share,
         ),
     ]
 
 
-def _beside_torchreid(named: str, mine: Cost | str, theirs: Cost | str, batch: int) -> Row:
-    assert isinstance(mine, Cost)
-    failed = isinstance(theirs, str)
+def _beside_torchreid(named: str, mine: Figures | str, theirs: Figures | str, batch: int) -> Row:
     return Row(
-        name=f"training, {named}, four blocks against torchreid",
-        ours=mine.value["seconds"] / batch * 1e3,
+        name=f"{named}, four blocks against torchreid",
+        ours=None if isinstance(mine, str) else mine["seconds"] / batch * 1e3,
         unit="ms/image",
         other="torchreid's engine with the same network",
-        theirs=None if isinstance(theirs, str) else theirs.value["seconds"] / batch * 1e3,
+        theirs=None if isinstance(theirs, str) else theirs["seconds"] / batch * 1e3,
         better="higher",
-        note=f"failed: {theirs}" if failed else "",
+        note=theirs if isinstance(theirs, str) else "",
     )
 
 

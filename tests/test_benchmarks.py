@@ -53,11 +53,15 @@ def test_a_worse_ratio_than_on_record_is_named_whatever_the_times(tmp_path: Path
     write([row(), row(**lower)], {}, record)
     slower_machine = [row(ours=20.0, theirs=100.0), row(**{**lower, "ours": 20.0, "theirs": 10.0})]
     assert compared_with(record, slower_machine, 0.25) == ([], [])
+    assert compared_with(record, slower_machine[:1], 0.25) == ([], ["y"])
     assert compared_with(record, [row(ours=3.0), row(**{**lower, "ours": 3.0})], 0.25).worse == [
         "x: 3.33, recorded 5.00",
         "y: 3.00, recorded 2.00",
     ]
-    assert compared_with(record, [row(name="new", ours=99.0), row(theirs=None)], 0.25) == ([], ["new", "x"])
+    assert compared_with(record, [row(name="new", ours=99.0), row(theirs=None)], 0.25) == (
+        [],
+        ["y", "new", "x"],
+    )
 
 
 def allocate(megabytes: int) -> Any:

@@ -203,6 +203,11 @@ def test_a_finished_run_of_another_config_is_run_again(tmp_path: Path, tiny_over
     common = [*tiny_overrides, "score_untrained=false", "skip_finished=true", f"hydra.run.dir={tmp_path}/run"]
     assert run(tmp_path, *common).returncode == 0
     assert "not run again" in run(tmp_path, *common, "data.num_workers=1").stdout
+    config = tmp_path / "run" / "config.yaml"
+    early = config.read_text(encoding="utf-8").replace("  fused: null\n", "")
+    assert early != config.read_text(encoding="utf-8")
+    config.write_text(early, encoding="utf-8")  # as of a run that was made before there was such a key
+    assert "not run again" in run(tmp_path, *common).stdout
     assert not (tmp_path / "run" / "previous").exists()
     assert "not run again" not in run(tmp_path, *common, "optimizer.lr=0.01").stdout
     assert (tmp_path / "run" / "previous" / "1" / "scores.json").exists()
@@ -450,10 +455,9 @@ def test_bf16_autocast_trains_with_finite_losses(composed: Callable[..., DictCon
 
 
 def test_a_fused_optimizer_trains_the_same_network_to_rounding(composed: Callable[..., DictConfig]) -> None:
-    one, fused = (
-        fitted(composed(*more), precision="64-true")[1].network.state_dict()
-        for more in ([], ["optimizer.fused=true"])
-    )
+    trained = [fitted(composed(*more), precision="64-true") for more in ([], ["optimizer.fused=true"])]
+    assert [trainer.optimizers[0].defaults["fused"] for trainer, _, _ in trained] == [None, True]
+    one, fused = (module.network.state_dict() for _, module, _ in trained)
     assert len(one) > 50
     for name, value in one.items():
         torch.testing.assert_close(fused[name], value, rtol=1e-6, atol=1e-7)

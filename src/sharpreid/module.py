@@ -85,8 +85,8 @@ class ReIDModule(pl.LightningModule):
         optimizer = self.optimizer_builder(self.network.parameters())
         if optimizer.defaults.get("fused") and self.trainer.precision == "16-mixed":
             raise ValueError(
-                "optimizer.fused=true does not go with trainer.precision=16-mixed; take bf16-mixed, or leave "
-                "optimizer.fused out"
+                "optimizer.fused=true does not go with trainer.precision=16-mixed; take bf16-mixed, or "
+                "optimizer.fused=null"
             )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}

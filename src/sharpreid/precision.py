@@ -8,7 +8,13 @@ import torch
 
 @contextmanager
 def whole_float32(device: torch.device) -> Iterator[None]:
-    """Matrix products in float32 proper: neither in TF32 or bfloat16, nor in what autocast chooses."""
+    """Matrix products in float32 proper: neither in TF32 or bfloat16, nor in what autocast chooses.
+
+    TF32 and bfloat16 are settings of the whole process: meanwhile other threads go without them too.
+
+    Args:
+        device: for whose type autocast is off.
+    """
     backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
     before = [one.fp32_precision for one in backends]
     for one in backends:

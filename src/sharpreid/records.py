@@ -139,12 +139,10 @@ def finished_record(output_dir: Path, cfg: DictConfig) -> dict[str, Any] | None:
     try:
         job = json.loads((output_dir / "job.json").read_text(encoding="utf-8"))
         record = json.loads((output_dir / "scores.json").read_text(encoding="utf-8"))
-        same = of_the_result(OmegaConf.load(output_dir / "config.yaml")) == of_the_result(
-            OmegaConf.create(describe_config(cfg))
-        )
-        if job["status"] != "done" or not same or not isinstance(record, dict):
+        differs = changes(cfg, output_dir / "config.yaml")
+        if job["status"] != "done" or differs or not isinstance(record, dict):
             return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     write_json(output_dir / "job.json", {**job, "asked_for": time.time()})
     return record
@@ -159,6 +157,32 @@ def held_out_map(record: Mapping[str, Any]) -> float:
     nan
     """
     return float((record.get("held_out") or {}).get("mAP", math.nan))
+
+
+def changes(cfg: DictConfig, earlier: Path) -> dict[str, tuple[Any, Any]]:
+    """The keys of the result in which ``cfg`` differs from a run's config.yaml: value there, value here.
+
+    A key that one of them lacks counts as null: an early run has none for what came later.
+    """
+    before = flat(of_the_result(OmegaConf.load(earlier)))
+    now = flat(of_the_result(OmegaConf.create(describe_config(cfg))))
+    keys = sorted(before.keys() | now.keys())
+    return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested config as one level of dotted keys.
+
+    >>> flat({"a": {"b": 1, "c": []}, "d": None})
+    {'a.b': 1, 'a.c': [], 'd': None}
+    """
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
 
 
 def of_the_result(config: Any) -> dict[str, Any]:

@@ -2,15 +2,14 @@
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from sharpreid.checkpoints import digest_path, newest_whole, step_checkpoints, step_of, verify
 from sharpreid.processes import is_first
-from sharpreid.records import describe_config, is_claimed, of_the_result
+from sharpreid.records import changes, is_claimed
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +90,7 @@ def _refuse_changes(cfg: DictConfig, checkpoint: Path) -> None:
         raise FileNotFoundError(f"{earlier}: the config of the run that wrote {checkpoint} is missing")
     refused = {
         key: values
-        for key, values in _changes(cfg, earlier).items()
+        for key, values in changes(cfg, earlier).items()
         if key not in cfg.allow_changed or key.startswith(_FROM_CHECKPOINT)
     }
     if not refused:
@@ -104,14 +103,6 @@ def _refuse_changes(cfg: DictConfig, checkpoint: Path) -> None:
         brought = ", ".join(key for key in refused if key.startswith(_FROM_CHECKPOINT))
         advice += f". What the checkpoint brings cannot be changed: {brought}"
     raise ChangedConfigError(f"{checkpoint} is of a run with another config; this differs:{lines}\n{advice}")
-
-
-def _changes(cfg: DictConfig, earlier: Path) -> dict[str, tuple[Any, Any]]:
-    """The keys of the result in which ``cfg`` differs from a run's config.yaml: value there, value here."""
-    before = flat(of_the_result(OmegaConf.load(earlier)))
-    now = flat(of_the_result(OmegaConf.create(describe_config(cfg))))
-    keys = sorted(before.keys() | now.keys())
-    return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
 
 
 def _point_to_a_stopped_run(cfg: DictConfig, output_dir: Path) -> None:
@@ -128,32 +119,17 @@ def _point_to_a_stopped_run(cfg: DictConfig, output_dir: Path) -> None:
         try:
             if is_claimed(run):  # by another job of the sweep, say
                 continue
-            changes = _changes(cfg, run / "config.yaml")
-            if not any(key.startswith(_FROM_CHECKPOINT) for key in changes):
-                stopped.append((changes, run))
+            differing = changes(cfg, run / "config.yaml")
+            if not any(key.startswith(_FROM_CHECKPOINT) for key in differing):
+                stopped.append((differing, run))
         except Exception as error:  # another run's files are no reason for this one to end
             log.debug("%s: its config cannot be read (%s)", run, error)
     if stopped:
-        changes, run = min(stopped, key=lambda one: len(one[0]))
-        keys = ", ".join(f"{key} {before!r} -> {now!r}" for key, (before, now) in list(changes.items())[:5])
+        differing, run = min(stopped, key=lambda one: len(one[0]))
+        keys = ", ".join(f"{key} {before!r} -> {now!r}" for key, (before, now) in list(differing.items())[:5])
         log.warning(
             "no checkpoint of this config, so it starts anew. The unfinished run that is nearest to it, %s, "
             "differs in %d keys (%s); to go on there with these values give hydra.run.dir=%s "
             "'allow_changed=[%s]'",
-            *(run, len(changes), keys, run, ",".join(changes)),
+            *(run, len(differing), keys, run, ",".join(differing)),
         )
-
-
-def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested config as one level of dotted keys.
-
-    >>> flat({"a": {"b": 1, "c": []}, "d": None})
-    {'a.b': 1, 'a.c': [], 'd': None}
-    """
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found

@@ -27,9 +27,8 @@ from sharpreid.attention.mask import Implementation, Recipe, keep_logit, relaxed
 from sharpreid.attention.noise import draw, keys
 from sharpreid.losses.total_variation import Variation, gradient_of_variation, variation_of
 
-_AT_A_TIME = (
-    2**25
-)  # activations on a GPU: enough to keep it busy, while seven float32 tensors of them are held
+_AT_A_TIME = 2**25
+"""Activations on a GPU: enough to keep it busy, while up to 13 float32 tensors of them are held."""
 
 _kept = threading.local()  # of each thread that trains
 
@@ -55,8 +54,8 @@ def attend(
             CUDA. The noise is the same in all, up to what is lost in rounding.
 
     Returns:
-        F, with shape, type and memory format of T; and the total variation, if wanted. Both have gradients,
-        but ``recompute`` and ``triton`` no second ones.
+        F, with shape and type of T, channels last in memory where T has them so, else contiguous; and the
+        total variation, if wanted. Both have gradients, but ``recompute`` and ``triton`` no second ones.
 
     Raises:
         ImportError: ``triton`` where the package triton is not installed.

@@ -20,7 +20,7 @@ from sharpreid.precision import whole_float32
 _UNIT = 2.0**-24  # largest relative rounding error of float32
 _CHUNK_BYTES = 4 * 2**20  # distances that a thread holds at a time: what a cache holds
 _LEAST_ROWS = 64  # but so many: with fewer, a product takes longer for each
-_BYTES_OF_ALL = 256 * 2**20  # but no more, in all threads together
+_BYTES_OF_ALL = 512 * 2**20  # but no more than this, or a row, in all threads together
 _ROWS_IN_CACHE = 1024  # embeddings that are worked on at a time
 
 
@@ -64,8 +64,8 @@ class TwofoldDistances:
             chunk_size: rows at a time; None for as many as fit the cache.
         """
         threads, line = torch.get_num_threads(), 4 * len(self._gallery)
-        least = max(1, min(_LEAST_ROWS, _BYTES_OF_ALL // (threads * line)))
-        rows = chunk_size or max(least, _CHUNK_BYTES // line)
+        most = max(1, _BYTES_OF_ALL // (threads * line))
+        rows = chunk_size or min(most, max(_LEAST_ROWS, _CHUNK_BYTES // line))
 
         def work(number: int) -> None:
             torch.set_num_threads(1)  # in this thread: they share the chunks, not a product
