@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks import scoring
 from benchmarks.embeddings import make
 from benchmarks.growth import Curve
 from benchmarks.process import Cost, in_turns
@@ -92,6 +93,18 @@ def test_calls_run_in_turns_in_processes_of_their_own() -> None:
     if large.peak_bytes is not None:
         assert 190e6 < large.peak_bytes < 260e6
     assert failed == "nothing to be had"
+
+
+def test_our_ways_must_have_the_same_score_and_others_that_are_too_large_are_told() -> None:
+    mine = {
+        way: Cost(seconds, 0, 10**9, 0.5) for way, seconds in (("Numba", 1.0), ("numpy", 3.0), ("CUDA", 0.5))
+    }
+    rows = {row.name: row for row in scoring._rows("x", mine, {"torchreid": "wants more than 20 GiB"})}
+    assert rows["x, Numba against torchreid"].note == "wants more than 20 GiB"
+    assert rows["x, Numba against torchreid"].ratio is None
+    assert (rows["x, Numba against numpy"].ratio, rows["x, Numba against CUDA"].ratio) == (3, 0.5)
+    with pytest.raises(RuntimeError, match=r"do not give the same score.*'CUDA': 0\.6"):
+        scoring._rows("x", {**mine, "CUDA": Cost(0.5, 0, None, 0.6)}, {})
 
 
 def test_synthetic_embeddings_are_neither_perfect_nor_chance() -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks import training
+from benchmarks.process import Cost
 from benchmarks.training import WARM_UP, Finished, Watch, flops_of_an_image
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +30,7 @@ def measured(folder: Path, *command: str) -> list[dict[str, Any]]:
     assert content["machine"]["torch"]
     assert "commit" in content["machine"]
     rows: list[dict[str, Any]] = content["rows"]
-    assert all(row["ratio"] > 0 and row["name"] and row["note"] for row in rows)
+    assert all(row["name"] and (row["ratio"] or row["note"]) for row in rows)
     return rows
 
 
@@ -48,8 +50,24 @@ def test_training_is_measured_beside_a_bare_loop_and_what_is_missing_is_told(tmp
         "four blocks, with waiting for data",
         "ResNet-50",
         "ResNet-50, with waiting for data",
+        "four blocks against torchreid",
     ]
-    assert all(row["ratio"] >= 1 for row in rows[1::2])
+    assert all(row["theirs"] > 0 and row["ours"] > 0 for row in rows[:-1])
+    assert rows[-1]["theirs"] is None
+    assert rows[-1]["note"] == "no checkout of torchreid was named"
+
+
+def test_a_trainer_that_fails_leaves_the_others_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And of the repeats the median counts, not the first."""
+    costs = [Cost(0, 0, None, {"seconds": seconds, "waited": 0.5}) for seconds in (90.0, 20.0, 30.0)]
+    found = [[Cost(0, 0, None, rate) for rate in (1e12, 2e12)], costs, costs, "no room"]
+    monkeypatch.setattr(training, "all_in_turns", lambda calls, repeats: found)
+    loop, waiting, failed, without, theirs = training.measure({}, batch=8, images=64)
+    assert (loop.ours, loop.theirs) == (30e3 / 8, 30e3 / 8)
+    assert waiting.ratio == pytest.approx(30 / 29.5)
+    assert (failed.ours, failed.ratio, failed.note) == (None, None, "failed: no room")
+    assert (without.ours, without.holds) == (None, None)
+    assert theirs.theirs is None
 
 
 def test_a_watch_leaves_out_the_first_steps_and_counts_the_waiting_between_its_ends() -> None:

@@ -308,7 +308,11 @@ def test_an_unknown_implementation_is_refused() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("implementation", ["recompute", "triton"])
-def test_on_a_gpu_it_is_what_it_is_on_a_cpu(implementation: Any, channels_last: bool) -> None:
+def test_on_a_gpu_it_is_what_it_is_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, implementation: Any, channels_last: bool
+) -> None:
+    """Two images at a time of three."""
+    monkeypatch.setattr(fused, "_AT_A_TIME", 2 * 5 * 8 * 4)
     trunk, source = features(torch.float32, channels_last=channels_last)
     recipe = Recipe(torch.tensor(0.5), 1e-6, 3, 0, False)
     wanted = results(trunk, source, recipe, "mean", "eager")
