@@ -3,19 +3,18 @@
 ``python -m benchmarks.attention [--batch 8] [--repeats 5] [--output FILE]``; on a GPU ``--batch 256 --bf16``.
 """
 
-import argparse
 import gc
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks import command
 from benchmarks.networks import network
-from benchmarks.rows import Row, machine, show, write
+from benchmarks.rows import Row, machine
 from sharpreid.losses.total_variation import reduced
 from sharpreid.models.network import SharpAttentionNetwork
 
@@ -181,25 +180,27 @@ def measure(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--contiguous", action="store_true", help="instead of channels_last")
-    parser.add_argument("--bf16", action="store_true")
-    parser.add_argument("--output", type=Path, help="file for the rows")
+    parser = command.parser("attention", __doc__)
+    parser.add_argument(
+        "--batch", type=command.at_least(1), default=8, metavar="N", help="images; 8 by default"
+    )
+    parser.add_argument(
+        "--repeats", type=command.at_least(1), default=5, metavar="N", help="steps of each; 5 by default"
+    )
+    parser.add_argument("--contiguous", action="store_true", help="in memory, instead of channels_last")
+    parser.add_argument("--bf16", action="store_true", help="under autocast to bfloat16; float32 by default")
     given = parser.parse_args(arguments)
     about = machine()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    rows = measure(
-        batch=given.batch,
-        repeats=given.repeats,
-        channels_last=not given.contiguous,
-        bf16=given.bf16,
-        device=device,
-    )
-    show(rows, f"attention, batch {given.batch}, on {device}")
-    if given.output:
-        write(rows, about, given.output)
+    with command.one_line_at_the_end():
+        rows = measure(
+            batch=given.batch,
+            repeats=given.repeats,
+            channels_last=not given.contiguous,
+            bf16=given.bf16,
+            device=device,
+        )
+        command.report(rows, about, f"attention, batch {given.batch}, on {device}", given.output)
 
 
 if __name__ == "__main__":

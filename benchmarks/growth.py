@@ -197,8 +197,14 @@ def draw(curve: Curve, file: Path) -> None:
 
 def main() -> None:
     """Measure, print, draw."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=HERE, help="folder")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__)
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=HERE,
+        metavar="DIR",
+        help="folder; by default that of the record, growth/",
+    )
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.rank:

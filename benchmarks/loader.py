@@ -4,7 +4,6 @@ Times are CPU time (user and system, all threads of the process), so that a busy
 The paths take turns within each repeat; a figure is the median over the repeats.
 """
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -17,8 +16,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch.utils.data import DataLoader
 
+from benchmarks import command
 from benchmarks.market import write_small_market
-from benchmarks.rows import Row, machine, show, write
+from benchmarks.rows import Row, machine
 from sharpreid.config import build_data
 from sharpreid.data.datamodule import ReIDDataModule
 from sharpreid.data.pixel_cache import build_cache
@@ -128,19 +128,19 @@ def _rates(paths: dict[str, tuple[int, Callable[[int], object]]], repeats: int) 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print a table, and write it if asked to."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.loader", description=__doc__)
-    parser.add_argument("--images", type=int, default=2048, metavar="N", help="per path and repeat")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N")
-    parser.add_argument("--root", type=Path, metavar="DIR", help="a Market-1501 folder; noise by default")
-    parser.add_argument("--output", type=Path, metavar="FILE.json", help="where the rows go to, too")
+    parser = command.parser("loader", __doc__)
+    parser.add_argument(
+        "--images", type=command.at_least(BATCH), default=2048, metavar="N", help="per path and repeat; 2048"
+    )
+    parser.add_argument("--repeats", type=command.at_least(1), default=3, metavar="N", help="3 by default")
+    parser.add_argument(
+        "--root", type=command.folder, metavar="DIR", help="a Market-1501 folder; noise by default"
+    )
     given = parser.parse_args(arguments)
-    if given.images < BATCH or given.repeats < 1:
-        parser.error(f"--images must be at least {BATCH}, --repeats at least 1")
     about = machine()
-    rows = measure(images=given.images, repeats=given.repeats, root=given.root)
-    show(rows, "microseconds of one CPU core for a training image")
-    if given.output:
-        write(rows, about, given.output)
+    with command.one_line_at_the_end():
+        rows = measure(images=given.images, repeats=given.repeats, root=given.root)
+        command.report(rows, about, "microseconds of one CPU core for a training image", given.output)
 
 
 if __name__ == "__main__":

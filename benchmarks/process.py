@@ -68,6 +68,8 @@ def all_in_turns(calls: Sequence[tuple[str, dict[str, Any]]], repeats: int) -> l
     found: list[list[Cost | str]] = [[] for _ in calls]
     for _ in range(repeats):
         for results, (function, keywords) in zip(found, calls, strict=True):
+            what = (f"{name}={value}" for name, value in keywords.items() if not isinstance(value, list))
+            print(f"  {function.replace(':', ' ')} {' '.join(what)}", file=sys.stderr)
             if not results or isinstance(results[-1], Cost):
                 results.append(_in_a_process(function, keywords))
     return [_all_or_why_not(results) for results in found]

@@ -3,20 +3,20 @@
 ``python -m benchmarks.re_ranking [--torchreid DIR] [--fast-reid DIR]``: checkouts of the two.
 """
 
-import argparse
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 
+from benchmarks import command
 from benchmarks.embeddings import make
 from benchmarks.process import in_turns
-from benchmarks.rows import Row, beside, machine, show, write
+from benchmarks.rows import Row, beside, machine
 from sharpreid.evaluation import ranking
 from sharpreid.evaluation.re_ranking import k_reciprocal_distances
 
@@ -77,6 +77,11 @@ def by_faiss(queries: int, items: int, *, checkout: str) -> Callable[[], float]:
     return re_rank
 
 
+def _of_means(peer: str, ours: float, theirs: float) -> str:
+    other = " (it defines its distance otherwise)" if peer.endswith("faiss") else ""
+    return f"mean distance {ours:.6f}, {theirs:.6f}{other}"
+
+
 def measure(
     checkouts: dict[str, str], *, size: tuple[int, int] = (1_000, 5_000), repeats: int = 1
 ) -> list[Row]:
@@ -104,28 +109,31 @@ def measure(
     found = {
         peer: (None, f"failed: {their}")
         if isinstance(their, str)
-        else (their.cpu_seconds, f"mean distance {mine.value:.6f}, {their.value:.6f}")
+        else (their.cpu_seconds, _of_means(peer, mine.value, their.value))
         for peer, their in zip(peers, others, strict=True)
     }
     return beside(name, mine.cpu_seconds, "CPU s", found, dict.fromkeys(found, 3))
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", type=int, nargs=2, default=(1_000, 5_000), help="queries, gallery items")
-    for peer in PROGRAMS:
-        parser.add_argument(f"--{peer}", metavar="DIR", help=f"checkout of {peer}")
-    parser.add_argument("--output", type=Path, help="file for the rows")
-    arguments = vars(parser.parse_args())
-    about = machine()
-    rows = measure(
-        {peer: named for peer in PROGRAMS if (named := arguments[peer.replace("-", "_")])},
-        size=arguments["size"],
+    parser = command.parser("re_ranking", __doc__)
+    parser.add_argument(
+        "--size",
+        type=command.at_least(2),
+        nargs=2,
+        default=(1_000, 5_000),
+        metavar=("QUERIES", "ITEMS"),
+        help="1000 and 5000 by default",
     )
-    show(rows, "re-ranking")
-    if arguments["output"]:
-        write(rows, about, arguments["output"])
+    for peer, file in PROGRAMS.items():
+        checkout = command.checkout_with(file, "another version, or another project")
+        parser.add_argument(f"--{peer}", type=checkout, metavar="DIR", help=f"checkout of {peer}")
+    given = vars(parser.parse_args(arguments))
+    about = machine()
+    checkouts = {peer: named for peer in PROGRAMS if (named := given[peer.replace("-", "_")])}
+    with command.one_line_at_the_end():
+        command.report(measure(checkouts, size=given["size"]), about, "re-ranking", given["output"])
 
 
 if __name__ == "__main__":

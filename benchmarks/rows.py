@@ -5,6 +5,7 @@ import json
 import operator
 import os
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -136,13 +137,21 @@ def show(rows: Sequence[Row], title: str) -> None:
         verdict = {None: "", True: " kept", False: " MISSED"}[row.holds]
         table.add_row(
             row.name,
-            "-" if row.ours is None else f"{row.ours:.3g} {row.unit}",
-            "-" if row.theirs is None else f"{row.theirs:.3g} {row.unit}",
-            "-" if row.ratio is None else f"{row.ratio:.2f}",
+            _figure(row.ours, row.unit),
+            _figure(row.theirs, row.unit),
+            "-" if row.ratio is None else f"{row.ratio:.2f}{'+' if row.better == 'higher' else '-'}",
             "" if row.limit is None else f"{sign} {row.limit:.3g}{verdict}",
             "; ".join(filter(None, (row.other, row.note))),
         )
-    Console(width=150).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    console.print(table)
+    console.print("ratio: with + times better than the other, with - times as much as the other")
+
+
+def _figure(value: float | None, unit: str) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f} {unit}" if value >= 1000 else f"{value:.3g} {unit}"
 
 
 class Comparison(NamedTuple):
@@ -167,7 +176,8 @@ def compared_with(recorded: Path, rows: Sequence[Row], tolerance: float) -> Comp
     for row in rows:
         was = before.get(row.name)
         if was is None or row.ratio is None:
-            not_compared.append(row.name)
+            if was != row.ratio or row.other:
+                not_compared.append(row.name)
             continue
         is_worse = operator.lt if row.better == "higher" else operator.gt
         factor = 1 - tolerance if row.better == "higher" else 1 + tolerance

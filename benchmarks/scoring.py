@@ -4,7 +4,6 @@
 ``python setup.py build_ext --inplace`` was run in its ``rank_cylib`` folder. Without them only ours are run.
 """
 
-import argparse
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,9 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks import command
 from benchmarks.embeddings import Embeddings, make, of_size
 from benchmarks.process import Cost, in_turns
-from benchmarks.rows import Row, beside, machine, show, write
+from benchmarks.rows import Row, beside, machine
 from sharpreid.evaluation import ranking
 from sharpreid.evaluation.ranking import Protocol, evaluate_ranking
 
@@ -164,17 +164,30 @@ def _rows(name: str, mine: dict[str, Cost | str], others: dict[str, Cost | str])
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def checkout_of(peer: str) -> Callable[[str], str]:
+    """Type of the option ``--<peer>``: a checkout with its compiled ranker."""
+    return command.checkout_with(f"{RANKERS[peer]}/rank_cy.*.so", command.RANKER)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print and write."""
+    parser = command.parser("scoring", __doc__)
+    parser.add_argument(
+        "--size",
+        choices=dict.fromkeys(name for name, _, _ in SIZES),
+        action="append",
+        help="only this test set; may be given several times",
+    )
     for peer in RANKERS:
-        parser.add_argument(f"--{peer}", metavar="DIR", help=f"checkout of {peer}")
-    parser.add_argument("--output", type=Path, help="file for the rows")
-    arguments = vars(parser.parse_args())
+        parser.add_argument(f"--{peer}", type=checkout_of(peer), metavar="DIR", help=f"checkout of {peer}")
+    given = vars(parser.parse_args(arguments))
     about = machine()
-    rows = measure({peer: named for peer in RANKERS if (named := arguments[peer.replace("-", "_")])})
-    show(rows, "scoring")
-    if arguments["output"]:
-        write(rows, about, arguments["output"])
+    checkouts = {peer: named for peer in RANKERS if (named := given[peer.replace("-", "_")])}
+    with command.one_line_at_the_end():
+        rows = measure(
+            checkouts, sizes=[one for one in SIZES if not given["size"] or one[0] in given["size"]]
+        )
+        command.report(rows, about, "scoring", given["output"])
 
 
 if __name__ == "__main__":

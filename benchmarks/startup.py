@@ -1,11 +1,10 @@
-"""How long commands take until there is something to see: ``python -m benchmarks.startup --help``.
+"""How long commands take until there is something to see.
 
 Measured are ``python -m sharpreid.train --help`` and the way to a training's first batch on a data set of
 Market-1501's size, with its decoded images at hand. Beside them stands ``python -c "import torch"``, because
 machines and disks differ. The commands take turns within each repeat; a figure is their median.
 """
 
-import argparse
 import os
 import resource
 import subprocess
@@ -19,8 +18,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from benchmarks import command
 from benchmarks.market import write_market
-from benchmarks.rows import Row, machine, show, write
+from benchmarks.rows import Row, machine
 from sharpreid.preparation import prepare
 
 TORCH = 'python -c "import torch"'
@@ -107,18 +107,16 @@ def _run(command: Sequence[str]) -> tuple[float, float]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print a table, and write it if asked to."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.startup", description=__doc__)
-    parser.add_argument("--repeats", type=int, default=3, metavar="N")
-    parser.add_argument("--root", type=Path, metavar="DIR", help="a Market-1501 folder; noise by default")
-    parser.add_argument("--output", type=Path, metavar="FILE.json", help="where the rows go to, too")
+    parser = command.parser("startup", __doc__)
+    parser.add_argument("--repeats", type=command.at_least(1), default=3, metavar="N", help="3 by default")
+    parser.add_argument(
+        "--root", type=command.folder, metavar="DIR", help="a Market-1501 folder; noise by default"
+    )
     given = parser.parse_args(arguments)
-    if given.repeats < 1:
-        parser.error("--repeats must be at least 1")
     about = machine()
-    rows = measure(repeats=given.repeats, root=given.root)
-    show(rows, "from the command on")
-    if given.output:
-        write(rows, about, given.output)
+    with command.one_line_at_the_end():
+        rows = measure(repeats=given.repeats, root=given.root)
+        command.report(rows, about, "from the command on", given.output)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ The other trainer is torchreid's engine for the triplet loss, with our network, 
 processes for it. fast-reid's cannot be imported by Python 3.10 or later.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -26,10 +25,11 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import command
 from benchmarks.market import write_small_market
 from benchmarks.networks import network
 from benchmarks.process import all_in_turns
-from benchmarks.rows import Row, machine, show, write
+from benchmarks.rows import Row, machine
 from sharpreid.preparation import prepare
 
 SIZE = (256, 128)
@@ -329,7 +329,7 @@ def measure(
             for one in all_in_turns(calls, repeats)
         )
     if isinstance(products, str) or isinstance(loop, str):
-        raise RuntimeError(f"the bare loop failed: {products}; {loop}")
+        raise RuntimeError(f"the bare loop failed: {loop if isinstance(loop, str) else products}")
     named = f"training{' on cuda' if _device() == 'cuda' else ''}, batch {batch}, {_type(bf16)}"
     ideal = Ideal(_median(loop)["seconds"] / batch, max(products))
     figures = {
@@ -408,35 +408,50 @@ def _beside_torchreid(named: str, mine: Figures | str, theirs: Figures | str, ba
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__)
-    parser.add_argument("--batch", type=int, default=16, metavar="N", help="images, a multiple of 4")
-    parser.add_argument("--steps", type=int, default=8, metavar="N")
-    parser.add_argument("--repeats", type=int, default=1, metavar="N")
-    parser.add_argument("--images", type=int, default=512, metavar="N", help="of the training set of noise")
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes that load data")
-    parser.add_argument("--bf16", action="store_true")
-    parser.add_argument("--root", type=Path, metavar="DIR", help="a Market-1501 folder; noise by default")
-    parser.add_argument("--torchreid", metavar="DIR", help="checkout of torchreid")
-    parser.add_argument("--output", type=Path, metavar="FILE.json", help="where the rows go to, too")
-    given = parser.parse_args(arguments)
-    if given.batch < 8 or given.batch % 4 or given.images < given.batch:
-        parser.error("--batch must be a multiple of 4 and at least 8, --images at least as large")
-    if given.steps < 1 or given.repeats < 1 or given.workers < 0:
-        parser.error("--steps and --repeats must be at least 1, --workers at least 0")
-    about = machine()
-    rows = measure(
-        {"torchreid": given.torchreid} if given.torchreid else {},
-        batch=given.batch,
-        steps=given.steps,
-        bf16=given.bf16,
-        images=given.images,
-        workers=given.workers,
-        root=given.root,
-        repeats=given.repeats,
+    parser = command.parser("training", __doc__)
+    parser.add_argument(
+        "--batch",
+        type=command.at_least(8, multiple_of=4),
+        default=16,
+        metavar="N",
+        help="images: 4 of each identity; 16 by default",
     )
-    show(rows, f"training, batch {given.batch}, {SIZE[0]} x {SIZE[1]}, on {_device()}")
-    if given.output:
-        write(rows, about, given.output)
+    for name, least, default, what in (
+        ("steps", 1, 8, "timed, after three that are not"),
+        ("repeats", 1, 1, "of which the median counts"),
+        ("images", 8, 512, "of the training set of noise, at least a batch"),
+        ("workers", 0, 2, "processes that load data"),
+    ):
+        parser.add_argument(
+            f"--{name}",
+            type=command.at_least(least),
+            default=default,
+            metavar="N",
+            help=f"{what}; {default} by default",
+        )
+    parser.add_argument("--bf16", action="store_true", help="under autocast to bfloat16; float32 by default")
+    parser.add_argument(
+        "--root", type=command.folder, metavar="DIR", help="a Market-1501 folder; noise by default"
+    )
+    checkout = command.checkout_with("torchreid/__init__.py", "another version, or another project")
+    parser.add_argument("--torchreid", type=checkout, metavar="DIR", help="checkout of torchreid")
+    given = parser.parse_args(arguments)
+    if given.images < given.batch:
+        parser.error(f"--images must be at least --batch; got {given.images} and {given.batch}")
+    about = machine()
+    with command.one_line_at_the_end():
+        rows = measure(
+            {"torchreid": given.torchreid} if given.torchreid else {},
+            batch=given.batch,
+            steps=given.steps,
+            bf16=given.bf16,
+            images=given.images,
+            workers=given.workers,
+            root=given.root,
+            repeats=given.repeats,
+        )
+        title = f"training, batch {given.batch}, {SIZE[0]} x {SIZE[1]}, on {_device()}"
+        command.report(rows, about, title, given.output)
 
 
 if __name__ == "__main__":

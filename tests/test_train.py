@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -463,8 +462,25 @@ def test_a_fused_optimizer_trains_the_same_network_to_rounding(composed: Callabl
         torch.testing.assert_close(fused[name], value, rtol=1e-6, atol=1e-7)
 
 
-def test_a_fused_optimizer_is_refused_in_float16(composed: Callable[..., DictConfig]) -> None:
-    module: Any = build_module(composed("optimizer.fused=true"))
-    module.trainer = SimpleNamespace(precision="16-mixed")
-    with pytest.raises(ValueError, match=r"does not go with trainer.precision=16-mixed; take bf16-mixed"):
-        module.configure_optimizers()
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optimizer.fused=maybe"], "optimizer.fused must be true, false or null; got 'maybe'"),
+        (
+            ["optimizer.fused=true", "trainer.precision=16-mixed"],
+            "optimizer.fused=true does not go with trainer.precision=16-mixed; take bf16-mixed, or",
+        ),
+        (
+            ["model.sampler.implementation=triton", "trainer.accelerator=cpu"],
+            "model.sampler.implementation=triton needs a GPU, and the training would run on cpu; take",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_anything_is_scored(
+    tmp_path: Path, tiny_overrides: list[str], overrides: list[str], message: str
+) -> None:
+    done = run(tmp_path, *tiny_overrides, *overrides)
+    assert done.returncode == 1
+    assert message in done.stdout
+    assert not [*tmp_path.rglob("untrained.json")]

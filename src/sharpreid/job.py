@@ -160,6 +160,7 @@ def build(cfg: DictConfig) -> Parts:
     data = build_data(cfg)
     data.setup("fit")
     parts = Parts(data, build_module(cfg), build_trainer(cfg, training=True))
+    _refuse_what_does_not_go_together(cfg, parts.trainer)
     if parts.trainer.world_size > 1 and _goes_through_a_sweep():
         raise ValueError(
             f"a sweep goes through its jobs in one process, but trainer.devices={parts.trainer.num_devices} "
@@ -168,6 +169,24 @@ def build(cfg: DictConfig) -> Parts:
             "... hydra.mode=RUN"
         )
     return parts
+
+
+def _refuse_what_does_not_go_together(cfg: DictConfig, trainer: pl.Trainer) -> None:
+    fused = OmegaConf.select(cfg, "optimizer.fused")
+    if fused not in (True, False, None):
+        raise ValueError(f"optimizer.fused must be true, false or null; got {fused!r}")
+    if fused and str(cfg.trainer.precision) in ("16", "16-mixed"):
+        # its step takes the scale out of the gradients: their norm would be logged, and looked at, with it
+        raise ValueError(
+            f"optimizer.fused=true does not go with trainer.precision={cfg.trainer.precision}; take "
+            "bf16-mixed, or optimizer.fused=null"
+        )
+    device = trainer.strategy.root_device
+    if OmegaConf.select(cfg, "model.sampler.implementation") == "triton" and device.type != "cuda":
+        raise ValueError(
+            f"model.sampler.implementation=triton needs a GPU, and the training would run on {device}; take "
+            "recompute"
+        )
 
 
 def _goes_through_a_sweep() -> bool:

@@ -76,18 +76,8 @@ class ReIDModule(pl.LightningModule):
         """Scores of the last test, in [0, 1]."""
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """The optimizer, and the learning-rate schedule per epoch.
-
-        Raises:
-            ValueError: a fused optimizer in float16, which takes the scale out of the gradients only within
-                its step: their norm would be logged, and looked at, with it.
-        """
+        """The optimizer, and the learning-rate schedule per epoch."""
         optimizer = self.optimizer_builder(self.network.parameters())
-        if optimizer.defaults.get("fused") and self.trainer.precision == "16-mixed":
-            raise ValueError(
-                "optimizer.fused=true does not go with trainer.precision=16-mixed; take bf16-mixed, or "
-                "optimizer.fused=null"
-            )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
 
