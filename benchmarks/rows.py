@@ -160,7 +160,7 @@ class Comparison(NamedTuple):
     worse: list[str]
     """Those whose ratio is worse by more than the tolerance, with both ratios."""
     not_compared: list[str]
-    """Names of those without a ratio, or only here or only there."""
+    """Names of those that are, or have a ratio, only here or only there."""
 
 
 def compared_with(recorded: Path, rows: Sequence[Row], tolerance: float) -> Comparison:
@@ -176,7 +176,7 @@ def compared_with(recorded: Path, rows: Sequence[Row], tolerance: float) -> Comp
     for row in rows:
         was = before.get(row.name)
         if was is None or row.ratio is None:
-            if was != row.ratio or row.other:
+            if row.name not in before or was != row.ratio:
                 not_compared.append(row.name)
             continue
         is_worse = operator.lt if row.better == "higher" else operator.gt
