@@ -5,8 +5,6 @@ are; with ``--check`` the command ends with 1 if one is worse by more than the t
 missed is printed, but does not end it with 1: some ratios lie so near theirs that they are on either side.
 """
 
-import argparse
-import math
 import os
 import sys
 import time
@@ -17,17 +15,6 @@ from benchmarks import attention, command, loader, re_ranking, scoring, startup,
 from benchmarks.rows import Row, compared_with, machine
 
 RECORD = Path(__file__).with_name("recorded.json")
-
-
-def share(text: str) -> float:
-    """Type of an option: from 0 to 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 0 and less than 1; got {text}")
-    return value
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -45,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--check", action="store_true", help="end with 1 if a ratio is worse than on record")
     parser.add_argument(
-        "--tolerance", type=share, default=0.25, metavar="SHARE", help="of a ratio; 0.25 by default"
+        "--tolerance", type=command.share, default=0.25, metavar="SHARE", help="of a ratio; 0.25 by default"
     )
     given = vars(parser.parse_args(arguments))
     if not given["record"].is_file():

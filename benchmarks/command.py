@@ -1,17 +1,17 @@
 """What the commands of this folder have in common: options that are checked first, and ends in one line."""
 
 import argparse
-import signal
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rows import Row, show, write
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-RANKER = "run `python setup.py build_ext --inplace` in its rank_cylib folder, with Cython installed"
-"""How a checkout comes to have its compiled ranker."""
+from benchmarks.rows import Row, show, write
+from sharpreid.signals import stopping_on_sigterm
 
 
 def parser(name: str, about: str | None) -> argparse.ArgumentParser:
@@ -68,6 +68,17 @@ def at_least(least: int, *, multiple_of: int = 1) -> Callable[[str], int]:
     return number
 
 
+def share(text: str) -> float:
+    """Type of an option: at least 0 and less than 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 0 and less than 1; got {text}")
+    return value
+
+
 def folder(text: str) -> Path:
     """Type of an option: a folder that is there."""
     if not Path(text).is_dir():
@@ -104,9 +115,11 @@ def one_line_at_the_end() -> Iterator[None]:
 
     Temporary folders are cleared, and processes that were started are ended.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        yield
+        with stopping_on_sigterm():
+            yield
+    except SIGTERMException:
+        sys.exit(_said("terminated", 143))
     except KeyboardInterrupt:
         sys.exit(_said("interrupted", 130))
     except (OSError, ValueError, RuntimeError) as error:

@@ -76,14 +76,10 @@ def theirs(size: str, dim: int, *, checkout: str, peer: str) -> Callable[[], flo
 
 
 def _ranker(folder: Path) -> ModuleType:
-    built = sorted(folder.glob("rank_cy.*.so"))
-    if not built:
-        raise SystemExit(
-            f"{folder}: no compiled ranker; run `python setup.py build_ext --inplace` there, with Cython"
-        )
-    spec = importlib.util.spec_from_file_location("rank_cy", built[0])
+    built = next(folder.glob("rank_cy.*.so"))  # `checkout_of` has seen it
+    spec = importlib.util.spec_from_file_location("rank_cy", built)
     if spec is None or spec.loader is None:
-        raise SystemExit(f"{built[0]}: not a module of this Python")
+        raise SystemExit(f"{built}: not a module of this Python")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -166,7 +162,8 @@ def _rows(name: str, mine: dict[str, Cost | str], others: dict[str, Cost | str])
 
 def checkout_of(peer: str) -> Callable[[str], str]:
     """Type of the option ``--<peer>``: a checkout with its compiled ranker."""
-    return command.checkout_with(f"{RANKERS[peer]}/rank_cy.*.so", command.RANKER)
+    advice = "run `python setup.py build_ext --inplace` in its rank_cylib folder, with Cython installed"
+    return command.checkout_with(f"{RANKERS[peer]}/rank_cy.*.so", advice)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

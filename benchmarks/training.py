@@ -9,6 +9,7 @@ The other trainer is torchreid's engine for the triplet loss, with our network, 
 processes for it. fast-reid's cannot be imported by Python 3.10 or later.
 """
 
+import importlib
 import json
 import subprocess
 import sys
@@ -55,7 +56,7 @@ ON_A_GPU: dict[str, list[str]] = {
 """Name -> overrides of ``sharpreid.train``."""
 
 
-class Finished(Exception):  # noqa: N818 - no error
+class FinishedError(Exception):
     """All steps have been timed."""
 
 
@@ -78,7 +79,7 @@ class Watch:
             waited: seconds for which data was waited for so far.
 
         Raises:
-            Finished: the last one has ended.
+            FinishedError: the last one has ended.
         """
         self._seen += 1
         if self._seen not in (WARM_UP + 1, WARM_UP + 1 + self.steps):
@@ -90,7 +91,7 @@ class Watch:
             self._start, self._waited_before = now, waited
             return
         self._seconds, self._waited = now - self._start, waited - self._waited_before
-        raise Finished
+        raise FinishedError
 
     def figures(self) -> Figures:
         """Of one step."""
@@ -115,7 +116,7 @@ class EndAfter(pl.Callback):
         loader: Any = trainer.train_dataloader
         try:
             self.watch.tick(loader.waited)
-        except Finished:
+        except FinishedError:
             self.file.write_text(json.dumps(self.watch.figures()), encoding="utf-8")
             raise
 
@@ -168,7 +169,7 @@ def bare(*, batch: int, steps: int, bf16: bool) -> Callable[[], Figures]:
                     loss = built(images).float().square().mean()
                 loss.backward()
                 optimizer.step()
-        except Finished:
+        except FinishedError:
             return watch.figures()
 
     return train
@@ -198,7 +199,7 @@ def torchreids(
 ) -> Callable[[], Figures]:
     """torchreid's engine for the triplet loss, with our four-block network."""
     sys.path.insert(0, checkout)
-    import torchreid  # type: ignore[import-not-found]
+    torchreid: Any = importlib.import_module("torchreid")
 
     folder = tempfile.TemporaryDirectory()
     place = Path(folder.name, "market1501")
@@ -229,7 +230,7 @@ def torchreids(
     def train() -> Figures:
         try:
             engine.run(save_dir=f"{folder.name}/log", max_epoch=100_000)
-        except Finished:
+        except FinishedError:
             engine.writer.close()
             folder.cleanup()
         return watch.figures()
@@ -362,34 +363,27 @@ def _type(bf16: bool) -> str:
 
 
 def _rows(named: str, name: str, figures: Figures | str, ideal: Ideal, batch: int) -> list[Row]:
-    """Throughput beside the bare loop, and waiting for data."""
-    each = waited = None
-    note, share = f"failed: {figures}", ""
-    if not isinstance(figures, str):
-        each, waited = figures["seconds"] / batch, figures["waited"] / batch
-        rate = flops_of_an_image(*(["model.blocks=[]"] if name == "ResNet-50" else [])) / each
-        note = f"{1 / each:.0f} images/s, {rate / 1e12:.3g} TFLOP/s, which is "
-        note += f"{rate / ideal.products:.0%} of a matrix product's"
-        share = f"{waited / each:.2%} of the time"
+    """Throughput beside the bare loop, and waiting for data; one row that tells why where it failed."""
+    title, unit, loop = f"{named}, {name}", "ms/image", "torchvision's ResNet-50 in a bare loop"
+    theirs = ideal.seconds * 1e3
+    if isinstance(figures, str):
+        why = f"failed: {figures}"
+        return [Row(name=title, ours=None, unit=unit, other=loop, theirs=theirs, better="lower", note=why)]
+    each, waited = figures["seconds"] / batch, figures["waited"] / batch
+    rate = flops_of_an_image(*(["model.blocks=[]"] if name == "ResNet-50" else [])) / each
+    note = f"{1 / each:.0f} images/s, {rate / 1e12:.3g} TFLOP/s, which is "
+    note += f"{rate / ideal.products:.0%} of a matrix product's"
     return [
+        Row(name=title, ours=each * 1e3, unit=unit, other=loop, theirs=theirs, better="lower", note=note),
         Row(
-            name=f"{named}, {name}",
-            ours=each and each * 1e3,
-            unit="ms/image",
-            other="torchvision's ResNet-50 in a bare loop",
-            theirs=ideal.seconds * 1e3,
-            better="lower",
-            note=note,
-        ),
-        Row(
-            name=f"{named}, {name}, with waiting for data",
-            ours=each and each * 1e3,
-            unit="ms/image",
+            name=f"{title}, with waiting for data",
+            ours=each * 1e3,
+            unit=unit,
             other="without",
-            theirs=None if each is None or waited is None else (each - waited) * 1e3,
+            theirs=(each - waited) * 1e3,
             better="lower",
             limit=1.02,
-            note=share,
+            note=f"{waited / each:.2%} of the time",
         ),
     ]
 

@@ -60,11 +60,9 @@ def test_what_ends_a_measurement_is_said_in_one_line(
     capsys: pytest.CaptureFixture[str], error: BaseException, status: int, said: str
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit) as stop, command.one_line_at_the_end():
-            raise error
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with pytest.raises(SystemExit) as stop, command.one_line_at_the_end():
+        raise error
+    assert signal.getsignal(signal.SIGTERM) == before
     assert stop.value.code == status
     assert capsys.readouterr().err == f"{said}\n"
 

@@ -172,6 +172,7 @@ def build(cfg: DictConfig) -> Parts:
 
 
 def _refuse_what_does_not_go_together(cfg: DictConfig, trainer: pl.Trainer) -> None:
+    """Raise ValueError where it would come out only when the untrained network has been scored, or never."""
     fused = OmegaConf.select(cfg, "optimizer.fused")
     if fused not in (True, False, None):
         raise ValueError(f"optimizer.fused must be true, false or null; got {fused!r}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -15,13 +16,14 @@ def whole_float32(device: torch.device) -> Iterator[None]:
     Args:
         device: for whose type autocast is off.
     """
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
-    before = [one.fp32_precision for one in backends]
-    for one in backends:
+    backends: Any = torch.backends  # whose types do not know these settings yet
+    products = backends.cuda.matmul, backends.mkldnn.matmul
+    before = [one.fp32_precision for one in products]
+    for one in products:
         one.fp32_precision = "ieee"
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        for one, precision in zip(backends, before, strict=True):
+        for one, precision in zip(products, before, strict=True):
             one.fp32_precision = precision

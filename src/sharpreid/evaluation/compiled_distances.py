@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from sharpreid.evaluation.compiled_kernels import Bounds, Exact, Lines
+from sharpreid.evaluation.ranking import ROWS_IN_CACHE
 from sharpreid.precision import whole_float32
 
 _UNIT = 2.0**-24  # largest relative rounding error of float32
 _CHUNK_BYTES = 4 * 2**20  # distances that a thread holds at a time: what a cache holds
 _LEAST_ROWS = 64  # but so many: with fewer, a product takes longer for each
 _BYTES_OF_ALL = 512 * 2**20  # but no more than this, or a row, in all threads together
-_ROWS_IN_CACHE = 1024  # embeddings that are worked on at a time
 
 
 class TwofoldDistances:
@@ -102,13 +102,13 @@ def _power_of_two(x: Tensor) -> float:
 
 def _norms(x: Tensor, centre: Tensor) -> Tensor:
     """Of each row less the centre, float64."""
-    return torch.cat([(part - centre).square_().sum(1).sqrt_() for part in torch.split(x, _ROWS_IN_CACHE)])
+    return torch.cat([(part - centre).square_().sum(1).sqrt_() for part in torch.split(x, ROWS_IN_CACHE)])
 
 
 def _centred(x: Tensor, centre: Tensor, unit: float) -> Tensor:
     """Less the centre, which makes the products small, and in units of which no square is too large or too
     small for float32; float32."""
     x_32 = torch.empty(x.shape, dtype=torch.float32)
-    for part, result in zip(*(torch.split(whole, _ROWS_IN_CACHE) for whole in (x, x_32)), strict=True):
+    for part, result in zip(*(torch.split(whole, ROWS_IN_CACHE) for whole in (x, x_32)), strict=True):
         result.copy_((part - centre).div_(unit))
     return x_32

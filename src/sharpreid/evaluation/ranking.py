@@ -41,7 +41,7 @@ Any increasing function of the distance that a ranking goes by; free to be chang
 """
 
 CHUNK_BYTES = 32 * 2**20  # distances held at a time; larger chunks are no faster on a CPU
-_ROWS_IN_CACHE = 1024  # embeddings that are worked on at a time
+ROWS_IN_CACHE = 1024  # embeddings that are worked on at a time
 
 COMPILED_FROM = 20_000_000
 """Pairs of a query and a gallery item from which on Numba ranks on a CPU, if it is installed."""
@@ -266,7 +266,7 @@ def round_for_exact_products(x_nd: Tensor) -> Tensor:
     """
     bits = (53 - (x_nd.shape[1] - 1).bit_length()) // 2
     rounded = torch.empty(x_nd.shape, dtype=torch.float64, device=x_nd.device)
-    for given, result in zip(*(torch.split(x, _ROWS_IN_CACHE) for x in (x_nd, rounded)), strict=True):
+    for given, result in zip(*(torch.split(x, ROWS_IN_CACHE) for x in (x_nd, rounded)), strict=True):
         x = given.double()
         largest = x.abs().amax(dim=1, keepdim=True)
         mantissa, _ = torch.frexp(largest)
