@@ -11,7 +11,9 @@ from hydra.errors import ConfigCompositionException
 from lightning_fabric.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig, OmegaConf
 
-from sharpreid.config import ConfigError, build_data, build_module, build_trainer
+from sharpreid.callbacks.mask_gallery import MaskGallery
+from sharpreid.config import build_data, build_module, build_trainer
+from sharpreid.config_check import ConfigError, check_config
 from sharpreid.evaluation.ranking import Protocol
 from sharpreid.hydra_files import CONF_DIR
 from sharpreid.processes import rank_zero_only
@@ -63,6 +65,12 @@ def test_an_experiment_has_no_key_that_its_groups_lack(path: Path) -> None:
     assert not added
 
 
+def check(*overrides: str) -> None:
+    """`check_config` on what a job with ``overrides`` would get, without what only Hydra can tell it."""
+    cfg = composed("output_dir=out", "logger=csv", "~callbacks.progress", *overrides)
+    check_config(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]))
+
+
 def swept(path: Path) -> dict[str, str]:
     """What an experiment sweeps: key or group -> values, as one text."""
     params = composed(f"+experiment={path.stem}").hydra.sweeper.params
@@ -94,7 +102,7 @@ def test_every_job_that_an_experiment_sweeps_can_be_composed(path: Path) -> None
     ]
     for values in choices:
         for value in values:
-            composed(f"+experiment={path.stem}", *fixed, value)
+            check(f"+experiment={path.stem}", *fixed, value)
 
 
 def test_a_misspelt_key_that_an_experiment_sweeps_would_be_seen() -> None:
@@ -395,8 +403,14 @@ def test_a_data_set_is_scored_by_its_own_rules(data: str) -> None:
     [
         ("model.blocks=1", r"model: blocks must be a list such as \[1,2\], got 1"),
         ("model.trunk.depths=[1]", r"model\.trunk: depths must be 4 numbers"),
-        ("objective.mu=abc", "objective: a value is of the wrong type: .*given margin=0.5, mu=abc"),
-        ("optimizer.lr=abc", "optimizer: .*lr=abc"),
+        ("objective.mu=abc", r"objective\.mu must be a number, got 'abc'"),
+        ("optimizer.lr=abc", r"optimizer\.lr must be a number, got 'abc'"),
+        ("optimizer.fused=maybe", r"optimizer\.fused must be true or false or null, got 'maybe'"),
+        ("model.sampler.draws=1.5", r"model\.sampler\.draws must be a whole number, got 1\.5"),
+        ("model.head.hidden_features=true", r"hidden_features must be a whole number, got true"),
+        ("protocol.name=null", r"protocol\.name must be text, got null"),
+        ("+objective.margn=1", r"objective\.margn: no such key; did you mean margin\? Known are margin, mu,"),
+        ("+model.trunk.depth=[1]", r"model\.trunk\.depth: no such key; did you mean depths\?"),
         ("schedule.temperature.floor=0", r"schedule\.temperature: .*floor=0"),
         ("schedule.learning_rate_factor.end=1", r"schedule\.learning_rate_factor: .*end=1"),
         ("protocol.exclusion=x", "protocol: exclusion must be one of"),
@@ -417,8 +431,38 @@ def test_a_number_of_epochs_that_cannot_be_is_refused_before_anything_runs(epoch
 
 
 def test_a_size_that_is_no_number_is_named_with_its_key() -> None:
-    with pytest.raises(ConfigError, match=r"data\.train_transform: .*height=abc"):
+    with pytest.raises(
+        ConfigError, match=r"train_transform\.height \(\$\{image\.height\}\) must be a whole number"
+    ):
         build_data(composed("image.height=abc"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+seeds=1", r"^seeds: no such key; did you mean seed\? Known are "),
+        ("+modle.blocks=[1]", r"^modle: no such key; did you mean model\?"),
+        ("score_untrained=no", r"^score_untrained must be true or false, got 'no'"),
+        ("channels_last=1", r"^channels_last must be true or false, got 1"),
+        ("+trainer.max_epoch=3", r"^trainer\.max_epoch: no such key; did you mean max_epochs\?"),
+        ("callbacks.masks.images=many", r"^callbacks\.masks\.images must be a whole number"),
+        ("+callbacks.masks.foo=1", r"^callbacks\.masks\.foo: no such key"),
+        ("data.source.allow_subset=1", r"^data\.source\.allow_subset must be true or false, got 1"),
+        ("+data.batch_size=3", r"^data\.batch_size: no such key; did you mean eval_batch_size\?"),
+    ],
+)
+def test_what_nothing_would_read_is_refused_before_a_data_set_is(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check("data=market1501", override)
+
+
+def test_a_further_key_that_another_refers_to_is_no_mistake() -> None:
+    check("+wide=2", "objective.margin=${wide}")
+
+
+def test_what_is_set_to_null_is_left_out() -> None:
+    cfg = composed("output_dir=out", "logger=csv", "~callbacks.progress", "callbacks.masks=null")
+    assert not any(isinstance(part, MaskGallery) for part in build_trainer(cfg, training=True).callbacks)
 
 
 def test_the_csv_logger_needs_no_wandb() -> None:

@@ -466,7 +466,7 @@ def test_a_fused_optimizer_trains_the_same_network_to_rounding(composed: Callabl
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["optimizer.fused=maybe"], "optimizer.fused must be true, false or null; got 'maybe'"),
+        (["optimizer.fused=maybe"], "optimizer.fused must be true or false or null, got 'maybe'"),
         (
             ["optimizer.fused=true", "trainer.precision=16-mixed"],
             "optimizer.fused=true does not go with trainer.precision=16-mixed; take bf16-mixed, or",

@@ -17,13 +17,10 @@ from pytorch_lightning.strategies import DDPStrategy
 
 from sharpreid.callbacks.progress import ProgressWithTimeLeft
 from sharpreid.checkpoints import SafeCheckpointIO
+from sharpreid.config_check import ConfigError, check_node
 from sharpreid.data.datamodule import ReIDDataModule
 from sharpreid.models.batch_norm import set_statistics
 from sharpreid.module import ReIDModule
-
-
-class ConfigError(ValueError):
-    """A value of the config does not fit; the message names its key."""
 
 
 def build_data(cfg: DictConfig) -> ReIDDataModule:
@@ -38,6 +35,7 @@ def _built(cfg: DictConfig, key: str, *trial: Any) -> Any:
     Raises:
         ConfigError: it cannot be built; names the key.
     """
+    check_node(cfg, key)
     node = OmegaConf.select(cfg, key)  # re_ranking is not in the configs of early runs
     try:
         part = hydra.utils.instantiate(node)
@@ -88,10 +86,12 @@ def build_trainer(cfg: DictConfig, *, training: bool) -> pl.Trainer:
     """The Trainer of a composed config; for evaluation alone without its loggers and callbacks."""
     if training:
         callbacks, loggers = (
-            [*map(hydra.utils.instantiate, nodes.values())] for nodes in (cfg.callbacks, cfg.logger)
+            [part for name in cfg.get(group) or () if (part := _built(cfg, f"{group}.{name}")) is not None]
+            for group in ("callbacks", "logger")
         )
     else:
         callbacks, loggers = [ProgressWithTimeLeft(training=False)], []
+    check_node(cfg, "trainer")
     settings = cfg.trainer.copy()
     OmegaConf.set_struct(settings, False)
     minutes = settings.pop("timeout_minutes", 10)  # not in the configs of early runs

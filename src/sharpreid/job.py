@@ -20,6 +20,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from sharpreid.checkpoints import step_of
 from sharpreid.config import build_data, build_module, build_trainer
+from sharpreid.config_check import check_config
 from sharpreid.csv_logger import forget_from
 from sharpreid.data.datamodule import ReIDDataModule
 from sharpreid.evaluation.ranking import RankingScores
@@ -157,6 +158,7 @@ def build(cfg: DictConfig) -> Parts:
     if not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
         raise ValueError(f"seed must be a whole number from 0 to 2^32 - 1, got {cfg.seed!r}")
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    check_config(cfg)
     data = build_data(cfg)
     data.setup("fit")
     parts = Parts(data, build_module(cfg), build_trainer(cfg, training=True))
@@ -173,10 +175,7 @@ def build(cfg: DictConfig) -> Parts:
 
 def _refuse_what_does_not_go_together(cfg: DictConfig, trainer: pl.Trainer) -> None:
     """Raise ValueError where it would come out only when the untrained network has been scored, or never."""
-    fused = OmegaConf.select(cfg, "optimizer.fused")
-    if fused not in (True, False, None):
-        raise ValueError(f"optimizer.fused must be true, false or null; got {fused!r}")
-    if fused and str(cfg.trainer.precision) in ("16", "16-mixed"):
+    if OmegaConf.select(cfg, "optimizer.fused") and str(cfg.trainer.precision) in ("16", "16-mixed"):
         # its step takes the scale out of the gradients: their norm would be logged, and looked at, with it
         raise ValueError(
             f"optimizer.fused=true does not go with trainer.precision={cfg.trainer.precision}; take "

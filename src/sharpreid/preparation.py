@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from sharpreid.config_check import check_node
 from sharpreid.data.pixel_cache import Built, CachedFile, build_cache, cache_folder
 from sharpreid.data.progress_bar import progress_bar
 from sharpreid.data.reid_data import IMAGE_SUFFIXES, DataError, ReIDData, Sample, some
@@ -82,6 +83,7 @@ def prepare(overrides: Sequence[str]) -> dict[str, Any]:
     if cfg.data.cache is None:
         raise ValueError("data.cache is null; name a folder for the decoded pixels: data.cache=/path")
     (cache_folder(cfg.data.cache, cfg.data.source.name) / "report.json").unlink(missing_ok=True)
+    check_node(cfg, "data")
     data: ReIDData = hydra.utils.instantiate(cfg.data.source)()
     folder = cache_folder(cfg.data.cache, data.name)
     further = tuple(sample for group in data.multi_query or () for sample in group)

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
-from sharpreid.config import ConfigError
+from sharpreid.config_check import ConfigError
 from sharpreid.files import replacing
 from sharpreid.hydra_files import CONF_DIR
 from sharpreid.records import write_text
