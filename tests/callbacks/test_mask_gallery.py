@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from pytorch_lightning.loggers import CSVLogger
 
 from sharpreid.callbacks.mask_gallery import MaskGallery
 from sharpreid.config import build_data, build_module
+from sharpreid.data import market1501
 
 
 class ImageLogger(CSVLogger):
@@ -63,15 +65,25 @@ def test_masks_are_drawn_every_so_many_epochs_and_at_the_end_and_change_nothing(
 
 
 @pytest.mark.parametrize("upload", [False, True])
+@pytest.mark.parametrize("synthetic", [False, True])
 def test_photos_of_real_people_are_uploaded_only_if_asked_for(
-    composed: Callable[..., DictConfig], quiet: dict[str, Any], tmp_path: Path, upload: bool
+    composed: Callable[..., DictConfig],
+    quiet: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    upload: bool,
+    synthetic: bool,
 ) -> None:
+    load = market1501.load_market1501
+    monkeypatch.setattr(
+        market1501, "load_market1501", lambda **place: replace(load(**place), synthetic=synthetic)
+    )
     trainer, _ = fit(composed("model.blocks=[1]"), quiet, tmp_path, images=1, upload_photos=upload)
     assert isinstance(trainer.logger, ImageLogger)
     with Image.open(tmp_path / "attention" / "epoch0003.png") as kept:
-        assert (kept.tobytes() == trainer.logger.sent.tobytes()) == upload
+        assert (kept.tobytes() == trainer.logger.sent.tobytes()) == (upload or synthetic)
     (colours,) = [trainer.logger.sent.crop((10, 10, 60, 150)).getcolors(10_000)]  # of the photo
-    assert (len(colours) == 1) == (not upload)
+    assert (len(colours) == 1) == (not upload and not synthetic)
 
 
 def test_a_picture_that_cannot_be_drawn_does_not_stop_the_training(
