@@ -430,6 +430,12 @@ def test_a_number_of_epochs_that_cannot_be_is_refused_before_anything_runs(epoch
         build_trainer(cfg, training=True)
 
 
+def test_what_lightning_refuses_is_named_with_its_key() -> None:
+    cfg = composed("output_dir=out", "logger=csv", "~callbacks.progress", "trainer.precision=8")
+    with pytest.raises(ConfigError, match=r"^trainer: Precision 8 is invalid"):
+        build_trainer(cfg, training=True)
+
+
 def test_a_size_that_is_no_number_is_named_with_its_key() -> None:
     with pytest.raises(
         ConfigError, match=r"train_transform\.height \(\$\{image\.height\}\) must be a whole number"

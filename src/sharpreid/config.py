@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -37,11 +39,19 @@ def _built(cfg: DictConfig, key: str, *trial: Any) -> Any:
     """
     check_node(cfg, key)
     node = OmegaConf.select(cfg, key)  # re_ranking is not in the configs of early runs
-    try:
+    with _naming(cfg, key):
         part = hydra.utils.instantiate(node)
         if trial and part is not None:
             part(*trial)
-    except Exception as error:  # a constructor may raise anything
+    return part
+
+
+@contextmanager
+def _naming(cfg: DictConfig, key: str) -> Iterator[None]:
+    """Turn what a constructor raises, which may be anything, into a ConfigError with the config's key."""
+    try:
+        yield
+    except Exception as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
         inner = re.search(r"^full_key: (\S+)$", str(error), re.MULTILINE)
         place = inner[1] if inner and inner[1].startswith(key) else key
@@ -50,7 +60,6 @@ def _built(cfg: DictConfig, key: str, *trial: Any) -> Any:
         raise ConfigError(
             f"{place}: {wrong}{cause}" + (f" (it was given {values})" if values else "")
         ) from error
-    return part
 
 
 def _plain_values(cfg: DictConfig, key: str) -> list[tuple[str, Any]]:
@@ -95,14 +104,15 @@ def build_trainer(cfg: DictConfig, *, training: bool) -> pl.Trainer:
     settings = cfg.trainer.copy()
     OmegaConf.set_struct(settings, False)
     minutes = settings.pop("timeout_minutes", 10)  # not in the configs of early runs
-    trainer: pl.Trainer = hydra.utils.instantiate(
-        settings,
-        callbacks=callbacks,
-        logger=loggers,
-        plugins=[SafeCheckpointIO(), *_slurm()],
-        enable_checkpointing=training,
-        limit_val_batches=1.0 if cfg.data.validation_identities else 0,
-    )
+    with _naming(cfg, "trainer"):
+        trainer: pl.Trainer = hydra.utils.instantiate(
+            settings,
+            callbacks=callbacks,
+            logger=loggers,
+            plugins=[SafeCheckpointIO(), *_slurm()],
+            enable_checkpointing=training,
+            limit_val_batches=1.0 if cfg.data.validation_identities else 0,
+        )
     epochs = cfg.trainer.get("max_epochs")
     if training and (not isinstance(epochs, int) or epochs < 1):
         raise ValueError(f"trainer.max_epochs must be a whole number, at least 1; got {epochs!r}")

@@ -140,5 +140,5 @@ def _no_such_key(place: str, known: Sequence[str]) -> str:
     'objective.margn: no such key; did you mean margin? Known are margin, mu, reduction'
     """
     close = difflib.get_close_matches(place.rpartition(".")[2], known, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return f"{place}: no such key; {hint}Known are {', '.join(known)}"
+    hint = f"did you mean {close[0]}? Known" if close else "known"
+    return f"{place}: no such key; {hint} are {', '.join(known)}"
