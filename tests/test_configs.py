@@ -1,4 +1,5 @@
 import re
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sharpreid.callbacks.mask_gallery import MaskGallery
 from sharpreid.config import build_data, build_module, build_trainer
-from sharpreid.config_check import ConfigError, check_config
+from sharpreid.config_check import ConfigError, check_config, check_node
 from sharpreid.evaluation.ranking import Protocol
 from sharpreid.hydra_files import CONF_DIR
 from sharpreid.processes import rank_zero_only
@@ -447,13 +448,29 @@ def test_a_size_that_is_no_number_is_named_with_its_key() -> None:
     ("override", "message"),
     [
         ("+seeds=1", r"^seeds: no such key; did you mean seed\? Known are "),
+        ("+see=1", r"^see: no such key; did you mean seed\?"),
         ("+modle.blocks=[1]", r"^modle: no such key; did you mean model\?"),
+        ("+recipe.epochs=1", r"^recipe: no such key"),
+        ("+image.heigth=3", r"^image\.heigth: no such key; did you mean height\? Known are height, width"),
+        ("+schedule.temprature.floor=1", r"^schedule\.temprature: no such key; did you mean temperature\?"),
         ("score_untrained=no", r"^score_untrained must be true or false, got 'no'"),
         ("channels_last=1", r"^channels_last must be true or false, got 1"),
+        ("name=2024", r"""^name must be text, got 2024; as text it is '"2024"'"""),
+        ("allow_changed=seed", r"^allow_changed must be a list such as \[seed\], got 'seed'"),
         ("+trainer.max_epoch=3", r"^trainer\.max_epoch: no such key; did you mean max_epochs\?"),
+        (
+            "+trainer.timeout_minute=3",
+            r"^trainer\.timeout_minute: .* did you mean timeout_minutes\?",
+        ),
+        ("+trainer.callbacks=[]", r"^trainer\.callbacks: no such key"),
         ("callbacks.masks.images=many", r"^callbacks\.masks\.images must be a whole number"),
         ("+callbacks.masks.foo=1", r"^callbacks\.masks\.foo: no such key"),
+        ("+callbacks.mine.rate=1", r"^callbacks\.mine needs a _target_"),
         ("data.source.allow_subset=1", r"^data\.source\.allow_subset must be true or false, got 1"),
+        (
+            "data.cache=5",
+            r"^data\.cache must be a path or null, got 5; as text it is",
+        ),
         ("+data.batch_size=3", r"^data\.batch_size: no such key; did you mean eval_batch_size\?"),
     ],
 )
@@ -462,8 +479,69 @@ def test_what_nothing_would_read_is_refused_before_a_data_set_is(override: str, 
         check("data=market1501", override)
 
 
-def test_a_further_key_that_another_refers_to_is_no_mistake() -> None:
-    check("+wide=2", "objective.margin=${wide}")
+@pytest.mark.parametrize("reference", ["${wide}", "${..wide}", "${oc.select:wide}"])
+def test_a_further_key_that_another_refers_to_is_no_mistake(reference: str) -> None:
+    check("+wide=2", f"objective.margin='{reference}'")
+
+
+class Custom:
+    """What a user may name as ``_target_``."""
+
+    def __init__(
+        self,
+        *,
+        stages: list[int] | None = None,
+        rate: float = None,  # type: ignore[assignment]  # noqa: RUF013 - as third parties write
+        wait: timedelta | None = None,
+        place: Path | None = None,
+        other: Any = None,
+    ) -> None:
+        pass
+
+
+def unhelpful(size: "learning rate") -> None:  # type: ignore[syntax] # noqa: F722
+    pass
+
+
+def open_to_all(**options: Any) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        {"_target_": f"{__name__}.Custom", "stages": [1, 2], "rate": None, "wait": 3, "other": 5},
+        {"_target_": f"{__name__}.Custom", "place": Path("x")},
+        {"_target_": f"{__name__}.Custom", "place": "x", "rate": 1, "_partial_": True},
+        {"_target_": f"{__name__}.unhelpful", "size": "large"},
+        {"_target_": f"{__name__}.open_to_all", "anything": 1},
+        {"_target_": "builtins.dict", "anything": 1},
+        {"_target_": "nowhere.at.all", "anything": 1},
+        {"_target_": None},
+        {1: {"a.b": {"c": 1}}},
+        {"_target_": "torch.optim.Adam", "lr": 1, "betas": [0.9, 0.99], "foreach": None},
+    ],
+)
+def test_what_cannot_be_told_to_be_wrong_is_let_through(node: dict[Any, Any]) -> None:
+    check_node(OmegaConf.create({"part": node}), "part")
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        ({"place": 3}, r"^part\.place must be a path or null, got 3"),
+        ({"rate": "fast"}, r"^part\.rate must be a number, got 'fast'"),
+        ({"rates": 1}, r"^part\.rates: no such key; did you mean rate\?"),
+    ],
+)
+def test_a_class_of_ones_own_is_checked_too(node: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_node(OmegaConf.create({"part": {"_target_": f"{__name__}.Custom", **node}}), "part")
+
+
+def test_what_cannot_be_imported_is_named_with_its_key() -> None:
+    with pytest.raises(ConfigError, match=r"^optimizer: Error loading 'torch\.optim\.Adamm'"):
+        build_module(composed("optimizer._target_=torch.optim.Adamm"))
 
 
 def test_what_is_set_to_null_is_left_out() -> None:

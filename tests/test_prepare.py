@@ -189,6 +189,14 @@ def test_a_report_of_an_earlier_call_does_not_outlive_a_failure(
     assert not report.exists()
 
 
+def test_a_report_of_an_earlier_call_outlives_a_wrong_one(
+    place: list[str], capsys: Capture, tmp_path: Path
+) -> None:
+    run([*place, SUBSET], capsys)
+    assert run([*place, SUBSET, "+data.foo=1"], capsys)[0] == 2
+    assert (tmp_path / "cache" / "market1501" / "report.json").exists()
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
@@ -198,6 +206,9 @@ def test_a_report_of_an_earlier_call_does_not_outlive_a_failure(
         (["seed=1"], "data=NAME is missing"),
         (["data=market1501", "data.source=null"], "must not be null"),
         (["data=market1501", "data=null"], "NoneType"),
+        (["data=market1501", "+data.source.foo=1"], "data.source.foo: no such key"),
+        (["data=market1501", "data.cache=5"], "data.cache must be a path or null, got 5"),
+        (["data=market1501", "data.source._target_=nowhere.load"], "nowhere.load"),
     ],
 )
 def test_a_wrong_call_says_how_to_call(wrong: list[str], said: str, capsys: Capture) -> None:

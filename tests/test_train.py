@@ -219,7 +219,7 @@ def test_a_run_that_cannot_start_leaves_the_earlier_one_in_its_place(
     place = f"hydra.run.dir={tmp_path / 'run'}"
     assert run(tmp_path, *tiny_overrides, "score_untrained=false", place).returncode == 0
     before = (tmp_path / "run" / "scores.json").read_bytes()
-    for wrong in ("model.blocks=[5]", f"data.source.root={tmp_path / 'nowhere'}", "trainer.max_epochs=0"):
+    for wrong in ("model.blocks=[5]", "data.source.root=nowhere", "trainer.max_epochs=0", "skip_finished=no"):
         assert run(tmp_path, *tiny_overrides, place, wrong).returncode == 1
     assert (tmp_path / "run" / "scores.json").read_bytes() == before
     assert not (tmp_path / "run" / "previous").exists()

@@ -103,12 +103,13 @@ def run_job(cfg: DictConfig, output_dir: Path) -> float:
         "wandb_id": secrets.token_hex(4),
         **describe_code(),
     }
-    finished = finished_record(output_dir, cfg) if cfg.skip_finished or cfg.resume == "auto" else None
-    if finished is not None:
-        commit = finished.get("commit")
-        log.info("%s: finished before, from the same config (commit %s); not run again", output_dir, commit)
-        return held_out_map(finished)
     try:
+        check_config(cfg)
+        finished = finished_record(output_dir, cfg) if cfg.skip_finished or cfg.resume == "auto" else None
+        if finished is not None:
+            by = finished.get("commit")
+            log.info("%s: finished before, from the same config (commit %s); not run again", output_dir, by)
+            return held_out_map(finished)
         checkpoint = find_checkpoint(cfg, output_dir)
         parts = build(cfg)
         with naming_lost_processes(cfg.trainer.get("timeout_minutes", 10)):
@@ -158,7 +159,6 @@ def build(cfg: DictConfig) -> Parts:
     if not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
         raise ValueError(f"seed must be a whole number from 0 to 2^32 - 1, got {cfg.seed!r}")
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    check_config(cfg)
     data = build_data(cfg)
     data.setup("fit")
     parts = Parts(data, build_module(cfg), build_trainer(cfg, training=True))

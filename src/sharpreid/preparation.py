@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from sharpreid.config_check import check_node
+from sharpreid.config_check import ConfigError, check_node
 from sharpreid.data.pixel_cache import Built, CachedFile, build_cache, cache_folder
 from sharpreid.data.progress_bar import progress_bar
 from sharpreid.data.reid_data import IMAGE_SUFFIXES, DataError, ReIDData, Sample, some
@@ -40,7 +40,7 @@ def run(arguments: Sequence[str]) -> NoReturn:
     try:
         with stopping_on_sigterm():
             report = prepare(overrides)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ConfigError) as error:
         print(f"error: {error}\n\n{USAGE}", file=sys.stderr)
         _fail(error, WRONG_CALL, as_json)
     except (KeyboardInterrupt, SIGTERMException) as stop:
@@ -67,7 +67,7 @@ def prepare(overrides: Sequence[str]) -> dict[str, Any]:
         all files; ready for JSON.
 
     Raises:
-        HydraException, OmegaConfBaseException: an override is wrong, or none names the data set.
+        HydraException, OmegaConfBaseException, ConfigError: an override is wrong, or none names the data set.
         DataError, OSError: see the data set's loader; the cache's folder cannot be written.
     """
     if not any(override.startswith("data=") for override in overrides):
@@ -82,8 +82,8 @@ def prepare(overrides: Sequence[str]) -> dict[str, Any]:
         raise HydraException("data and data.source must not be null: they say what to read")
     if cfg.data.cache is None:
         raise ValueError("data.cache is null; name a folder for the decoded pixels: data.cache=/path")
-    (cache_folder(cfg.data.cache, cfg.data.source.name) / "report.json").unlink(missing_ok=True)
     check_node(cfg, "data")
+    (cache_folder(cfg.data.cache, cfg.data.source.name) / "report.json").unlink(missing_ok=True)
     data: ReIDData = hydra.utils.instantiate(cfg.data.source)()
     folder = cache_folder(cfg.data.cache, data.name)
     further = tuple(sample for group in data.multi_query or () for sample in group)

@@ -11,7 +11,6 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
-from sharpreid.config_check import ConfigError
 from sharpreid.files import replacing
 from sharpreid.hydra_files import CONF_DIR
 from sharpreid.records import write_text
@@ -55,7 +54,7 @@ _SHARPNESS = {
     **{f"train/entropy_block{block}": f"entropy (bit), block {block}" for block in (1, 4)},
 }
 _SCHEDULES = {"Eq. 9, the paper's": "paper", "cosine, as long": "cosine_tau", "constant": "constant_tau"}
-_UNREADABLE = (OSError, ValueError, RuntimeError, OmegaConfBaseException, ConfigError)
+_UNREADABLE = (OSError, ValueError, RuntimeError, OmegaConfBaseException)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
