@@ -48,7 +48,7 @@ def compare(
 def equal() -> None:
     """Every option, both memory formats, several tiles of places and channels, none of which divides the
     sizes; dead and constant channels."""
-    assert fused_triton.TILE < 33 * 41  # else the largest of these fits one tile
+    assert fused_triton.tile(variation=False, last=True) < 33 * 41  # else the largest of these fits one tile
     for shape in ((2, 5, 7, 3), (1, 40, 12, 6), (1, 3, 33, 41)):
         every_option(shape)
     broken = torch.rand(1, 2, 4, 4)
@@ -111,10 +111,11 @@ def resources(kernel: Any, *, variation: bool, hard: bool, last: bool) -> tuple[
     pointers = ("trunk", "source", "output", "grad_output", "grad_trunk", "grad_source")
     types = dict.fromkeys(pointers, "*bf16") | {"eps": "fp32"}
     types |= dict.fromkeys(("total", "square", "tau_of", "grad_total"), "*fp32")
-    c = 32 if last else fused_triton.TILE // 512
+    tile = fused_triton.tile(variation, last)
+    c = 32 if last else tile // 512
     options = {"NOISE": True, "HARD": hard, "VARIATION": variation, "SHARED": True}
     fixed = {name: value for name, value in options.items() if name in kernel.arg_names}
-    fixed |= {"S": fused_triton.TILE // c, "C": c, "stride_c" if last else "stride_s": 1}
+    fixed |= {"S": tile // c, "C": c, "stride_c" if last else "stride_s": 1}
     signature = {name: "constexpr" if name in fixed else types.get(name, "i32") for name in kernel.arg_names}
     places = {(kernel.arg_names.index(name),): value for name, value in fixed.items()}
     source = ASTSource(fn=kernel, signature=signature, constexprs=places)

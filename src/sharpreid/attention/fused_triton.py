@@ -18,8 +18,6 @@ from torch.autograd.function import once_differentiable
 from sharpreid.attention.fused import memory_format_of
 from sharpreid.attention.noise import BITS, FIRST, SECOND, keys
 
-TILE = 1024
-"""Activations that a program holds at a time: so few that two programs or more have room on a processor."""
 WARPS = 8
 _FIRST = tl.constexpr(FIRST)
 _SECOND = tl.constexpr(SECOND)
@@ -403,16 +401,26 @@ def _backward(
         tl.store(grad_trunk + place, to_trunk.to(grad_trunk.dtype.element_ty), mask=within)
 
 
+def tile(variation: bool, last: bool) -> int:
+    """Activations that a program holds at a time: so few that two programs or more have room on a processor.
+
+    Args:
+        variation: the total variation is asked for, too.
+        last: channels are last in memory.
+    """
+    return 512 if variation and not last else 1024
+
+
 class _Launch:
     """Shapes and strides of a launch."""
 
-    def __init__(self, x: Tensor) -> None:
+    def __init__(self, x: Tensor, variation: bool) -> None:
         batch, channels, height, width = x.shape
         size = height * width
         last = memory_format_of(x) == torch.channels_last
-        plane = triton.next_power_of_2(size)
-        self.tile_c = min(triton.next_power_of_2(channels), 32 if last else max(1, TILE // plane))
-        self.tile_s = min(plane, TILE // self.tile_c)
+        plane, held = triton.next_power_of_2(size), tile(variation, last)
+        self.tile_c = min(triton.next_power_of_2(channels), 32 if last else max(1, held // plane))
+        self.tile_s = min(plane, held // self.tile_c)
         self.grid = (batch, triton.cdiv(channels, self.tile_c))
         strides = (channels * size, channels, 1) if last else (channels * size, 1, size)
         self.shape = (channels, size, width, *strides)
@@ -437,7 +445,7 @@ class Attend(torch.autograd.Function):
         form = memory_format_of(trunk)
         trunk = trunk.contiguous(memory_format=form)
         source = trunk if shared else source.contiguous(memory_format=form)
-        launch = _Launch(trunk)
+        launch = _Launch(trunk, variation)
         output = torch.empty_like(trunk)
         sums = torch.zeros(2, *launch.grid, dtype=torch.float32, device=trunk.device)
         tau = tau.to(trunk.device, torch.float32)
