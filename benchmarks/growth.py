@@ -158,9 +158,8 @@ def measure() -> list[Curve]:
         if failed:
             raise RuntimeError(f"{name}: {failed[0]}")
         good = [one for one in costs if isinstance(one, Cost)]
-        pairs = [
-            (one.seconds, one.peak_bytes or 0) if function == "score" else one.value for one in good
-        ]  # a step's are measured inside, after the first
+        # a step's are measured inside, after the first
+        pairs = [(one.seconds, one.peak_bytes or 0) if function == "score" else one.value for one in good]
         curves.append(
             Curve(
                 name=name,

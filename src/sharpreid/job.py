@@ -250,9 +250,8 @@ def train(
     succeeded = False
     try:
         known = output_dir / "untrained.json"
-        goes_on = _goes_on(
-            output_dir, checkpoint
-        )  # else the first process may be moving an earlier run's file
+        # if not, the first process may be moving an earlier run's file just now
+        goes_on = _goes_on(output_dir, checkpoint)
         untrained = _score_untrained(parts, known, goes_on=goes_on) if cfg.score_untrained else None
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
         final = Path("checkpoints", "final.ckpt")

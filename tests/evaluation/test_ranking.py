@@ -337,13 +337,14 @@ def test_agrees_with_the_slow_reference(problem, exclusion, denominator, chunk_s
     assert list(scores.cmc) == sorted(scores.cmc)
 
 
+# The draw of identity 1 decides rank 1 or 2.
 NEAR_OR_FAR = [
     (1, 1, 2),
     (3, 1, 2),
     (2, 2, 2),
     (9, 3, 2),
     (0, 4, 1),
-]  # the draw of identity 1 decides rank 1 or 2
+]
 
 
 def test_single_shot_reports_mean_and_deviation_over_the_draws():

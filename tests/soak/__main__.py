@@ -119,9 +119,8 @@ class Training:
         record = json.loads((self.folder / "scores.json").read_text(encoding="utf-8"))
         scores = {key: record[key] for key in ("scores", "untrained", "epochs", "iterations")}
         with (self.folder / "csv" / "metrics.csv").open(newline="", encoding="utf-8") as file:
-            read = [
-                row for row in csv.DictReader(file) if not row.get("train/data_wait")
-            ]  # which is of a clock
+            timed = "train/data_wait"  # these rows are of a clock
+            read = [row for row in csv.DictReader(file) if not row.get(timed)]
         rows = Counter(tuple(sorted((k, v) for k, v in row.items() if v)) for row in read)
         return checkpoint, scores, rows
 

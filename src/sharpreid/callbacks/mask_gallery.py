@@ -68,10 +68,8 @@ class MaskGallery(pl.Callback):
             return
         if self._views is None:
             count = min(self.images, data.test.num_query)
-            centre = [
-                data.test[index].views[-2:][0] for index in range(count)
-            ]  # the last is its mirror image
-            self._views = torch.stack(centre)
+            views = [data.test[index].views for index in range(count)]
+            self._views = torch.stack([each[-2:][0] for each in views])  # not the last: it is mirrored
         attention = attend(network, self._views.to(next(network.parameters())))
         sheet = draw_masks(self._views, attention, channels=self.channels)
         with replacing(self.folder / f"epoch{epoch:04d}.png") as temporary:
