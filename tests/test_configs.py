@@ -491,7 +491,7 @@ class Custom:
         self,
         *,
         stages: list[int] | None = None,
-        rate: float = None,  # type: ignore[assignment]  # noqa: RUF013 - as third parties write
+        rate: float | None = None,
         wait: timedelta | None = None,
         place: Path | None = None,
         other: Any = None,
@@ -499,8 +499,14 @@ class Custom:
         pass
 
 
-def unhelpful(size: "learning rate") -> None:  # type: ignore[syntax] # noqa: F722
+Custom.__init__.__annotations__["rate"] = float  # beside a default of None, as other packages write
+
+
+def unhelpful(size: Any) -> None:
     pass
+
+
+unhelpful.__annotations__["size"] = "learning rate"  # text that is no type, as is allowed
 
 
 def open_to_all(**options: Any) -> None:

@@ -30,7 +30,9 @@ def measured(folder: Path, *command: str) -> list[dict[str, Any]]:
     assert content["machine"]["torch"]
     assert "commit" in content["machine"]
     rows: list[dict[str, Any]] = content["rows"]
-    assert all(row["name"] and row["ours"] > 0 and row["note"] for row in rows if row["theirs"] is not None)
+    compared = [row for row in rows if row["theirs"] is not None]
+    assert compared
+    assert all(row["name"] and row["ours"] > 0 and row["note"] for row in compared)
     return rows
 
 

@@ -107,8 +107,11 @@ def run_job(cfg: DictConfig, output_dir: Path) -> float:
         check_config(cfg)
         finished = finished_record(output_dir, cfg) if cfg.skip_finished or cfg.resume == "auto" else None
         if finished is not None:
-            by = finished.get("commit")
-            log.info("%s: finished before, from the same config (commit %s); not run again", output_dir, by)
+            log.info(
+                "%s: finished before, from the same config (commit %s); not run again",
+                output_dir,
+                finished.get("commit"),
+            )
             return held_out_map(finished)
         checkpoint = find_checkpoint(cfg, output_dir)
         parts = build(cfg)
