@@ -33,6 +33,7 @@ from sharpreid.records import (
     describe_code,
     describe_config,
     describe_environment,
+    describe_queries,
     describe_rules,
     describe_scores,
     finished_record,
@@ -281,6 +282,7 @@ def train(
         "parameters": sum(parameter.numel() for parameter in module.network.parameters()),
         "checkpoint": str(final),
     }
+    write_text(output_dir / "queries.csv", describe_queries(data.data.query, scores))
     write_json(output_dir / "scores.json", record)
     print_run_table(record)
     return record

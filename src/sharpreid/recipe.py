@@ -48,6 +48,7 @@ _TITLES = {
     "data.identities_per_batch": "P",
     "data.images_per_identity": "K",
     "data.validation_identities": "held-out identities",
+    "data.training_identities": "training identities",
     "data.train_transform.area": "crop area",
     "data.train_transform.ratio": "crop ratio",
     "data.train_transform.flip_probability": "flip probability",

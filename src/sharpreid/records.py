@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import sharpreid
 from sharpreid.checkpoints import digest_path, step_checkpoints, step_of
-from sharpreid.data.reid_data import ReIDData
+from sharpreid.data.reid_data import ReIDData, Sample
 from sharpreid.evaluation.ranking import Protocol, RankingScores
 from sharpreid.files import replacing
 from sharpreid.processes import is_first, rank_zero_only
@@ -210,6 +210,20 @@ def describe_scores(
         **describe_rules(cfg, protocol, data, scores.re_ranking),
         "seed": cfg.seed,
     }
+
+
+def describe_queries(samples: Sequence[Sample], scores: RankingScores) -> str:
+    """What each query contributed to the scores, as CSV: image, identity, camera, ap and rank1 in [0, 1].
+
+    Args:
+        samples: the queries, in the order in which they were scored.
+        scores: of their ranking; ap and rank1 are empty for a query without a match.
+    """
+    lines = ["image,identity,camera,ap,rank1"]
+    for sample, ap, rank1 in zip(samples, scores.query_ap, scores.query_rank1, strict=True):
+        values = "," if math.isnan(ap) else f"{ap:.6f},{rank1:g}"
+        lines.append(f"{sample.path.name},{sample.pid},{sample.camid},{values}")
+    return "\n".join(lines) + "\n"
 
 
 def describe_rules(cfg: DictConfig, protocol: Protocol, data: ReIDData, re_ranking: str) -> dict[str, Any]:

@@ -58,8 +58,8 @@ class SharpAttentionBlock(nn.Module):
         """
         sampler = self.sampler
         if isinstance(sampler, MaskSampler) and sampler.training and sampler.implementation != "eager":
-            source = trunk if self.context is None else self.context(trunk)
             recipe = sampler.recipe()
+            source = self._source(trunk)
             if self.mask_listener is not None:
                 with torch.no_grad():
                     self.mask_listener(sampler.drawn(source, recipe))
@@ -69,8 +69,14 @@ class SharpAttentionBlock(nn.Module):
             self.mask_listener(mask.detach())
         return output, variation_of(attended) if variation else None
 
+    def _source(self, trunk: Tensor) -> Tensor:
+        """What the mask is made of."""
+        cut = isinstance(self.sampler, MaskSampler) and self.sampler.gradient == "none"
+        source = trunk.detach() if cut else trunk
+        return source if self.context is None else self.context(source)
+
     def forward(self, trunk: Tensor) -> Attended:
         """Attend ``trunk`` (T of Eq. 1), float, (B, C, H, W)."""
-        mask: Tensor = self.sampler(trunk if self.context is None else self.context(trunk))
+        mask: Tensor = self.sampler(self._source(trunk))
         attended = mask * trunk
         return Attended((trunk + attended).to(trunk.dtype), attended, mask)

@@ -13,6 +13,7 @@ of Eq. 3, and a uniform draw u,
 one logarithm instead of four.
 """
 
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -23,7 +24,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sharpreid.attention.mask import Implementation, Recipe, keep_logit, relaxed_mask, straight_through
+from sharpreid.attention.expectation import interpolated_slope
+from sharpreid.attention.mask import CLIP, Implementation, Recipe, mask_by
 from sharpreid.attention.noise import draw, keys
 from sharpreid.losses.total_variation import Variation, gradient_of_variation, variation_of
 
@@ -46,7 +48,7 @@ def attend(
     Args:
         trunk: T, float, (B, C, H, W).
         source: S, what the mask is made of: T itself, or what a context-aware unit makes of it; float, the
-            same shape.
+            same shape. A detached T is recognised: its mask costs no gradient and no memory.
         recipe: of the mask.
         variation: whether the total variation of A = M(S) * T (Eq. 6) is wanted.
         implementation: ``eager``, written out in tensor operations, the reference; ``recompute``, which keeps
@@ -66,7 +68,7 @@ def attend(
         from sharpreid.attention.fused_triton import Attend
 
         arguments = recipe.tau, recipe.eps, recipe.seed, recipe.first, recipe.hard, variation
-        output, total, mean_square = Attend.apply(trunk, source, source is trunk, *arguments)  # type: ignore[no-untyped-call]
+        output, total, mean_square = Attend.apply(trunk, source, _is_same(trunk, source), *arguments)  # type: ignore[no-untyped-call]
         return output, Variation(total, mean_square, trunk.shape[1:].numel()) if variation else None
     if implementation in ("eager", "compile"):
         written_out = _compiled() if implementation == "compile" else _written_out
@@ -74,8 +76,13 @@ def attend(
             noise = recipe.noise(source.shape, _arithmetic(source), source.device)
             output, of_attended = written_out(trunk, source, noise, recipe, variation)
         return output, of_attended
-    output, total, mean_square = _Attend.apply(trunk, source, source is trunk, recipe, variation)  # type: ignore[no-untyped-call]
+    output, total, mean_square = _Attend.apply(trunk, source, _is_same(trunk, source), recipe, variation)  # type: ignore[no-untyped-call]
     return output, Variation(total, mean_square, trunk.shape[1:].numel()) if variation else None
+
+
+def _is_same(trunk: Tensor, source: Tensor) -> bool:
+    """Whether the mask is made of the trunk itself, which may be detached."""
+    return source.data_ptr() == trunk.data_ptr() and source.stride() == trunk.stride()
 
 
 def memory_format_of(x: Tensor) -> torch.memory_format:
@@ -96,10 +103,7 @@ def _check_triton(trunk: Tensor) -> None:
 def _written_out(
     trunk: Tensor, source: Tensor, noise: Tensor | float, recipe: Recipe, variation: bool
 ) -> tuple[Tensor, Variation | None]:
-    mask = relaxed_mask(keep_logit(source, recipe.eps), noise, recipe.tau)
-    if recipe.hard:
-        mask = straight_through(mask)
-    attended = mask * trunk
+    attended = mask_by(source, recipe, noise) * trunk
     output = (trunk + attended).to(trunk.dtype)
     return output, variation_of(attended) if variation else None
 
@@ -139,7 +143,8 @@ class _Attend(torch.autograd.Function):
         tau, trunk, *other = ctx.saved_tensors
         recipe: Recipe = ctx.recipe._replace(tau=tau)  # autograd has seen to it that it is the forward pass's
         source = other[0] if other else trunk
-        grad_trunk, grad_source = torch.empty_like(trunk), torch.empty_like(source) if other else None
+        grad_trunk = torch.empty_like(trunk)
+        grad_source = torch.empty_like(source) if other and ctx.needs_input_grad[1] else None
 
         def work(piece: _Piece) -> None:
             upstream, to_attended = piece.of(grad_output).to(piece.trunk.dtype), None
@@ -149,8 +154,10 @@ class _Attend(torch.autograd.Function):
                 to_attended = piece.flat(gradient).add_(upstream)
             to_attended = upstream if to_attended is None else to_attended
             to_trunk = torch.addcmul(upstream, to_attended, used, out=piece.buffers[1])
-            slope = torch.neg(piece.mask, out=piece.buffers[2]).add_(1).mul_(piece.mask).mul_(piece.trunk)
-            slope.mul_(to_attended).div_(tau)
+            if not ctx.needs_input_grad[1]:
+                piece.of(grad_trunk).copy_(to_trunk)
+                return
+            slope = piece.slope_by_logit().mul_(piece.trunk).mul_(to_attended)
             to_source = piece.gradient_by_logit(slope)
             if grad_source is None:
                 to_trunk += to_source
@@ -202,6 +209,23 @@ class _Piece(NamedTuple):
         """The mask, rounded where it is to be (Eq. 4)."""
         return torch.gt(self.mask, 0.5, out=self.buffers[3]) if self.recipe.hard else self.mask
 
+    def slope_by_logit(self) -> Tensor:
+        """dM/dlogit as ``recipe.gradient`` has it, in the third buffer; the last three are overwritten."""
+        gradient, tau = self.recipe.gradient, self.recipe.tau
+        _, _, slope, spare, above, below = self.buffers
+        if gradient in ("whole", "range_detached"):
+            return torch.neg(self.mask, out=slope).add_(1).mul_(self.mask).div_(tau)
+        nearest, farthest = self.limits
+        torch.sub(self.source, self.low, out=above).clamp_(nearest, farthest)
+        torch.sub(self.high, self.source, out=below).clamp_(nearest, farthest)
+        if gradient == "straight_through_pi":
+            return torch.mul(above, below, out=slope).div_(torch.add(above, below, out=spare).square_())
+        logit = torch.div(above, below, out=spare).log_()
+        if gradient == "expected":
+            return slope.copy_(interpolated_slope(logit, float(tau)))
+        torch.neg(self.mask, out=slope).add_(1).mul_(self.mask).div_(tau)
+        return slope.mul_(logit.abs_() < -math.log(CLIP / (1 - CLIP)))
+
     def gradient_by_logit(self, slope: Tensor) -> Tensor:
         """Gradient by the source of Eq. 3-5, from that by the logit, which is overwritten.
 
@@ -216,6 +240,8 @@ class _Piece(NamedTuple):
         torch.sub(self.high, self.source, out=by_high).clamp_(nearest, farthest)
         torch.div(slope, by_high, out=by_high)
         gradient = torch.add(by_low, by_high, out=slope)
+        if self.recipe.gradient == "range_detached":
+            return gradient
         varies = 1 - self.constant
         for extreme, share in ((self.low, by_low), (self.high, by_high)):
             at_extreme = torch.eq(self.source, extreme, out=flags)
@@ -250,8 +276,11 @@ def _for_each_piece(trunk: Tensor, source: Tensor, recipe: Recipe, work: Callabl
                 first = (recipe.first + start) * trunk.shape[1:].numel()
                 draw(drawn.view(-1), first, key, *(_words(buffer) for buffer in others))
                 u = drawn if last else u.copy_(drawn.mT)
-                above.mul_(u)
-                below.mul_(u.neg_().add_(1))
+                if recipe.noise_scale == 1:
+                    above.mul_(u)
+                    below.mul_(u.neg_().add_(1))
+                else:
+                    above.mul_(u.logit_().mul_(recipe.noise_scale).exp_())
             mask = above.div_(below).log_().div_(recipe.tau).sigmoid_()
             height = trunk.shape[2]
             work(_Piece(rows, last, height, t, x, low, high, limits, constant, recipe, mask, buffers))

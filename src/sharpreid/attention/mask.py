@@ -4,16 +4,22 @@ All arithmetic is float32 (float64 input stays float64), also under autocast: in
 ``1 - 1e-6`` is 1, and the logit of Eq. 5 loses half a unit.
 """
 
+import math
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
+from sharpreid.attention.expectation import interpolated_mean
 from sharpreid.attention.noise import uniform_noise
 
-TestMask = Literal["noise_free", "expected", "hard", "sample"]
+TestMask = Literal["noise_free", "expected", "mean", "hard", "sample"]
 TrainMask = Literal["sample", "straight_through", "noise_free"]
 Implementation = Literal["eager", "recompute", "compile", "triton"]
+Gradient = Literal["whole", "range_detached", "none", "straight_through_pi", "clipped", "expected"]
+
+CLIP = 0.01
+"""``clipped`` passes no gradient where pi is nearer than this to 0 or 1."""
 
 
 class Recipe(NamedTuple):
@@ -29,12 +35,17 @@ class Recipe(NamedTuple):
     """Place of the first image in the global batch: noise is a function of seed and place."""
     hard: bool
     """Whether the mask is rounded to 0 or 1, with the gradient of Eq. 5."""
+    gradient: Gradient = "whole"
+    """What flows back through the mask; see `MaskSampler`."""
+    noise_scale: float = 1.0
+    """Factor on the noise, > 0."""
 
     def noise(self, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor | float:
-        """Logistic(0, 1) draws (g1 - g0 of Eq. 5) of a batch of ``shape``; 0 without noise."""
+        """Logistic draws (g1 - g0 of Eq. 5) of a batch of ``shape``, times the scale; 0 without noise."""
         if self.seed is None:
             return 0.0
-        return torch.logit(uniform_noise(shape, self.seed, dtype, device, first=self.first))
+        noise = torch.logit(uniform_noise(shape, self.seed, dtype, device, first=self.first))
+        return noise if self.noise_scale == 1 else noise * self.noise_scale
 
 
 def keep_probability(x: Tensor, eps: float) -> Tensor:
@@ -60,11 +71,12 @@ def keep_probability(x: Tensor, eps: float) -> Tensor:
     return (torch.where(constant, 0.0, x - low) / unit).clamp(eps, 1 - eps)
 
 
-def keep_logit(x: Tensor, eps: float) -> Tensor:
+def keep_logit(x: Tensor, eps: float, *, range_gradient: bool = True) -> Tensor:
     """logit(pi) of Eq. 3's keep-probability, as log(x - min) - log(max - x).
 
     Near pi = 1 the difference ``max - x`` is exact where ``1 - pi`` has lost its digits. Arguments as
-    `keep_probability`, with eps in (0, 0.5); a constant channel gives logit(eps) and no gradient.
+    `keep_probability`, with eps in (0, 0.5); a constant channel gives logit(eps) and no gradient. Without
+    ``range_gradient`` minimum and maximum count as constants in the gradient.
 
     Returns:
         logit(pi), shape of ``x``, float32 or float64, in [logit(eps), logit(1 - eps)].
@@ -79,7 +91,7 @@ def keep_logit(x: Tensor, eps: float) -> Tensor:
     if eps <= 0:
         raise ValueError(f"eps must be > 0 for a finite logit, got {eps}")
     x = _checked(x, eps)
-    low, high, constant = _range_over_space(x)
+    low, high, constant = _range_over_space(x if range_gradient else x.detach())
     unit = torch.where(constant, 1.0, high - low)
     above = torch.where(constant, 0.0, x - low)
     below = torch.where(constant, 1.0, high - x)
@@ -120,6 +132,28 @@ def relaxed_mask(logit: Tensor, noise: Tensor | float, tau: float | Tensor) -> T
     return torch.sigmoid((logit + noise) / tau)
 
 
+def mask_by(x: Tensor, recipe: Recipe, noise: Tensor | float) -> Tensor:
+    """Eq. 3-5 of ``x``, (B, C, H, W), for given noise, with the gradient that the recipe asks for.
+
+    The values do not depend on ``recipe.gradient``; ``none`` is up to whoever detaches ``x``. Returns float32 (float64 for float64 input), in [0, 1].
+    """
+    gradient = recipe.gradient
+    logit = keep_logit(x, recipe.eps, range_gradient=gradient != "range_detached")
+    if gradient == "clipped":
+        inside = logit.detach().abs() < -math.log(CLIP / (1 - CLIP))
+        logit = torch.where(inside, logit, logit.detach())
+    mask = relaxed_mask(logit, noise, recipe.tau)
+    if gradient == "straight_through_pi":
+        mask = _with_gradient_of(keep_probability(x, recipe.eps), mask)
+    elif gradient == "expected":
+        mask = _with_gradient_of(interpolated_mean(logit, float(recipe.tau)), mask)
+    return straight_through(mask) if recipe.hard else mask
+
+
+def _with_gradient_of(source: Tensor, value: Tensor) -> Tensor:
+    return value.detach() + (source - source.detach())
+
+
 def logistic_noise(shape: torch.Size, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Finite Logistic(0, 1) draws (g1 - g0 of Eq. 5) of ``shape``, with dtype and device of ``like``."""
     u = torch.rand(shape, dtype=like.dtype, device=like.device, generator=generator)
@@ -145,10 +179,27 @@ class MaskSampler(nn.Module):
     - ``straight_through``: that draw rounded to 0 or 1, which is Eq. 4's, with the gradient of Eq. 5;
     - ``noise_free``: Eq. 5 without noise at the current tau.
 
+    What flows back through the mask the paper leaves open ("the error signals can be backpropagated directly
+    through the sampled A", Sec. III). The gradient through the product of Eq. 1 is never touched; of that
+    through the mask, dM/dx = dM/dpi * dpi/dx, ``gradient`` passes on
+
+    - ``whole``: all of it. One draw of dM/dpi = M (1 - M) / (tau pi (1 - pi)) has no finite mean as pi goes
+      to 0, where most activations after a ReLU are;
+    - ``range_detached``: all but the part through the minimum and maximum of Eq. 3;
+    - ``none``: nothing: a `SharpAttentionBlock` gives its mask branch a detached input. A context-aware unit,
+      which comes after that cut, still learns by the whole gradient;
+    - ``straight_through_pi``: dM/dpi replaced by 1;
+    - ``clipped``: all, but 0 where pi is below 0.01 or above 0.99;
+    - ``expected``: dM/dpi replaced by its mean over the noise, which is finite.
+
+    ``straight_through_pi``, ``clipped`` and ``expected`` bound the variance; their gradient is not that of
+    the drawn mask.
+
     In evaluation mode the paper is silent; ``test_mask``:
 
     - ``noise_free``: Eq. 5 without noise at the current tau;
     - ``expected``: pi itself;
+    - ``mean``: the mean of Eq. 5 over its noise, exact to 1e-6;
     - ``hard``: 1 where pi > 0.5, else 0;
     - ``sample``: the average of ``draws`` seeded draws. The noise has shape (1, C, H, W), so the result
       of an image depends neither on its batch nor on earlier calls.
@@ -156,6 +207,7 @@ class MaskSampler(nn.Module):
     Args:
         eps: see `keep_logit`; in (0, 0.5).
         train_mask: the mask in training mode.
+        gradient: what flows back through it.
         test_mask: the mask in evaluation mode.
         draws: number of draws of ``sample``, >= 1.
         seed: seed of ``sample``.
@@ -173,6 +225,7 @@ class MaskSampler(nn.Module):
         *,
         eps: float,
         train_mask: TrainMask = "sample",
+        gradient: Gradient = "whole",
         test_mask: TestMask = "noise_free",
         draws: int = 8,
         seed: int = 0,
@@ -183,6 +236,7 @@ class MaskSampler(nn.Module):
             raise ValueError(f"eps must be in (0, 0.5), got {eps}")
         for name, value, known in (
             ("train_mask", train_mask, TrainMask),
+            ("gradient", gradient, Gradient),
             ("test_mask", test_mask, TestMask),
             ("implementation", implementation, Implementation),
         ):
@@ -192,6 +246,7 @@ class MaskSampler(nn.Module):
             raise ValueError(f"draws must be at least 1, got {draws}")
         self.eps = eps
         self.train_mask: TrainMask = train_mask
+        self.gradient: Gradient = gradient
         self.test_mask: TestMask = test_mask
         self.draws = draws
         self.seed = seed
@@ -200,6 +255,8 @@ class MaskSampler(nn.Module):
         """Seed of the next draws in training mode; None takes one from torch's global generator."""
         self.noise_first = 0
         """Place of the batch's first image in the global batch."""
+        self.noise_scale = 1.0
+        """Factor on the noise of the next draws in training mode."""
         self.register_buffer("tau", torch.tensor(1.0))
 
     def set_temperature(self, tau: float) -> None:
@@ -215,6 +272,8 @@ class MaskSampler(nn.Module):
             if self.test_mask == "expected":
                 return keep_probability(x, self.eps)
             logit = keep_logit(x, self.eps)
+            if self.test_mask == "mean":
+                return interpolated_mean(logit, float(self.tau))
             if self.test_mask == "hard":
                 return torch.where(logit.isnan(), logit, (logit > 0).to(logit.dtype))
             if self.test_mask == "noise_free":
@@ -224,19 +283,27 @@ class MaskSampler(nn.Module):
     def recipe(self) -> Recipe:
         """Of the next mask in training mode."""
         seed = None
-        if self.train_mask != "noise_free":
+        if self.train_mask != "noise_free" and self.noise_scale > 0:
             seed = int(torch.randint(2**62, ())) if self.noise_seed is None else self.noise_seed
-        return Recipe(self.tau, self.eps, seed, self.noise_first, self.train_mask == "straight_through")
+        return Recipe(
+            tau=self.tau,
+            eps=self.eps,
+            seed=seed,
+            first=self.noise_first,
+            hard=self.train_mask == "straight_through",
+            gradient=self.gradient,
+            noise_scale=self.noise_scale,
+        )
 
     def drawn(self, x: Tensor, recipe: Recipe) -> Tensor:
         """Mask of ``x`` (B, C, H, W) in training mode, same shape, float32 or float64, in [0, 1]."""
         with torch.autocast(x.device.type, enabled=False):
-            logit = keep_logit(x, self.eps)
-            mask = relaxed_mask(logit, recipe.noise(logit.shape, logit.dtype, logit.device), recipe.tau)
-            return straight_through(mask) if recipe.hard else mask
+            x = _at_least_float32(x)
+            return mask_by(x, recipe, recipe.noise(x.shape, x.dtype, x.device))
 
     def extra_repr(self) -> str:
-        return f"eps={self.eps}, train_mask={self.train_mask}, test_mask={self.test_mask}"
+        masks = f"train_mask={self.train_mask}, gradient={self.gradient}, test_mask={self.test_mask}"
+        return f"eps={self.eps}, {masks}"
 
     def _averaged_draws(self, logit: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)

@@ -14,7 +14,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sharpreid.data.device_augmentation import Picture, PixelBatch, ResidentImages, augment, padded
 from sharpreid.data.pixel_cache import PixelCache, cache_folder, open_cache
-from sharpreid.data.reid_data import DataError, ReIDData, Sample, hold_out, random_stream
+from sharpreid.data.reid_data import (
+    DataError,
+    ReIDData,
+    Sample,
+    draw_identities,
+    hold_out,
+    random_stream,
+)
 from sharpreid.data.sampler import Draw, PKBatchSampler
 from sharpreid.data.timed_loader import TimedLoader
 from sharpreid.data.transforms import EvalTransform, TrainTransform, read_image
@@ -205,7 +212,9 @@ class ReIDDataModule(pl.LightningDataModule):
         eval_batch_size: images per batch and process in validation and test.
         num_workers: processes that decode images, per process.
         validation_identities: training identities held out for validation; 0 trains on all of them.
-        seed: of sampling, augmentation and the hold-out.
+        training_identities: training identities that are kept, drawn by the seed before any is held out;
+            None keeps all.
+        seed: of sampling, augmentation, the hold-out and the draw of the kept identities.
         cache: folder of `sharpreid.prepare`; this data set's decoded images are used if they are there. None
             always decodes the files.
         augment_on: where training images are augmented: ``worker``, image by image in the ``num_workers``
@@ -229,6 +238,7 @@ class ReIDDataModule(pl.LightningDataModule):
         num_workers: int,
         validation_identities: int,
         seed: int,
+        training_identities: int | None = None,
         cache: str | Path | None = None,
         augment_on: AugmentOn = "worker",
     ) -> None:
@@ -245,6 +255,7 @@ class ReIDDataModule(pl.LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.validation_identities = validation_identities
+        self.training_identities = training_identities
         self.seed = seed
         self.cache = cache
         self.augment_on = augment_on
@@ -265,6 +276,8 @@ class ReIDDataModule(pl.LightningDataModule):
         if self._data is not None:
             return
         data = self.source()
+        if self.training_identities is not None:
+            data = draw_identities(data, self.training_identities, self.seed)
         train: Sequence[Sample] = data.train
         read = self._reader(data.name)
         if stage == "fit" and self.augment_on == "resident" and not isinstance(read, PixelCache):

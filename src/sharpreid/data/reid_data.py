@@ -119,6 +119,27 @@ def hold_out(
     return validation, tuple(sample for sample in train if sample.pid not in chosen)
 
 
+def draw_identities(data: ReIDData, count: int, seed: int) -> ReIDData:
+    """Keep some training identities, drawn by ``seed``; the test images stay as they are.
+
+    Args:
+        data: the whole data set.
+        count: training identities to keep, at least 2.
+        seed: of the draw.
+
+    Raises:
+        ValueError: ``count`` is below 2 or above the number of training identities.
+    """
+    known = sorted(identities(data.train))
+    if not 2 <= count <= len(known):
+        raise ValueError(
+            f"training_identities must be from 2 to the {len(known)} training identities of {data.name}, "
+            f"got {count}"
+        )
+    kept = set(random_stream("training-subset", seed).permutation(known)[:count].tolist())
+    return replace(data, train=tuple(sample for sample in data.train if sample.pid in kept))
+
+
 def _file_order(sample: Sample) -> tuple[object, ...]:
     return (*sample[:3], sample.box or ())
 
@@ -150,14 +171,22 @@ def split_without_cameras(samples: Sequence[Sample]) -> tuple[tuple[Sample, ...]
 
 
 def random_stream(
-    purpose: Literal["hold-out", "sampling", "augmentation", "noise", "test-half"], *seeds: int
+    purpose: Literal["hold-out", "sampling", "augmentation", "noise", "test-half", "training-subset"],
+    *seeds: int,
 ) -> np.random.Generator:
     """A generator that is a function of ``purpose`` and ``seeds``, independent of every other one's.
 
     Without the purpose's own number, numpy would give (seed, epoch) and (seed, epoch, 0) the same stream.
     """
-    number = {"hold-out": 1, "sampling": 2, "augmentation": 3, "noise": 4, "test-half": 5}[purpose]
-    return np.random.default_rng((number, len(seeds), *seeds))
+    numbers = {
+        "hold-out": 1,
+        "sampling": 2,
+        "augmentation": 3,
+        "noise": 4,
+        "test-half": 5,
+        "training-subset": 6,
+    }
+    return np.random.default_rng((numbers[purpose], len(seeds), *seeds))
 
 
 def check_counts(

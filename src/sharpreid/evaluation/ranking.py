@@ -21,7 +21,7 @@ import math
 import typing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -165,6 +165,10 @@ class Protocol:
         return asdict(self)
 
 
+def _no_queries() -> npt.NDArray[np.float64]:
+    return np.zeros(0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RankingScores:
     """Scores in [0, 1] with the protocol they were computed under.
@@ -174,6 +178,10 @@ class RankingScores:
     population) over the protocol's draws, 0 without draws. `mAP` averages the precision at the matches,
     `mAP_trapezoid` is the formula of Market-1501's original Matlab code. `re_ranking` names what the ranking
     was changed by; `plain` then holds the scores without it, else it is None.
+
+    `query_ap` and `query_rank1`, float64, (Q,), are what each query contributes to `mAP` and rank-1, in the
+    order of the queries: its average precision, and the share of the protocol's draws in which a match comes
+    first. NaN for a query without a match.
     """
 
     protocol: Protocol
@@ -185,6 +193,8 @@ class RankingScores:
     num_invalid_queries: int
     re_ranking: str = "none"
     plain: "RankingScores | None" = None
+    query_ap: npt.NDArray[np.float64] = field(default_factory=_no_queries, compare=False, repr=False)
+    query_rank1: npt.NDArray[np.float64] = field(default_factory=_no_queries, compare=False, repr=False)
 
     def rank(self, k: int) -> float:
         """Rank-k; raises ValueError for a k outside the computed curve."""
@@ -414,7 +424,15 @@ def _scores(
         cmc_std=tuple(cmc.std(0, correction=0).tolist()),
         num_valid_queries=valid,
         num_invalid_queries=len(full) - valid,
+        query_ap=_per_query(average_precision(for_map), full),
+        query_rank1=_per_query(torch.cat(drawn)[:, 0] == 1, full),
     )
+
+
+def _per_query(values: Tensor, full: Tensor) -> npt.NDArray[np.float64]:
+    """Mean of each query's values over the draws, which follow one another; NaN without a match."""
+    mean = values.double().view(-1, len(full)).mean(0)
+    return mean.masked_fill(full[:, 0] == 0, torch.nan).cpu().numpy()
 
 
 @dataclass(frozen=True, eq=False)
