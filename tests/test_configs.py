@@ -201,6 +201,8 @@ def test_block_ablation_sweeps_the_paper_s_combinations_and_knows_its_baseline()
     assert hydra.mode.name == "MULTIRUN"
     assert hydra.sweeper.params["model.blocks"] == "[],[1],[2],[3],[4],[1,2],[1,2,3],[1,2,3,4]"
     assert hydra.callbacks.summary.baseline == "model.blocks=[]"
+    repeats = [["model.blocks=[]", "seed=1"], ["model.blocks=[1,2,3,4]", "seed=1"]]
+    assert hydra.sweeper.repeats == repeats
 
 
 PAPER = {

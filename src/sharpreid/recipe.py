@@ -44,6 +44,7 @@ _NO_DEPARTURE = (
 
 _TITLES = {
     "model.trunk.depths": "bottlenecks per stage",
+    "model.trunk.width": "channels of the stem",
     "model.trunk.weights": "weights",
     "data.identities_per_batch": "P",
     "data.images_per_identity": "K",
@@ -93,6 +94,8 @@ def departures(cfg: DictConfig) -> str:
             continue  # nothing is drawn; or the config is of an early run, which had the default
         if key.startswith("model.context_unit.") and (key not in ours or not cfg.model.context_blocks):
             continue  # another kind of unit, which the paper compares with; or none is used
+        if key == "model.trunk.width" and key not in ours:
+            continue  # the config is of an early run, which had no other
         value, wanted = ours.get(key, "unset"), theirs.get(key, "unset")
         if value != wanted:
             found.append(f"{_TITLES.get(key, key)} {value} ({wanted})")

@@ -22,12 +22,15 @@ import typing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from sharpreid.evaluation.hard_pairs import HardPairScores
 
 Array = Tensor | npt.NDArray[Any]
 Exclusion = Literal["same_identity_and_camera", "same_camera"]
@@ -193,6 +196,8 @@ class RankingScores:
     num_invalid_queries: int
     re_ranking: str = "none"
     plain: "RankingScores | None" = None
+    hard_pairs: "HardPairScores | None" = None
+    """Rank-1 on pairs of people who differ in one detail; None for data that names none. Never re-ranked."""
     query_ap: npt.NDArray[np.float64] = field(default_factory=_no_queries, compare=False, repr=False)
     query_rank1: npt.NDArray[np.float64] = field(default_factory=_no_queries, compare=False, repr=False)
 

@@ -12,6 +12,8 @@ from sharpreid.report.table import caveats, dataset_line, protocol_line, score_o
 
 METRICS = ("mAP", "mAP_trapezoid", "rank1", "rank5", "rank10", "rank20")
 COMPARED = {"mAP": "mAP", "rank1": "rank-1"}
+HARD_PAIRS = {"hard_pair_rank1": "rank-1 on hard pairs"}
+"""Compared besides where the data set names pairs of people who differ in one detail."""
 REPLICATES = ("seed", "data.source.split")
 """Override keys that make no configuration of their own: jobs that differ in nothing else are averaged."""
 
@@ -59,6 +61,8 @@ class Job:
 
     def score(self, metric: str) -> float | None:
         """A trained score in [0, 1]; None if the job has none."""
+        if metric in HARD_PAIRS:
+            return score_of(self.record and self.record.get("hard_pairs"), "rank1")
         return score_of(self.record and self.record.get("scores"), metric)
 
     def untrained(self, metric: str) -> float | None:
@@ -212,13 +216,25 @@ def summarise(jobs: Sequence[Job], baseline: str | None) -> list[Row]:
 
     def delta(row: Row) -> dict[str, float]:
         found = {}
-        for metric in COMPARED:
+        for metric in COMPARED | HARD_PAIRS:
             score, reference = row.job.score(metric), _baseline_scores(row, baselines, key, metric)
             if score is not None and reference:
                 found[metric] = 100 * (score - fmean(reference))
         return found
 
     return [Row(row.job, row.settings, row.is_baseline, delta(row)) for row in rows]
+
+
+def compared_metrics(rows: Sequence[Row]) -> dict[str, str]:
+    """The metrics that these rows are compared by, and what to call them."""
+    known = any(row.job.score(metric) is not None for row in rows for metric in HARD_PAIRS)
+    return COMPARED | HARD_PAIRS if known else COMPARED
+
+
+def chance_on_hard_pairs(rows: Sequence[Row]) -> float | None:
+    """Rank-1 on hard pairs of a random ranking, in [0, 1]; None where no row has hard pairs."""
+    chances = (score_of(row.job.record and row.job.record.get("hard_pairs"), "chance") for row in rows)
+    return next((chance for chance in chances if chance is not None), None)
 
 
 def split_by_data(rows: Sequence[Row]) -> list[list[Row]]:

@@ -17,10 +17,11 @@ from rich.text import Text
 
 from sharpreid.report.bars import draw
 from sharpreid.report.comparison import (
-    COMPARED,
     Job,
     Row,
     all_caveats,
+    chance_on_hard_pairs,
+    compared_metrics,
     configurations,
     describe_data,
     load_jobs,
@@ -29,7 +30,7 @@ from sharpreid.report.comparison import (
     summarise,
     unfinished,
 )
-from sharpreid.report.summary_files import points, write_csv, write_markdown
+from sharpreid.report.summary_files import HARD_PAIR_NOTE, points, write_csv, write_markdown
 from sharpreid.report.table import percent
 
 
@@ -41,12 +42,15 @@ def _mean(values: Sequence[float], shown: Callable[[float], str], deviation: flo
 def _screen_table(rows: Sequence[Row], title: str, labels: Mapping[str, str] | None) -> Table:
     table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("scores in %", overflow="fold")
-    for heading in ("mAP", "gain", "rank-1", "gain", "untrained mAP", "jobs"):
+    metrics = compared_metrics(rows)
+    scores = [heading for title in metrics.values() for heading in (title, "gain")]
+    known = any(one.untrained("mAP") for one in configurations(rows, labels))
+    for heading in (*scores, *(["untrained mAP"] if known else []), "jobs"):
         table.add_column(heading, justify="right")
     for one in configurations(rows, labels):
         compared = [
             cell
-            for metric in COMPARED
+            for metric in metrics
             for cell in (
                 _mean(one.scores(metric), percent, one.deviation(metric)),
                 _mean(one.deltas(metric), points),
@@ -55,7 +59,7 @@ def _screen_table(rows: Sequence[Row], title: str, labels: Mapping[str, str] | N
         table.add_row(
             Text(one.label + (" (baseline)" if one.is_baseline else "")),
             *compared,
-            _mean(one.untrained("mAP"), percent),
+            *([_mean(one.untrained("mAP"), percent)] if known else []),
             f"{len(one.done)}/{len(one.rows)}",
             style=None if len(one.done) == len(one.rows) else "red",
         )
@@ -106,6 +110,10 @@ def report(
     for part in split_by_data(rows):
         console.print(_screen_table(part, title or names(rows), labels))
         console.print(Text(describe_data(part)), soft_wrap=True)
+        if (chance := chance_on_hard_pairs(part)) is not None:
+            console.print(
+                Text(f"{HARD_PAIR_NOTE} A random ranking reaches {percent(chance)} %."), soft_wrap=True
+            )
         for caveat in all_caveats(part):
             console.print(Text(caveat, style="bold yellow"), soft_wrap=True)
     for path in files.values():
