@@ -17,6 +17,8 @@ from rich.text import Text
 
 from sharpreid.report.bars import draw
 from sharpreid.report.comparison import (
+    COMPARED,
+    HARD_PAIRS,
     Job,
     Row,
     all_caveats,
@@ -42,15 +44,16 @@ def _mean(values: Sequence[float], shown: Callable[[float], str], deviation: flo
 def _screen_table(rows: Sequence[Row], title: str, labels: Mapping[str, str] | None) -> Table:
     table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("scores in %", overflow="fold")
-    metrics = compared_metrics(rows)
-    scores = [heading for title in metrics.values() for heading in (title, "gain")]
-    known = any(one.untrained("mAP") for one in configurations(rows, labels))
-    for heading in (*scores, *(["untrained mAP"] if known else []), "jobs"):
+    pairs = compared_metrics(rows).keys() & HARD_PAIRS
+    untrained = any(one.untrained("mAP") for one in configurations(rows, labels))
+    headings = [heading for title in COMPARED.values() for heading in (title, "gain")]
+    headings += (["hard pairs"] if pairs else []) + (["untrained mAP"] if untrained else [])
+    for heading in (*headings, "jobs"):
         table.add_column(heading, justify="right")
     for one in configurations(rows, labels):
         compared = [
             cell
-            for metric in metrics
+            for metric in COMPARED
             for cell in (
                 _mean(one.scores(metric), percent, one.deviation(metric)),
                 _mean(one.deltas(metric), points),
@@ -59,7 +62,8 @@ def _screen_table(rows: Sequence[Row], title: str, labels: Mapping[str, str] | N
         table.add_row(
             Text(one.label + (" (baseline)" if one.is_baseline else "")),
             *compared,
-            *([_mean(one.untrained("mAP"), percent)] if known else []),
+            *(_mean(one.scores(metric), percent, one.deviation(metric)) for metric in pairs),
+            *([_mean(one.untrained("mAP"), percent)] if untrained else []),
             f"{len(one.done)}/{len(one.rows)}",
             style=None if len(one.done) == len(one.rows) else "red",
         )
