@@ -16,12 +16,13 @@ Rules, the same for every protocol:
   of a single-shot gallery depend on the order of its rows.)
 """
 
+import dataclasses
 import importlib.util
 import math
 import typing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -165,8 +166,9 @@ class Protocol:
         return asdict(self)
 
 
-def _no_queries() -> npt.NDArray[np.float64]:
-    return np.zeros(0)
+def _per_query_field() -> Any:
+    """A field for an array, which equality and repr leave out; empty by default."""
+    return dataclasses.field(default_factory=lambda: np.zeros(0), compare=False, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,8 +195,8 @@ class RankingScores:
     num_invalid_queries: int
     re_ranking: str = "none"
     plain: "RankingScores | None" = None
-    query_ap: npt.NDArray[np.float64] = field(default_factory=_no_queries, compare=False, repr=False)
-    query_rank1: npt.NDArray[np.float64] = field(default_factory=_no_queries, compare=False, repr=False)
+    query_ap: npt.NDArray[np.float64] = _per_query_field()
+    query_rank1: npt.NDArray[np.float64] = _per_query_field()
 
     def rank(self, k: int) -> float:
         """Rank-k; raises ValueError for a k outside the computed curve."""
