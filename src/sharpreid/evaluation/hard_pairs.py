@@ -119,8 +119,10 @@ def _score_pair(query: _Items, gallery: _Items, pids: tuple[int, int]) -> tuple[
         return [], []
     protocol = replace(Protocol.market1501(), name="hard_pairs", exclusion="same_camera")
     scores = evaluate_ranking(*_select(query, usable), *gallery, protocol=protocol)
+    if scores.queries is None:
+        raise RuntimeError("the ranking left no score of each query")
     chance = own_count / (own_count + twin_count)
-    return scores.query_rank1.tolist(), chance[usable].tolist()
+    return scores.queries.rank1.tolist(), chance[usable].tolist()
 
 
 def _select(items: _Items, rows: Tensor) -> _Items:
