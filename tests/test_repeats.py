@@ -12,7 +12,7 @@ REPEATS = [["model.blocks=[]", "seed=1"]]
 
 def jobs_of(*arguments: str) -> list[list[str]]:
     sweeper = RepeatingBasicSweeper(None, PARAMS, REPEATS)
-    sweeper._given = {argument.partition("=")[0] for argument in arguments}
+    sweeper._arguments = list(arguments)
     wanted = [*sweeper._parse_config(), *arguments]
     (batch,) = sweeper.split_arguments(OverridesParser.create().parse_overrides(wanted), None)
     return batch

@@ -9,6 +9,8 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
 
+from sharpreid.repeats import key_of, wanted_repeats
+
 
 class RepeatingBasicSweeper(BasicSweeper):
     """Runs the grid of Hydra's basic sweeper and then the jobs of ``repeats``.
@@ -29,11 +31,11 @@ class RepeatingBasicSweeper(BasicSweeper):
     ) -> None:
         super().__init__(max_batch_size, params)
         self.repeats = [list(repeat) for repeat in repeats]
-        self._given: set[str] = set()
+        self._arguments: list[str] = []
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run all jobs; ``arguments`` are the overrides of the command line."""
-        self._given = {key_of(argument) for argument in arguments}
+        self._arguments = arguments
         return super().sweep(arguments)
 
     def split_arguments(  # type: ignore[override]  # a static method there, called on the instance
@@ -41,26 +43,8 @@ class RepeatingBasicSweeper(BasicSweeper):
     ) -> list[list[list[str]]]:
         """The overrides of each job, in batches."""
         jobs = BasicSweeper.split_arguments(overrides, None)[0]
-        for repeat in wanted_repeats(self.repeats, self._given):
+        for repeat in wanted_repeats(self.repeats, self._arguments):
             keys = set(map(key_of, repeat))
-            others = [override for override in overrides if override.get_key_element() not in keys]
+            others = [override for override in overrides if key_of(override.get_key_element()) not in keys]
             jobs += [[*repeat, *job] for job in BasicSweeper.split_arguments(others, None)[0]]
         return [list(batch) for batch in BasicSweeper.split_overrides_to_chunks(jobs, max_batch_size)]
-
-
-def key_of(override: str) -> str:
-    """The key of an override, with its sign.
-
-    >>> key_of("model.blocks=[1]"), key_of("+experiment=fig5")
-    ('model.blocks', '+experiment')
-    """
-    return override.partition("=")[0]
-
-
-def wanted_repeats(repeats: Sequence[Sequence[str]], given: set[str]) -> list[list[str]]:
-    """The repeats of which no key is among the ``given`` ones.
-
-    >>> wanted_repeats([["model.blocks=[]", "seed=1"]], {"logger"}), wanted_repeats([["seed=1"]], {"seed"})
-    ([['model.blocks=[]', 'seed=1']], [])
-    """
-    return [list(repeat) for repeat in repeats if given.isdisjoint(map(key_of, repeat))]

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sharpreid.evaluation.ranking import Protocol
 from sharpreid.hydra_files import CONF_DIR
+from sharpreid.models.trunk import WIDTH
 
 PAPER_DATA = ("cuhk03_labeled", "cuhk03_detected", "market1501", "duke")
 """The data sets of the paper's tables, by their name here."""
@@ -48,6 +49,7 @@ _TITLES = {
     "model.trunk.weights": "weights",
     "data.identities_per_batch": "P",
     "data.images_per_identity": "K",
+    "model.head.in_features": "features before the head",
     "data.validation_identities": "held-out identities",
     "data.training_identities": "training identities",
     "data.train_transform.area": "crop area",
@@ -144,6 +146,8 @@ def _leaves(cfg: DictConfig) -> dict[str, str]:
                     walk(below, node[name])
         elif key == "model.trunk.weights":
             found[key] = "none" if node in (None, "none") else "imagenet"
+        elif key == "model.trunk.width":
+            found[key] = str(WIDTH if node is None else node)
         else:
             found[key] = " ".join(map(str, node)) if OmegaConf.is_list(node) else str(node)
 

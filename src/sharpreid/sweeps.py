@@ -11,7 +11,7 @@ from hydra.core.override_parser.types import ValueType
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from hydra_plugins.sharpreid_repeats import key_of, wanted_repeats
+from sharpreid.repeats import key_of, wanted_repeats
 
 
 def count_choices(config: DictConfig) -> dict[str, int] | None:
@@ -40,8 +40,7 @@ def count_choices(config: DictConfig) -> dict[str, int] | None:
 
 def repeats_of(config: DictConfig) -> list[list[str]]:
     """The overrides of each repeat of a sweep by `hydra/sweeper=repeating`; empty for other sweepers."""
-    given = {key_of(str(override)) for override in config.hydra.overrides.task}
-    return wanted_repeats(config.hydra.sweeper.get("repeats") or (), given)
+    return wanted_repeats(config.hydra.sweeper.get("repeats") or (), config.hydra.overrides.task)
 
 
 def count_repeats(repeats: Sequence[Sequence[str]], choices: Mapping[str, int]) -> int:
@@ -51,7 +50,9 @@ def count_repeats(repeats: Sequence[Sequence[str]], choices: Mapping[str, int]) 
     2
     """
     set_by = [set(map(key_of, repeat)) for repeat in repeats]
-    return sum(math.prod(count for key, count in choices.items() if key not in keys) for keys in set_by)
+    return sum(
+        math.prod(count for key, count in choices.items() if key_of(key) not in keys) for keys in set_by
+    )
 
 
 _choices: dict[str, int] | None = None

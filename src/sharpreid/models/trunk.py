@@ -14,23 +14,6 @@ WIDTH = 64
 """Channels of ResNet-50's stem."""
 
 
-class _NarrowResNet(ResNet):
-    """torchvision's bottleneck ResNet with another number of channels in the stem and every stage."""
-
-    def __init__(self, depths: Sequence[int], width: int) -> None:
-        super().__init__(Bottleneck, [1] * NUM_STAGES)
-        self.conv1 = nn.Conv2d(3, width, kernel_size=7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.inplanes = width
-        self.layer1, self.layer2, self.layer3, self.layer4 = (
-            self._make_layer(Bottleneck, width * 2**stage, depth, stride=1 if stage == 0 else 2)
-            for stage, depth in enumerate(depths)
-        )
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-
 class ResNetTrunk(nn.Module):
     """Stem and four stages of a bottleneck ResNet; keys as torchvision's.
 
@@ -59,7 +42,7 @@ class ResNetTrunk(nn.Module):
         width = WIDTH if width is None else width
         if width < 1:
             raise ValueError(f"width must be a positive number of channels, got {width}")
-        resnet = ResNet(Bottleneck, list(depths)) if width == WIDTH else _NarrowResNet(depths, width)
+        resnet = ResNet(Bottleneck, list(depths)) if width == WIDTH else _resnet_of_width(depths, width)
         self.channels = tuple(width * Bottleneck.expansion * 2**stage for stage in range(NUM_STAGES))
         self.conv1, self.bn1, self.relu, self.maxpool = resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = (
@@ -88,3 +71,19 @@ class ResNetTrunk(nn.Module):
         """(B, 3, H, W) normalised images to (B, width, H/4, W/4)."""
         x: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         return x
+
+
+def _resnet_of_width(depths: Sequence[int], width: int) -> ResNet:
+    """Build torchvision's bottleneck ResNet with another number of channels in the stem and every stage."""
+    resnet = ResNet(Bottleneck, [1] * NUM_STAGES)
+    resnet.conv1 = nn.Conv2d(3, width, kernel_size=7, stride=2, padding=3, bias=False)
+    resnet.bn1 = nn.BatchNorm2d(width)
+    resnet.inplanes = width
+    resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4 = (
+        resnet._make_layer(Bottleneck, width * 2**stage, depth, stride=1 if stage == 0 else 2)
+        for stage, depth in enumerate(depths)
+    )
+    for module in resnet.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return resnet
