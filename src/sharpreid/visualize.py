@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sharpreid.config import build_data
 from sharpreid.data.datamodule import picture_of
-from sharpreid.data.reid_data import image_files
+from sharpreid.data.reid_data import Sample, image_files
 from sharpreid.data.transforms import EvalTransform, read_image
 from sharpreid.files import replacing
 from sharpreid.job import quieten, reason
@@ -129,7 +129,7 @@ def read_views(cfg: DictConfig, place: object, count: int) -> Tensor:
 
 
 def read_hard_pair(cfg: DictConfig, detail: str, count: int) -> tuple[Tensor, list[str]]:
-    """Load images of the first pair of test people who differ in ``detail``, from cameras that saw both.
+    """Load images of two test people who differ in ``detail``: the pair that most cameras saw both of.
 
     Returns:
         Up to ``count`` images, normalised, (B, 3, H, W), by turns of the one and the other, each two by the
@@ -144,13 +144,18 @@ def read_hard_pair(cfg: DictConfig, detail: str, count: int) -> tuple[Tensor, li
     if not pairs:
         known = sorted({pair.detail for pair in data.data.hard_pairs})
         raise ValueError(f"hard_pair={detail}: {data.data.name} has no such pair; it has {known or 'none'}")
-    one, other = ({s.camid: s for s in data.data.query if s.pid == pid} for pid in pairs[0].pids)
-    chosen = [by_camera[camera] for camera in sorted(one.keys() & other.keys()) for by_camera in (one, other)]
+    chosen = max((_seen_by_the_same(data.data.query, pair.pids) for pair in pairs), key=len)
     if not chosen:
-        raise ValueError(f"hard_pair={detail}: no camera saw both people {pairs[0].pids}")
+        raise ValueError(f"hard_pair={detail}: no camera saw both people of a pair")
     transform = EvalTransform(height=cfg.image.height, width=cfg.image.width, crops="plain")
     images = torch.cat([transform(picture_of(sample)) for sample in chosen[:count]])
     return images, [f"person {sample.pid}" for sample in chosen[:count]]
+
+
+def _seen_by_the_same(queries: Sequence[Sample], pids: tuple[int, int]) -> list[Sample]:
+    """Queries of two people by turns, one each of every camera that saw both."""
+    one, other = ({sample.camid: sample for sample in queries if sample.pid == pid} for pid in pids)
+    return [seen[camera] for camera in sorted(one.keys() & other.keys()) for seen in (one, other)]
 
 
 def _kind(cfg: DictConfig) -> str:
