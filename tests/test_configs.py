@@ -117,7 +117,7 @@ def test_everything_of_an_experiment_can_be_built(path: Path, tmp_path: Path) ->
     cfg.model.trunk.weights = "none"
     cfg.callbacks.progress.label = "label"
     assert build_module(cfg).network.head[-1].out_features == 128
-    assert build_data(cfg).images_per_identity == 4
+    assert build_data(cfg).images_per_identity == cfg.data.images_per_identity
     assert build_trainer(cfg, training=True).max_epochs == cfg.trainer.max_epochs
     summary: Any = hydra.utils.instantiate(cfg.hydra.callbacks.summary)
     assert isinstance(summary, SweepSummary)
