@@ -24,7 +24,8 @@ _NO_DEPARTURE = (
     *("model.context_unit._target_", "model.context_unit.strides", "model.context_unit.lowest_channels"),
     *("model.trunk.strides", "schedule.beta1", "data.source"),
     *("model.sampler.test_mask", "model.sampler.draws", "model.sampler.seed"),  # said with the protocol
-    # said otherwise: with the size of the images, and with the seed
+    # said otherwise: with the channels of the stem, the size of the images, and the seed
+    "model.head.in_features",
     *("data.train_transform.height", "data.train_transform.width", "data.seed"),
     *("data.eval_transform.height", "data.eval_transform.width"),
     # what changes a score by rounding at most
@@ -49,7 +50,6 @@ _TITLES = {
     "model.trunk.weights": "weights",
     "data.identities_per_batch": "P",
     "data.images_per_identity": "K",
-    "model.head.in_features": "features before the head",
     "data.validation_identities": "held-out identities",
     "data.training_identities": "training identities",
     "data.train_transform.area": "crop area",

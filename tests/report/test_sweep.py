@@ -98,6 +98,20 @@ def test_jobs_come_back_in_the_order_they_were_started(tmp_path: Path) -> None:
     assert jobs[3].error == "ValueError: loss is not finite"
 
 
+def test_jobs_that_ran_at_the_same_time_come_back_by_their_numbers(tmp_path: Path) -> None:
+    def written(*numbers: int) -> list[tuple[str, ...]]:
+        for place, (number, told) in enumerate(zip(numbers, block_sweep(), strict=False)):
+            path = tmp_path / str(place) / "job.json"
+            if not path.exists():
+                put(path.parent, told)
+            path.write_text(json.dumps({**json.loads(path.read_text()), "number": number}))
+        return [one.overrides[1:] for one in load_jobs(tmp_path)]
+
+    in_time = [one.overrides[1:] for one in block_sweep()[:3]]
+    assert written(0, 2, 1) == [in_time[0], in_time[2], in_time[1]]
+    assert written(0, 0, 1) == in_time, "of two sweeps: by time"
+
+
 def test_jobs_of_an_older_sweep_and_earlier_runs_are_left_out(tmp_path: Path) -> None:
     for number, written in enumerate(block_sweep()):
         put(tmp_path / str(number), written)

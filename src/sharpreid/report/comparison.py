@@ -29,6 +29,7 @@ class Job:
     overrides: tuple[str, ...]
     error: str | None
     record: Mapping[str, Any] | None  # scores.json; None unless done
+    number: int | None = None  # in its sweep
 
     @property
     def settings(self) -> dict[str, str]:
@@ -141,22 +142,28 @@ def _read_job(path: Path) -> Job:
     elif status == "running":
         reason = reason or "still marked as running: it has not ended, or its process died"
     overrides = tuple(str(override) for override in told.get("overrides") or ())
-    return Job(folder, str(told.get("name", folder.name)), status, started, overrides, reason, record)
+    name, number = str(told.get("name", folder.name)), told.get("number")
+    number = number if isinstance(number, int) else None
+    return Job(folder, name, status, started, overrides, reason, record, number)
 
 
 def load_jobs(folder: Path, since: float = 0.0) -> list[Job]:
-    """All jobs recorded below a folder, in the order they were started.
+    """Load all jobs recorded below a folder, in the order of their sweep.
 
     Args:
         folder: where a sweep wrote to; searched at any depth for ``job.json``, but not in folders named
             ``previous``, where a repeated run sets its earlier self aside.
         since: Unix seconds; jobs started earlier, of an older sweep in the same folder, are left out.
     Returns:
-        One Job per ``job.json``. A file that cannot be read is a failed job, not an absent one.
+        One Job per ``job.json``, by their numbers, since jobs that run at the same time start in any order;
+        jobs of several sweeps, or without a number, by the time at which they started. A file that cannot be
+        read is a failed job, not an absent one.
     """
     found = sorted(folder.rglob("job.json"))
     jobs = [_read_job(path) for path in found if "previous" not in path.relative_to(folder).parts]
-    return sorted((job for job in jobs if job.started >= since), key=lambda job: (job.started, job.folder))
+    kept = sorted((job for job in jobs if job.started >= since), key=lambda job: (job.started, job.folder))
+    numbered = {job.number: job for job in kept if job.number is not None}
+    return [job for _, job in sorted(numbered.items())] if len(numbered) == len(kept) else kept
 
 
 def unfinished(jobs: Iterable[Job]) -> list[Job]:
