@@ -221,7 +221,7 @@ PAPER = {
     "data.identities_per_batch": 64,
     "data.images_per_identity": 4,
     "data.validation_identities": 0,
-    "model.trunk": {"depths": [3, 4, 6, 3], "strides": "v1.5", "weights": "imagenet"},
+    "model.trunk": {"depths": [3, 4, 6, 3], "width": None, "strides": "v1.5", "weights": "imagenet"},
     "model.head": {"in_features": 2048, "hidden_features": 1024, "embedding_dim": 128, "init_std": 0.001},
     "model.blocks": [1, 2, 3, 4],
     "model.context_blocks": [],
