@@ -80,7 +80,7 @@ def departures(cfg: DictConfig) -> str:
     name = cfg.data.source.name
     data = name if (CONF_DIR / "data" / f"{name}.yaml").is_file() else "market1501"
     objective = "tv_as_printed" if cfg.objective.mu else "triplet"
-    paper = composed(f"data={data}", "recipe=paper", f"objective={objective}")
+    paper = _paper(data, objective)
     found = []
     size, wanted = _size(cfg), _size(paper)
     if size != wanted:
@@ -97,6 +97,11 @@ def departures(cfg: DictConfig) -> str:
         if value != wanted:
             found.append(f"{_TITLES.get(key, key)} {value} ({wanted})")
     return ", ".join(found)
+
+
+@cache
+def _paper(data: str, objective: str) -> DictConfig:
+    return composed(f"data={data}", "recipe=paper", f"objective={objective}")
 
 
 @cache

@@ -141,7 +141,7 @@ def beside_the_paper(experiments: Path) -> list[str]:
     """Runs on Market-1501 of what Table I has, beside its numbers; each says how it was reduced."""
     paper = {
         (METHODS[line["row"]], line["metric"]): line["value"]
-        for line in read_paper(experiments / "paper.csv")
+        for line in read_paper()
         if line["place"] == "Table I" and line["dataset"] == "market1501" and line["row"] in METHODS
     }
     lines = []
