@@ -216,7 +216,7 @@ def test_a_run_that_cannot_be_read_stops_the_command_before_anything_is_written(
         (["trainer.max_epochs=3"], {}, r"no file of conf/recipe trains like this (.*epochs 3 (150)"),
         ([], {"protocol": {"name": "market1501", "re_ranking": "k_reciprocal"}}, "its scores are re-ranked"),
         (["model.trunk.strides=v1"], {}, "cannot be compared: conditions"),
-        ([], {"protocol": {"name": "market1501", "crops": "ten_crop"}}, "cannot be compared: protocol"),
+        ([], {"protocol": {"name": "market1501", "crops": "ten_crop"}}, "cannot be compared: scored_on"),
         ([], {}, "two of the runs are market1501 miniature blocks_1234-whole seed 0"),
         (["seed=1"], {"queries": {"x.jpg": 1}}, "has other queries than"),
     ],

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _NOTE = (
     "Percentage points over the baseline of the same seeds. Lines: 95 % intervals; dots: single seeds.\n"
-    "Hollow: one seed, whose interval is of the test set alone. Not comparable with the paper."
+    "Hollow and dotted: one seed, whose interval is of the test set alone. Not comparable with the paper."
 )
 
 
@@ -85,7 +85,10 @@ def _numbers(one: Difference) -> list[float]:
 def _draw_panel(axes: "Axes", rows: Sequence[str], differences: Sequence[Difference]) -> None:
     for place, one in enumerate(differences):
         mean, low, high = (100 * value for value in (one.mean, one.low, one.high))
-        axes.hlines(place, low, high, color=BLUE, linewidth=1.8, zorder=2)
+        style = (
+            ":" if one.test_set_only else "-"
+        )  # without the seeds' spread it is the shorter line, not the surer
+        axes.hlines(place, low, high, color=BLUE, linewidth=1.8, linestyle=style, zorder=2)
         filled = "white" if one.test_set_only else BLUE
         axes.plot(mean, place, "o", color=BLUE, markerfacecolor=filled, markersize=8, zorder=3)
         if not one.test_set_only:

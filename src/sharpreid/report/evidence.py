@@ -75,7 +75,7 @@ class Setting:
     dataset: str
     recipe: str
     conditions: str
-    protocol: str
+    scored_on: str
     rows: Mapping[str, Trained]
     """The baseline first, then by name."""
     on_plateau: tuple[Line, ...]
@@ -127,7 +127,7 @@ def _setting(folder: Path, lines: Sequence[Line]) -> Setting:
         dataset=first["dataset"],
         recipe=first["recipe"],
         conditions=first["conditions"],
-        protocol=first["protocol"],
+        scored_on=first["scored_on"],
         rows={name: _trained(folder, name, same, names) for name, same in rows.items()},
         on_plateau=tuple(line for line in lines if line["left_plateau"] != "True"),
     )

@@ -37,7 +37,7 @@ def runs_table(experiments: Path) -> list[str]:
     page: list[str] = []
     for setting in settings_of(experiments):
         reduced = setting.conditions or "as in the paper"
-        page += [f"**{setting.title}**: {reduced}. Scored: {setting.protocol}.", ""]
+        page += [f"**{setting.title}**: {reduced}. Scored on {setting.scored_on}.", ""]
         lines = [_line(setting, trained) for trained in setting.rows.values()]
         page += [*(markdown_table(lines) if lines else NOTHING), ""]
         page += _no_evidence(setting.on_plateau)
@@ -148,7 +148,7 @@ def beside_the_paper(experiments: Path) -> list[str]:
     for setting in settings_of(experiments):
         for name, trained in setting.rows.items():
             attention, _, rest = name.partition("-")
-            if setting.dataset != "market1501" or attention not in _PAPER or "-" in rest:
+            if not setting.scored_on.startswith("market1501:") or attention not in _PAPER or "-" in rest:
                 continue
             method = _PAPER[attention]
             ours = " / ".join(mean_and_range(trained.scores(metric)) for metric in COMPARED)

@@ -30,7 +30,7 @@ COLUMNS = (
     *("gradient", "mAP", "rank1", "mAP_trapezoid", "epochs", "iterations"),
     *("loss_at_end", "triplet_at_end", "active_at_end", "left_plateau"),
     *("precision", "torch", "torchvision", "pytorch_lightning", "device", "world_size", "minutes"),
-    *("commit", "dirty", "protocol", "conditions", "reduced"),
+    *("commit", "dirty", "scored_on", "conditions", "reduced"),
 )
 """Of runs.csv. Scores are in [0, 1]; ``..._at_end``: see `End`; ``conditions``: see `conditions_of`."""
 
@@ -135,9 +135,10 @@ def read_run(run: Run, recipe: str | None = None) -> Record:
         _check_mean(folder, "mAP", scores["mAP"], [one.ap for one in queries])
         _check_mean(folder, "rank1", scores["rank1"], [one.rank1 for one in queries])
     row = row_of(run.config)
+    rules = protocol_line({**protocol, "test_mask": "of the row"})
     sampler = run.config.model.sampler
     values = {
-        "dataset": dataset_line(record["dataset"]),
+        "dataset": record["dataset"]["name"],
         "recipe": recipe,
         "row": row,
         "seed": record["seed"],
@@ -152,7 +153,7 @@ def read_run(run: Run, recipe: str | None = None) -> Record:
         "precision": record.get("precision"),
         **{key: versions.get(key) for key in ("torch", "torchvision", "pytorch_lightning")},
         **{key: record.get(key) for key in ("device", "world_size", "minutes", "commit", "dirty")},
-        "protocol": protocol_line({**protocol, "test_mask": "of the row"}),
+        "scored_on": f"{dataset_line(record['dataset'])}: {rules}",
         "conditions": conditions,
         "reduced": record.get("reduced", ""),
     }
@@ -219,7 +220,7 @@ def merged(lines: Sequence[Line], new: Sequence[Line]) -> list[Line]:
     alike: dict[tuple[str, str], Line] = {}
     for line in together:
         other = alike.setdefault((line["dataset"], line["recipe"]), line)
-        for column in ("conditions", "protocol"):
+        for column in ("conditions", "scored_on"):
             if line[column] != other[column]:
                 raise ValueError(
                     f"{_called(line)} and {_called(other)} cannot be compared: {column} "
