@@ -56,10 +56,29 @@ def test_a_row_s_name_says_all_of_its_config_but_the_conditions(overrides: str, 
     assert conditions_of(one) == conditions_of(config("recipe=miniature", "method=baseline"))
 
 
-def test_a_schedule_of_the_noise_names_a_row() -> None:
-    one = config()
-    OmegaConf.update(one, "schedule.noise", {"_target_": "sharpreid.schedules.noise_ramp"}, force_add=True)
-    assert row_of(one) == "blocks_1234-whole-noise_ramp"
+@pytest.mark.parametrize(
+    ("key", "value", "row"),
+    [
+        ("schedule.noise", {"_target_": "sharpreid.schedules.noise_ramp"}, "blocks_1234-whole-noise_ramp"),
+        ("schedule.noise", {"_target_": "sharpreid.schedules.ramp"}, "blocks_1234-whole-noise_ramp"),
+        ("model.sampler.eps", 0.001, "blocks_1234-whole-eps_0.001"),
+        ("model.scale", "mask only", "blocks_1234-whole-scale_mask_only"),
+    ],
+)
+def test_a_reading_that_came_later_names_a_row_and_is_no_condition(key: str, value: object, row: str) -> None:
+    one = config("recipe=miniature")
+    OmegaConf.update(one, key, value, force_add=True)
+    assert row_of(one) == row
+    if key == "model.sampler.eps":  # the others have no default in conf/ to compare with
+        assert recipe_of(one) == "miniature"
+
+
+def test_a_run_of_before_a_key_came_is_the_same_row() -> None:
+    one = config("recipe=miniature")
+    OmegaConf.set_struct(one, False)
+    for key in ("gradient", "train_mask", "test_mask"):
+        del one.model.sampler[key]
+    assert (row_of(one), recipe_of(one)) == ("blocks_1234-whole", "miniature")
 
 
 @pytest.mark.parametrize("recipe", ["miniature", "half", "cpu", "paper"])
@@ -175,6 +194,12 @@ def spoil_queries(folder: Path) -> None:
     path.write_text(path.read_text().replace("0.500000", "0.900000"))
 
 
+def spoil_record(folder: Path, key: str) -> None:
+    record = json.loads((folder / "scores.json").read_text())
+    del record[key]
+    (folder / "scores.json").write_text(json.dumps(record))
+
+
 def spoil_log(folder: Path) -> None:
     (folder / "csv" / "metrics.csv").write_text("step,train/lr\n0,0.1\n")
 
@@ -190,6 +215,7 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
         "columns image,identity,camera",
     ),
     "no log": (spoil_log, "no step with train/triplet"),
+    "half a record": (lambda folder: spoil_record(folder, "epochs"), "is incomplete: 'epochs'"),
     "no scores": (lambda folder: (folder / "scores.json").write_text("{}"), "no scores; expected the record"),
 }
 

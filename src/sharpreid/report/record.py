@@ -16,6 +16,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
+from omegaconf.errors import OmegaConfBaseException
+
 from sharpreid.files import replacing
 from sharpreid.report.gather import Run, gather
 from sharpreid.report.rows import conditions_of, recipe_of, row_of
@@ -294,6 +296,13 @@ def write_records(records: Sequence[Record], folder: Path) -> list[Line]:
     return lines
 
 
+def _read(run: Run, recipe: str | None) -> Record:
+    try:
+        return read_run(run, recipe)
+    except (KeyError, OmegaConfBaseException) as error:
+        raise ValueError(f"{run.job.folder}: its record or config is incomplete: {error}") from error
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Record the finished runs below one or more folders."""
     parser = argparse.ArgumentParser(prog="python -m sharpreid.report.record", description=main.__doc__)
@@ -311,7 +320,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not runs:
             places = ", ".join(map(str, given.runs))
             raise ValueError(f"{places}: no finished run there (job.json, scores.json)")
-        records = [read_run(run, given.recipe) for run in runs]
+        records = [_read(run, given.recipe) for run in runs]
         lines = write_records(records, given.into)
     except (OSError, ValueError) as error:
         print(f"error: {error}; nothing was recorded", file=sys.stderr)

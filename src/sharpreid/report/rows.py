@@ -1,5 +1,6 @@
 """Which row of a comparison a run is, and what else it was trained with: functions of its config."""
 
+import re
 from functools import cache
 from typing import Any
 
@@ -15,16 +16,24 @@ _KINDS = {
 }
 """Soft attentions: class -> its name, and the blocks of the paper's comparison, which the name leaves out."""
 
-_OF_THE_ROW = {
-    "objective": ("objective/triplet", ("mu", "reduction")),
-    "model.sampler": ("model/sampler/sharp", ("train_mask", "gradient")),
-    "model.context_unit": ("model/context_unit/context_aware", ("upsample",)),
-    "schedule.temperature": ("schedule/paper", ("_target_", "floor")),
-}
-"""Part of the config -> its file in conf/, and the keys of it that a row's name says."""
+_MODEL_PARTS = ("sampler", "context_unit", "trunk", "head")
 
-_OF_THE_RECIPE = ("temperature", "learning_rate_factor", "beta1")
-"""Schedules that no row is named by, but for the kind of temperature."""
+_READINGS = {
+    "model": (
+        "model/sharp_resnet50",
+        ("defaults", "_target_", "_convert_", "blocks", "context_blocks", *_MODEL_PARTS),
+    ),
+    "model.sampler": (
+        "model/sampler/sharp",
+        ("_target_", "_partial_", "implementation", "gradient", "draws", "seed"),
+    ),
+    "model.context_unit": ("model/context_unit/context_aware", ("_target_", "_partial_", "strides")),
+    "schedule": ("schedule/paper", ("temperature", "learning_rate_factor", "beta1")),
+}
+"""Part of the config -> its file in conf/, and the keys that are no reading of the paper or are named apart.
+
+All other keys of these parts are said by a row's name where they differ from the file.
+"""
 
 
 def row_of(config: DictConfig) -> str:
@@ -52,10 +61,9 @@ def row_of(config: DictConfig) -> str:
     if attention == "blocks_1234_cu_123":
         attention = "cu"
     parts = [attention + _total_variation(config.objective)]
-    parts += _mask(config) if sampler == "MaskSampler" else []
-    upsample = model.context_unit.get("upsample", "deconv") if unit == "ContextUnit" else "deconv"
-    parts += [upsample] if upsample != "deconv" else []
-    return "-".join(parts)
+    if sampler == "MaskSampler":
+        parts.append(str(model.sampler.get("gradient", "whole")))
+    return "-".join([*parts, *_temperature(config.schedule.temperature), *_readings(config)])
 
 
 def _total_variation(objective: DictConfig) -> str:
@@ -67,24 +75,43 @@ def _total_variation(objective: DictConfig) -> str:
     return f"_tv_{objective.reduction}_{objective.mu:g}"
 
 
-def _mask(config: DictConfig) -> list[str]:
-    """The gradient, and in what the mask is not Eq. 5 as it stands, in training or at test time."""
-    sampler = config.model.sampler
-    parts = [str(sampler.get("gradient", "whole"))]
-    if (train_mask := sampler.get("train_mask", "sample")) != "sample":
-        parts.append(train_mask)
-    temperature = config.schedule.temperature
+def _temperature(temperature: DictConfig) -> list[str]:
     if class_of(temperature) == "cosine_temperature":
-        parts.append("cosine_tau")
-    elif temperature.floor == 1:
-        parts.append("constant_tau")
-    usual = _file("schedule/paper")
-    for key, value in config.schedule.items():
-        if key not in _OF_THE_RECIPE and value != usual.get(key):
-            parts.append(class_of(value) if OmegaConf.is_config(value) else f"{key}_{value}")
-    if (test_mask := sampler.get("test_mask", "noise_free")) != "noise_free":
-        parts.append(f"test_{test_mask}" + (f"_{sampler.draws}" if test_mask == "sample" else ""))
-    return parts
+        return ["cosine_tau"]
+    return ["constant_tau"] if temperature.floor == 1 else []
+
+
+def _parts(config: DictConfig) -> list[str]:
+    """The parts of `_READINGS` that a run makes use of."""
+    unused = [] if class_of(config.model.sampler) == "MaskSampler" else ["model.sampler"]
+    if not config.model.get("context_blocks") or class_of(config.model.context_unit) != "ContextUnit":
+        unused.append("model.context_unit")
+    return [part for part in _READINGS if part not in unused]
+
+
+def _readings(config: DictConfig) -> list[str]:
+    """In what a run reads the paper otherwise than the files of conf/ do."""
+    found = []
+    for part in _parts(config):
+        node = OmegaConf.select(config, part)
+        file, aside = _READINGS[part]
+        found += [
+            _reading(key, value, node)
+            for key, value in node.items()
+            if key not in aside and value != _file(file).get(key)
+        ]
+    return found
+
+
+def _reading(key: str, value: Any, node: DictConfig) -> str:
+    if OmegaConf.is_config(value) and "_target_" in value:
+        name = class_of(value)
+        return name if name.startswith(key.partition("_")[0]) else f"{key}_{name}"
+    if key in ("train_mask", "upsample"):
+        return str(value)
+    if key == "test_mask":
+        return f"test_{value}" + (f"_{node.draws}" if value == "sample" else "")
+    return re.sub(r"[^\w.]+", "_", f"{key}_{value}").strip("_")
 
 
 def conditions_of(config: DictConfig) -> str:
@@ -118,20 +145,24 @@ def _recipes(data: str) -> dict[str, str]:
 
 
 def _conditions(config: DictConfig) -> str:
+    """The departures of a run once all that its row's name says is set to what conf/ has.
+
+    Keys that an early run lacks are set, too.
+    """
     neutral = config.copy()
-    for part, (file, keys) in _OF_THE_ROW.items():
-        for key in keys:
-            if OmegaConf.select(neutral, f"{part}.{key}") is not None:
-                OmegaConf.update(neutral, f"{part}.{key}", _usual(part, file)[key])
-    usual = _file("schedule/paper")
-    for key in neutral.schedule:
-        if key not in _OF_THE_RECIPE:
-            neutral.schedule[key] = usual.get(key)
+    OmegaConf.set_struct(neutral, False)
+    for part in _parts(config):
+        file, aside = _READINGS[part]
+        node = OmegaConf.select(neutral, part)
+        for key in {*node, *_file(file)}.difference(aside):
+            node[key] = _file(file).get(key)
+    if "gradient" in neutral.model.sampler:
+        neutral.model.sampler.gradient = _file("model/sampler/sharp").gradient
+    usual = _file("schedule/paper").temperature
+    neutral.schedule.temperature.merge_with({"_target_": usual["_target_"], "floor": usual.floor})
+    triplet = _file("objective/triplet")
+    neutral.objective.merge_with({"mu": triplet.mu, "reduction": triplet.reduction})
     return departures(neutral)
-
-
-def _usual(part: str, file: str) -> Any:
-    return _file(file).temperature if part == "schedule.temperature" else _file(file)
 
 
 @cache
