@@ -81,7 +81,7 @@ def departures(cfg: DictConfig) -> str:
     name = cfg.data.source.name
     data = name if (CONF_DIR / "data" / f"{name}.yaml").is_file() else "market1501"
     objective = "tv_as_printed" if cfg.objective.mu else "triplet"
-    paper = _composed(f"data={data}", "recipe=paper", f"objective={objective}")
+    paper = _paper(data, objective)
     found = []
     size, wanted = _size(cfg), _size(paper)
     if size != wanted:
@@ -101,14 +101,20 @@ def departures(cfg: DictConfig) -> str:
 
 
 @cache
+def _paper(data: str, objective: str) -> DictConfig:
+    return composed(f"data={data}", "recipe=paper", f"objective={objective}")
+
+
+@cache
 def paper_protocol(data: str) -> Mapping[str, Any]:
     """The rules by which the paper scores one of `PAPER_DATA`, as a score's record has them, draws aside."""
-    cfg = _composed(f"data={data}").protocol
+    cfg = composed(f"data={data}").protocol
     rules = Protocol(**{key: value for key, value in cfg.items() if key != "_target_"}).as_dict()
     return {key: value for key, value in rules.items() if key not in ("split", "seed", "max_rank")}
 
 
-def _composed(*overrides: str) -> DictConfig:
+def composed(*overrides: str) -> DictConfig:
+    """Compose the config of a run with these overrides."""
     started = GlobalHydra.instance().is_initialized()  # by the command that runs, from the same directory
     with nullcontext() if started else initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         return compose("train", list(overrides))

@@ -55,8 +55,8 @@ def method_of(config: DictConfig) -> str:
     blocks, context = tuple(sorted(model.blocks)), tuple(sorted(model.get("context_blocks") or []))
     if not blocks:
         return "baseline"
-    sampler = _class(model.sampler)
-    unit = _class(model.context_unit) if context else ""
+    sampler = class_of(model.sampler)
+    unit = class_of(model.context_unit) if context else ""
     penalised = bool(config.objective.mu)
     known = {
         ((1, 2, 3, 4), (), "MaskSampler", "", False): "sab",
@@ -73,7 +73,8 @@ def method_of(config: DictConfig) -> str:
     return ", ".join([*parts, "TV"] if penalised else parts)
 
 
-def _class(config: DictConfig) -> str:
+def class_of(config: DictConfig) -> str:
+    """Name of the class or function that a part of a config builds; empty without one."""
     return str(config.get("_target_", "")).rpartition(".")[2]
 
 
