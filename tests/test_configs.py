@@ -223,6 +223,7 @@ PAPER = {
     "model.head": {"in_features": 2048, "hidden_features": 1024, "embedding_dim": 128, "init_std": 0.001},
     "model.blocks": [1, 2, 3, 4],
     "model.context_blocks": [],
+    "model.combine": "add",
     "model.sampler.eps": 1e-6,
     "model.sampler.test_mask": "noise_free",
     "objective": {"margin": 0.5, "mu": 0.0, "reduction": "mean"},
@@ -279,6 +280,8 @@ def test_a_misspelt_override_is_refused() -> None:
         ("model.blocks=[]",),
         ("model/sampler=sigmoid",),
         ("objective=tv", "schedule=beta1_drop"),
+        ("model.combine=concat",),
+        ("model.combine=attended_only",),
         ("model.context_blocks=[1,2,3]", "model.context_unit.upsample=nearest"),
         (
             "model/context_unit=residual_attention",
@@ -404,6 +407,7 @@ def test_a_data_set_is_scored_by_its_own_rules(data: str) -> None:
     [
         ("model.blocks=1", r"model: blocks must be a list such as \[1,2\], got 1"),
         ("model.trunk.depths=[1]", r"model\.trunk: depths must be 4 numbers"),
+        ("model.combine=sum", r"model: combine must be one of add, concat, attended_only; got 'sum'"),
         ("objective.mu=abc", r"objective\.mu must be a number, got 'abc'"),
         ("optimizer.lr=abc", r"optimizer\.lr must be a number, got 'abc'"),
         ("optimizer.fused=maybe", r"optimizer\.fused must be true or false or null, got 'maybe'"),

@@ -65,6 +65,8 @@ def test_the_demo_names_all_that_it_shrinks() -> None:
         ("objective.margin=5", "objective.margin 5 (0.5)"),
         ("objective=tv", "mu 0.01 (0.1), total variation mean (sum)"),
         ("model.head.embedding_dim=8", "model.head.embedding_dim 8 (128)"),
+        ("model.combine=concat", "combination concat (add)"),
+        ("model.combine=attended_only", "combination attended_only (add)"),
         ("model.sampler.eps=0.4", "model.sampler.eps 0.4 (1e-06)"),
         ("model.sampler.train_mask=noise_free", "model.sampler.train_mask noise_free (sample)"),
         ("schedule.learning_rate_factor.start=1", "decay from epoch 1 (100)"),
@@ -89,7 +91,8 @@ def test_up_sampling_other_than_the_paper_s_is_named_where_there_is_a_context_un
 
 
 def test_the_baseline_does_not_depart_by_what_it_does_not_draw() -> None:
-    assert departures(composed_plainly("data=market1501", "model.blocks=[]", "model.sampler.eps=0.1")) == ""
+    unused = ("model.sampler.eps=0.1", "model.combine=concat")
+    assert departures(composed_plainly("data=market1501", "model.blocks=[]", *unused)) == ""
 
 
 def test_a_preset_with_a_further_override_names_what_ran(composed: Callable[..., DictConfig]) -> None:

@@ -9,6 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from sharpreid.early_runs import with_later_keys
 from sharpreid.evaluation.ranking import Protocol
 from sharpreid.hydra_files import CONF_DIR
 
@@ -45,6 +46,7 @@ _NO_DEPARTURE = (
 _TITLES = {
     "model.trunk.depths": "bottlenecks per stage",
     "model.trunk.weights": "weights",
+    "model.combine": "combination",
     "data.identities_per_batch": "P",
     "data.images_per_identity": "K",
     "data.validation_identities": "held-out identities",
@@ -87,9 +89,9 @@ def departures(cfg: DictConfig) -> str:
         found.append(f"{size} images (paper: {wanted})")
     if statistics := _batch_norm(cfg):
         found.append(statistics)
-    ours, theirs = _leaves(cfg), _leaves(paper)
+    ours, theirs = _leaves(with_later_keys(cfg)), _leaves(paper)
     for key in dict.fromkeys([*_TITLES, *ours, *theirs]):
-        if key.startswith("model.sampler.") and (key not in ours or not cfg.model.blocks):
+        if key.startswith(("model.sampler.", "model.combine")) and (key not in ours or not cfg.model.blocks):
             continue  # nothing is drawn; or the config is of an early run, which had the default
         if key.startswith("model.context_unit.") and (key not in ours or not cfg.model.context_blocks):
             continue  # another kind of unit, which the paper compares with; or none is used

@@ -32,12 +32,19 @@ def features(dtype: torch.dtype, *, channels_last: bool) -> tuple[Tensor, Tensor
 
 
 def results(
-    trunk: Tensor, source: Tensor | None, recipe: Recipe, reduction: Any, implementation: Any
+    trunk: Tensor,
+    source: Tensor | None,
+    recipe: Recipe,
+    reduction: Any,
+    implementation: Any,
+    *,
+    skip: bool = True,
 ) -> list[Tensor]:
     """Output, total variation and the gradients of a loss of both."""
     trunk = trunk.detach().requires_grad_()
     other = trunk if source is None else source.detach().requires_grad_()
-    output, variation = attend(trunk, other, recipe, variation=True, implementation=implementation)
+    options = {"variation": True, "skip": skip, "implementation": implementation}
+    output, variation = attend(trunk, other, recipe, **options)
     assert variation is not None
     value = reduced(variation, reduction)
     weight = torch.randn(trunk.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -73,6 +80,29 @@ def test_recomputed_equals_the_reference(
         for found, wanted in zip(one, reference, strict=True):
             assert found.dtype == wanted.dtype
             assert float((found - wanted).abs().max() / wanted.abs().max()) < tolerance
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("hard", [False, True])
+def test_without_the_skip_connection_recomputed_equals_the_reference_too(own: bool, hard: bool) -> None:
+    trunk, source = features(torch.float64, channels_last=True)
+    recipe = Recipe(torch.tensor(0.5), 1e-6, 3, 0, hard)
+    one, reference, with_skip = (
+        results(trunk, None if own else source, recipe, "mean", how, skip=skip)
+        for how, skip in (("recompute", False), ("eager", False), ("eager", True))
+    )
+    for found, wanted in zip(one, reference, strict=True):
+        assert float((found - wanted).abs().max() / wanted.abs().max()) < 1e-12
+    torch.testing.assert_close(one[0] + trunk, with_skip[0])
+    assert not torch.allclose(one[2], with_skip[2])  # the gradient of the trunk that Eq. 2 adds
+
+
+def test_triton_without_the_skip_connection_names_the_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    trunk, _ = features(torch.float32, channels_last=True)
+    recipe = Recipe(torch.tensor(0.5), 1e-6, 3, 0, False)
+    with pytest.raises(ValueError, match=r"model\.combine=add.* take .*implementation=recompute"):
+        attend(trunk, trunk, recipe, variation=False, skip=False, implementation="triton")
 
 
 def test_the_reference_is_the_block_as_written_out() -> None:

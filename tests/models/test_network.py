@@ -59,6 +59,7 @@ def network(
     head: nn.Module | None = None,
     sampler: Any = SHARP,
     upsample: Any = "deconv",
+    combine: Any = "add",
 ) -> SharpAttentionNetwork:
     torch.manual_seed(1)
     return SharpAttentionNetwork(
@@ -68,13 +69,16 @@ def network(
         context_blocks=context_blocks,
         sampler=sampler,
         context_unit=partial(ContextUnit, strides="v1.5", upsample=upsample),
+        combine=combine,
     ).eval()
 
 
-def network_on_meta(blocks: Sequence[int], context_blocks: Sequence[int]) -> SharpAttentionNetwork:
+def network_on_meta(
+    blocks: Sequence[int], context_blocks: Sequence[int], combine: Any = "add"
+) -> SharpAttentionNetwork:
     with torch.device("meta"):
         made = ResNetTrunk(depths=TINY, strides="v1.5", weights="none")
-        return network(made, blocks, context_blocks)
+        return network(made, blocks, context_blocks, combine=combine)
 
 
 def torchvision_twin(trunk: ResNetTrunk) -> ResNet:
@@ -125,6 +129,48 @@ def test_block_1_is_read_by_the_next_stage(trunk: ResNetTrunk) -> None:
     twin.layer1.register_forward_hook(lambda module, args, output: output * (1 + torch.sigmoid(output)))
     out = network(trunk, [1], sampler=SigmoidGate)(images())
     torch.testing.assert_close(out.embedding, twin(images()))
+
+
+def small_head() -> EmbeddingHead:
+    torch.manual_seed(3)
+    return EmbeddingHead(in_features=64, hidden_features=32, embedding_dim=16, init_std=0.1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("blocks", [[1], [4], [2, 3], [1, 2, 3, 4]])
+def test_concatenating_starts_as_adding(blocks: list[int]) -> None:
+    """With the weights that there were, for the trunk's half and for the attended half."""
+    add, concat, attended_only = (
+        network(SmallTrunk(), blocks, head=small_head(), sampler=SigmoidGate, combine=combine)
+        for combine in ("add", "concat", "attended_only")
+    )
+    wanted = add(images()).embedding
+    torch.testing.assert_close(concat(images()).embedding, wanted, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(attended_only(images()).embedding, wanted, rtol=1e-2)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "recompute"])
+def test_concatenation_trains_both_halves_apart(implementation: Any) -> None:
+    sampler = partial(MaskSampler, eps=1e-6, implementation=implementation)
+    made = network(SmallTrunk(), [1, 4], head=small_head(), sampler=sampler, combine="concat").train()
+    out = made.training_forward(images(count=4), variation=False)
+    out.embedding.square().sum().backward()
+    for weight, channels in ((made.trunk.stages[1][0].conv1.weight, 8), (made.head[0].weight, 64)):
+        assert weight.shape[1] == 2 * channels
+        of_trunk, of_attended = weight.grad.split(channels, dim=1)
+        assert of_trunk.any()
+        assert of_attended.any()
+        assert not torch.allclose(of_trunk, of_attended)
+
+
+def test_concatenation_widens_only_what_reads_an_attention_block() -> None:
+    plain, made = (network_on_meta([2], [], combine) for combine in ("add", "concat"))
+    wider = {
+        key
+        for (key, one), other in zip(plain.state_dict().items(), made.state_dict().values(), strict=True)
+        if one.shape != other.shape
+    }
+    assert wider == {"trunk.layer3.0.conv1.weight", "trunk.layer3.0.downsample.0.weight"}
 
 
 @torch.no_grad()

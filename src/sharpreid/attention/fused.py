@@ -41,9 +41,10 @@ def attend(
     recipe: Recipe,
     *,
     variation: bool,
+    skip: bool = True,
     implementation: Implementation = "recompute",
 ) -> tuple[Tensor, Variation | None]:
-    """F = T + M(S) * T of Eq. 1-5.
+    """Compute F = T + M(S) * T of Eq. 1-5.
 
     Args:
         trunk: T, float, (B, C, H, W).
@@ -51,6 +52,7 @@ def attend(
             same shape. A detached T is recognised: its mask costs no gradient and no memory.
         recipe: of the mask.
         variation: whether the total variation of A = M(S) * T (Eq. 6) is wanted.
+        skip: whether T is added (Eq. 2); without it F is A = M(S) * T of Eq. 1.
         implementation: ``eager``, written out in tensor operations, the reference; ``recompute``, which keeps
             no mask, on any device; ``compile``, the reference by torch.compile; ``triton``, by kernels for
             CUDA. The noise is the same in all, up to what is lost in rounding.
@@ -61,10 +63,15 @@ def attend(
 
     Raises:
         ImportError: ``triton`` where the package triton is not installed.
-        ValueError: ``triton`` without CUDA, or in float64.
+        ValueError: ``triton`` without CUDA, in float64, or without the skip connection.
     """
     if implementation == "triton":
         _check_triton(trunk)
+        if not skip:
+            raise ValueError(
+                "implementation=triton adds the skip connection of Eq. 2 (model.combine=add); for any other "
+                "model.combine take model.sampler.implementation=recompute"
+            )
         from sharpreid.attention.fused_triton import Attend
 
         arguments = recipe.tau, recipe.eps, recipe.seed, recipe.first, recipe.hard, variation
@@ -74,9 +81,10 @@ def attend(
         written_out = _compiled() if implementation == "compile" else _written_out
         with torch.autocast(trunk.device.type, enabled=False):
             noise = recipe.noise(source.shape, _arithmetic(source), source.device)
-            output, of_attended = written_out(trunk, source, noise, recipe, variation)
+            output, of_attended = written_out(trunk, source, noise, recipe, variation, skip)
         return output, of_attended
-    output, total, mean_square = _Attend.apply(trunk, source, _is_same(trunk, source), recipe, variation)  # type: ignore[no-untyped-call]
+    shared = _is_same(trunk, source)
+    output, total, mean_square = _Attend.apply(trunk, source, shared, recipe, variation, skip)  # type: ignore[no-untyped-call]
     return output, Variation(total, mean_square, trunk.shape[1:].numel()) if variation else None
 
 
@@ -101,10 +109,10 @@ def _check_triton(trunk: Tensor) -> None:
 
 
 def _written_out(
-    trunk: Tensor, source: Tensor, noise: Tensor | float, recipe: Recipe, variation: bool
+    trunk: Tensor, source: Tensor, noise: Tensor | float, recipe: Recipe, variation: bool, skip: bool
 ) -> tuple[Tensor, Variation | None]:
     attended = mask_by(source, recipe, noise) * trunk
-    output = (trunk + attended).to(trunk.dtype)
+    output = (trunk + attended if skip else attended).to(trunk.dtype)
     return output, variation_of(attended) if variation else None
 
 
@@ -116,7 +124,7 @@ def _compiled() -> Callable[..., tuple[Tensor, Variation | None]]:
 class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, trunk: Tensor, source: Tensor, shared: bool, recipe: Recipe, variation: bool
+        ctx: Any, trunk: Tensor, source: Tensor, shared: bool, recipe: Recipe, variation: bool, skip: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         form = memory_format_of(trunk)
         trunk = trunk.contiguous(memory_format=form)
@@ -129,11 +137,11 @@ class _Attend(torch.autograd.Function):
             if variation:
                 of_piece = variation_of(piece.image(attended))
                 total[piece.rows], mean_square[piece.rows] = of_piece.total, of_piece.mean_square
-            piece.of(output).copy_(attended.add_(piece.trunk))
+            piece.of(output).copy_(attended.add_(piece.trunk) if skip else attended)
 
         _for_each_piece(trunk, source, recipe, work)
         ctx.save_for_backward(recipe.tau, trunk, *(() if shared else (source,)))
-        ctx.recipe, ctx.variation = recipe, variation
+        ctx.recipe, ctx.variation, ctx.skip = recipe, variation, skip
         ctx.mark_non_differentiable(mean_square)
         return output, total, mean_square
 
@@ -153,7 +161,10 @@ class _Attend(torch.autograd.Function):
                 gradient = gradient_of_variation(piece.image(used * piece.trunk), grad_total[piece.rows])
                 to_attended = piece.flat(gradient).add_(upstream)
             to_attended = upstream if to_attended is None else to_attended
-            to_trunk = torch.addcmul(upstream, to_attended, used, out=piece.buffers[1])
+            if ctx.skip:
+                to_trunk = torch.addcmul(upstream, to_attended, used, out=piece.buffers[1])
+            else:
+                to_trunk = torch.mul(to_attended, used, out=piece.buffers[1])
             if not ctx.needs_input_grad[1]:
                 piece.of(grad_trunk).copy_(to_trunk)
                 return
@@ -166,7 +177,7 @@ class _Attend(torch.autograd.Function):
             piece.of(grad_trunk).copy_(to_trunk)
 
         _for_each_piece(trunk, source, recipe, work)
-        return grad_trunk, grad_source, None, None, None
+        return grad_trunk, grad_source, None, None, None, None
 
 
 class _Piece(NamedTuple):

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, cast
 
+import torch
 from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck
 
-from sharpreid.attention.block import SharpAttentionBlock
+from sharpreid.attention.block import Combine, SharpAttentionBlock
 from sharpreid.attention.context import ContextUnit
 from sharpreid.attention.mask import MaskSampler
 from sharpreid.attention.soft import ResidualAttentionMask
@@ -63,6 +65,11 @@ class SharpAttentionNetwork(nn.Module):
         context_blocks: those of ``blocks`` with a context-aware unit, a subset of 1-3.
         sampler: builds one block's mask sampler; see `SharpAttentionBlock`.
         context_unit: builds one `ContextUnit` or `ResidualAttentionMask` from the keyword ``channels``.
+        combine: how attended features join the trunk's; see `SharpAttentionBlock`. With ``concat`` whatever
+            reads [T; A] takes 2C channels: the next stage's first convolution and its shortcut, or after
+            block 4 the first layer of an `EmbeddingHead` (any other head has to take 2C itself). Each half
+            of the widened weights starts as the weights W that were there, so W T + W A = W (T + A):
+            pretrained weights stay in use, and the network starts as the one of ``add``.
 
     Raises:
         ValueError: ``blocks`` or ``context_blocks`` is not such a subset, or see `SharpAttentionBlock`.
@@ -77,6 +84,7 @@ class SharpAttentionNetwork(nn.Module):
         context_blocks: Sequence[int],
         sampler: Callable[[], nn.Module],
         context_unit: Callable[..., ContextUnit | ResidualAttentionMask],
+        combine: Combine = "add",
     ) -> None:
         super().__init__()
         _check_blocks(blocks, context_blocks)
@@ -89,10 +97,14 @@ class SharpAttentionNetwork(nn.Module):
                     context=context_unit(channels=trunk.channels[stage - 1])
                     if stage in context_blocks
                     else None,
+                    combine=combine,
                 )
                 for stage in sorted(blocks)
             }
         )
+        if combine == "concat":
+            for stage in blocks:
+                self._double_input_after(stage)
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -144,10 +156,29 @@ class SharpAttentionNetwork(nn.Module):
                     variations.append(of_block)
         return Trained(self.head(x.mean((2, 3))), tuple(variations))
 
+    def _double_input_after(self, stage: int) -> None:
+        """Let what reads the output of ``stage`` take it twice."""
+        if stage < NUM_STAGES:
+            reader = cast(Bottleneck, self.trunk.stages[stage][0])
+            _double_input(reader.conv1)
+            _double_input(cast(nn.Conv2d, cast(nn.Sequential, reader.downsample)[0]))
+        elif isinstance(self.head, EmbeddingHead):
+            _double_input(cast(nn.Linear, self.head[0]))
+
     def _stages(self) -> Iterator[tuple[SharpAttentionBlock | None, nn.Sequential]]:
         for number, stage in enumerate(self.trunk.stages, start=1):
             key = str(number)
             yield cast(SharpAttentionBlock, self.attention[key]) if key in self.attention else None, stage
+
+
+@torch.no_grad()
+def _double_input(layer: nn.Conv2d | nn.Linear) -> None:
+    """Let a layer take twice its input, with a copy of its weights for the second half."""
+    if isinstance(layer, nn.Conv2d):
+        layer.in_channels *= 2
+    else:
+        layer.in_features *= 2
+    layer.weight = nn.Parameter(torch.cat([layer.weight, layer.weight], 1))
 
 
 def _check_blocks(blocks: Sequence[int], context_blocks: Sequence[int]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from sharpreid.early_runs import with_later_keys
 from sharpreid.hydra_files import CONF_DIR
 from sharpreid.records import of_the_result
 from sharpreid.report.comparison import Job, load_jobs
@@ -65,11 +66,13 @@ def method_of(config: DictConfig) -> str:
         ((1, 2, 3, 4), (), "SigmoidGate", "", False): "sigmoid_gate",
         ((1, 2, 3), (1, 2, 3), "Identity", "ResidualAttentionMask", False): "residual_attention",
     }
-    if name := known.get((blocks, context, sampler, unit, penalised)):
+    combine = model.get("combine", "add")
+    if (name := known.get((blocks, context, sampler, unit, penalised))) and combine == "add":
         return name
     parts = ["blocks " + "+".join(map(str, blocks))]
     parts += [f"context {'+'.join(map(str, context))}"] if context else []
     parts += [name for name in (sampler, unit) if name not in ("", "MaskSampler", "ContextUnit")]
+    parts += [] if combine == "add" else [combine]
     return ", ".join([*parts, "TV"] if penalised else parts)
 
 
@@ -139,6 +142,7 @@ def _run(job: Job, record: Mapping[str, Any]) -> Run:
         if not isinstance(config, DictConfig) or OmegaConf.select(config, key) is None:
             raise ValueError(f"{path}: no {key}; expected the config of a run")
     assert isinstance(config, DictConfig)
+    config = with_later_keys(config)
     return Run(job, record, config, method_of(config))
 
 
