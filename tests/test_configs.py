@@ -279,9 +279,12 @@ def test_a_misspelt_override_is_refused() -> None:
     [
         ("model.blocks=[]",),
         ("model/sampler=sigmoid",),
+        ("model/sampler=sigmoid_conv",),
         ("objective=tv", "schedule=beta1_drop"),
         ("model.combine=concat",),
         ("model.combine=attended_only",),
+        ("method=sab_cu", "model.context_unit.init=next_stage", "model.combine=concat"),
+        ("model.context_blocks=[1]", "model.context_unit.p=2", "model.context_unit.q=2"),
         ("model.context_blocks=[1,2,3]", "model.context_unit.upsample=nearest"),
         (
             "model/context_unit=residual_attention",
@@ -337,9 +340,11 @@ METHODS = {
     # blocks, context_blocks, sampler, context unit, mu > 0
     "baseline": ([], [], "MaskSampler", "ContextUnit", False),
     "sab": ([1, 2, 3, 4], [], "MaskSampler", "ContextUnit", False),
+    "sab_late": ([3, 4], [], "MaskSampler", "ContextUnit", False),
     "sab_cu": ([1, 2, 3, 4], [1, 2, 3], "MaskSampler", "ContextUnit", False),
     "sab_cu_tv": ([1, 2, 3, 4], [1, 2, 3], "MaskSampler", "ContextUnit", True),
     "sigmoid_gate": ([1, 2, 3, 4], [], "SigmoidGate", "ContextUnit", False),
+    "sigmoid_conv_gate": ([1, 2, 3, 4], [], "SigmoidConvGate", "ContextUnit", False),
     "residual_attention": ([1, 2, 3], [1, 2, 3], "Identity", "ResidualAttentionMask", False),
 }
 

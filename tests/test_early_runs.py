@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from sharpreid.early_runs import LATER_KEYS, with_later_keys
 from sharpreid.recipe import departures
 from sharpreid.records import changes, describe_config
+from sharpreid.scoring import load_config
 
 Composed = Callable[..., DictConfig]
 
@@ -42,6 +43,14 @@ def test_an_early_run_is_the_same_as_a_new_one(config: DictConfig, tmp_path: Pat
     assert changes(config, earlier) == {}
     config.model.combine = "concat"
     assert changes(config, earlier) == {"model.combine": ("add", "concat")}
+
+
+def test_an_early_run_s_config_is_loaded_with_the_later_keys(config: DictConfig, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoints" / "final.ckpt"
+    checkpoint.parent.mkdir()
+    checkpoint.touch()
+    OmegaConf.save(without_later_keys(config), tmp_path / "config.yaml")
+    assert load_config(checkpoint).model.combine == "add"
 
 
 def test_an_early_run_departs_from_the_paper_in_nothing_new(config: DictConfig) -> None:

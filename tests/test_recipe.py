@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from sharpreid.hydra_files import CONF_DIR
 from sharpreid.recipe import departures
+from sharpreid.report.gather import left_open
 from sharpreid.resolvers import register_resolvers
 
 
@@ -88,6 +89,32 @@ def test_up_sampling_other_than_the_paper_s_is_named_where_there_is_a_context_un
     assert departures(composed_plainly(*nearest)) == ""
     said = departures(composed_plainly(*nearest, "method=sab_cu"))
     assert said == "model.context_unit.upsample nearest (deconv)"
+    levels = ("data=market1501", "model.context_unit.p=2", "model.context_unit.q=2")
+    assert departures(composed_plainly(*levels)) == ""
+    said = departures(composed_plainly(*levels, "method=sab_cu"))
+    assert said == "model.context_unit.p 2 (1), model.context_unit.q 2 (1)"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.epoch=images", ["epochs over images"]),
+        ("data.normalise=per_pixel_mean", ["normalisation per_pixel_mean"]),
+        ("data.eval_transform.crops=ten_crop_8_7", []),  # said with the protocol
+        ("model.sampler.sample_noise=per_view", []),
+    ],
+)
+def test_what_the_paper_leaves_open_is_no_departure(override: str, said: list[str]) -> None:
+    cfg = composed_plainly("data=market1501", override)
+    assert departures(cfg) == ""
+    assert left_open(cfg) == ["strides v1.5", *said]
+
+
+def test_how_a_context_unit_starts_is_open_and_no_departure() -> None:
+    copied = composed_plainly("data=market1501", "method=sab_cu", "model.context_unit.init=next_stage")
+    assert departures(copied) == ""
+    assert "context unit's init next_stage" in left_open(copied)
+    assert left_open(composed_plainly("method=sab_cu")) == ["strides v1.5"]
 
 
 def test_the_baseline_does_not_depart_by_what_it_does_not_draw() -> None:

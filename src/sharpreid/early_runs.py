@@ -7,7 +7,13 @@ from omegaconf import DictConfig, OmegaConf
 
 LATER_KEYS: Mapping[str, tuple[str, Any]] = {
     "model.combine": ("model.blocks", "add"),
+    "model.context_unit.init": ("model.context_unit.upsample", "random"),
+    "model.context_unit.p": ("model.context_unit.upsample", 1),
+    "model.context_unit.q": ("model.context_unit.upsample", 1),
     "model.sampler.gradient": ("model.sampler.train_mask", "whole"),
+    "model.sampler.sample_noise": ("model.sampler.draws", "shared"),
+    "data.normalise": ("data.identities_per_batch", "imagenet"),
+    "data.epoch": ("data.identities_per_batch", "identities"),
 }
 """A later key -> a key that has always stood beside it, and what a run without the later key did."""
 

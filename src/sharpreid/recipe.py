@@ -22,8 +22,10 @@ _NO_DEPARTURE = (
     # what the paper ablates or leaves open, and the data set itself
     *("model.blocks", "model.context_blocks", "model.sampler._target_", "model.sampler._partial_"),
     *("model.context_unit._target_", "model.context_unit.strides", "model.context_unit.lowest_channels"),
+    *("model.context_unit.init", "data.epoch", "data.normalise"),
     *("model.trunk.strides", "schedule.beta1", "data.source"),
     *("model.sampler.test_mask", "model.sampler.draws", "model.sampler.seed"),  # said with the protocol
+    "model.sampler.sample_noise",  # said with the protocol
     # said otherwise: with the size of the images, and with the seed
     *("data.train_transform.height", "data.train_transform.width", "data.seed"),
     *("data.eval_transform.height", "data.eval_transform.width"),
@@ -142,6 +144,8 @@ def _leaves(cfg: DictConfig) -> dict[str, str]:
                     walk(below, node[name])
         elif key == "model.trunk.weights":
             found[key] = "none" if node in (None, "none") else "imagenet"
+        elif key == "data.eval_transform.crops":  # the protocol says how far ten crops enlarge, which is open
+            found[key] = "ten_crop" if str(node).startswith("ten_crop") else str(node)
         else:
             found[key] = " ".join(map(str, node)) if OmegaConf.is_list(node) else str(node)
 

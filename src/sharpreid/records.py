@@ -262,7 +262,8 @@ def _test_mask(cfg: DictConfig) -> str:
         return "none"
     sampler = cfg.model.sampler
     mask = str(sampler.get("test_mask", "sigmoid"))  # of the soft attentions there is only one
-    return f"sample ({sampler.draws} draws, seed {sampler.seed})" if mask == "sample" else mask
+    noise = ", noise per view" if sampler.get("sample_noise") == "per_view" else ""
+    return f"sample ({sampler.draws} draws, seed {sampler.seed}{noise})" if mask == "sample" else mask
 
 
 def describe_protocol(protocol: Protocol, *, crops: str, test_mask: str, re_ranking: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ class Attended(NamedTuple):
     """What an attention block returns."""
 
     output: Tensor
-    """F_i of Eq. 2, (B, C, H, W), with ``concat`` (B, 2C, H, W); dtype of the trunk. The next stage reads it."""
+    """F_i of Eq. 2, (B, C, H, W), of ``concat`` (B, 2C, H, W); dtype of the trunk: the next stage's input."""
     attended: Tensor
     """A_i of Eq. 1, (B, C, H, W), float32: what the total variation of Eq. 6 is taken of."""
     mask: Tensor
@@ -36,8 +36,9 @@ class SharpAttentionBlock(nn.Module):
     - ``attended_only``: F = A, without the skip connection.
 
     Args:
-        sampler: maps the mask branch to a mask of the same shape in [0, 1]: `MaskSampler`, `SigmoidGate` for
-            the soft attention that the paper compares with, or `nn.Identity` where ``context`` is one.
+        sampler: maps the mask branch to a mask of the same shape in [0, 1]: `MaskSampler`, `SigmoidGate` or
+            `SigmoidConvGate` for the soft attention that the paper compares with, or `nn.Identity` behind a
+            `ResidualAttentionMask`.
         context: the context-aware unit in front of the sampler (Sec. III-D), or a `ResidualAttentionMask`;
             None makes the mask from the stage's output itself.
         combine: how the attended features join the stage's output.
