@@ -3,7 +3,13 @@ from itertools import pairwise
 
 import pytest
 
-from sharpreid.schedules import beta1, cosine_temperature, exponential_decay_factor, temperature
+from sharpreid.schedules import (
+    beta1,
+    cosine_temperature,
+    exponential_decay_factor,
+    noise_ramp,
+    temperature,
+)
 
 RATE, FLOOR = 0.008, 0.5
 START, END, FINAL = 100, 150, 0.001
@@ -96,3 +102,14 @@ def test_beta1_changes_where_the_learning_rate_starts_to_fall() -> None:
     for epoch in range(151):
         falls = exponential_decay_factor(epoch, START, END, FINAL) < 1
         assert beta1(epoch, START, 0.9, 0.5) == (0.5 if falls else 0.9)
+
+
+def test_the_noise_rises_evenly_from_nothing_and_then_stays_whole() -> None:
+    ramp = [noise_ramp(epoch, end=4) for epoch in range(7)]
+    assert ramp == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(("epoch", "end"), [(-1, 50), (0, 0)])
+def test_a_noise_ramp_refuses_an_argument_out_of_range(epoch: int, end: int) -> None:
+    with pytest.raises(ValueError, match=f"end >= 1, got {epoch} and {end}"):
+        noise_ramp(epoch, end)

@@ -65,6 +65,12 @@ def test_a_run_leaves_its_record_and_evaluate_repeats_its_scores(
     assert record["dataset"]["subset"].startswith("32 train images instead of 12,936")
     assert record["protocol"]["name"] == "market1501"
     assert record["untrained"].keys() == record["scores"].keys()
+    with (record_path.parent / "queries.csv").open() as file:
+        queries = list(csv.DictReader(file))
+    assert len(queries) == record["dataset"]["counts"]["query_images"]
+    for name, score in (("ap", "mAP"), ("rank1", "rank1")):
+        mean = sum(float(row[name]) for row in queries) / len(queries)
+        assert mean == pytest.approx(record["scores"][score], abs=1e-6)
     assert json.loads((record_path.parent / "job.json").read_text())["status"] == "done"
     columns = (record_path.parent / "csv" / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"train/loss", "train/triplet", "train/tau", "train/lr", "train/active_triplets"} <= {*columns}
@@ -84,6 +90,14 @@ def test_a_run_leaves_its_record_and_evaluate_repeats_its_scores(
     assert several[2]["protocol"]["test_mask"] == "sample (8 draws, seed 0)"
     assert several[2]["scores"] == evaluate([checkpoint, "model.sampler.test_mask=sample"]).as_dict()
     assert several[3]["settings"] == ["model.sampler.test_mask=sample", "model.sampler.seed=1"]
+    once, twice = (evaluate([checkpoint, "recalibrate=16"]).as_dict() for _ in range(2))
+    assert once == twice
+    evaluate([checkpoint, "recalibrate=16", f"output={tmp_path / 'recalibrated.json'}"])
+    recalibrated = json.loads((tmp_path / "recalibrated.json").read_text())
+    assert recalibrated["protocol"]["batch_norm"] == "recalibrated on 16 training images"
+    for wrong, message in (("999", "from 2 to the .* training images, got 999"), ("-1", "got -1")):
+        with pytest.raises(ValueError, match=message):
+            evaluate([checkpoint, f"recalibrate={wrong}"])
     with pytest.raises(FileNotFoundError, match="nowhere"):
         evaluate([checkpoint, f"data.source.root={tmp_path / 'nowhere'}"])
     saved = load_config(record_path.parent / record["checkpoint"])

@@ -83,6 +83,7 @@ def build_module(cfg: DictConfig) -> ReIDModule:
         temperature=_built(cfg, "schedule.temperature", 0),
         learning_rate_factor=_built(cfg, "schedule.learning_rate_factor", 0),
         beta1=_built(cfg, "schedule.beta1", 0),
+        noise_scale=_built(cfg, "schedule.noise_scale", 0),  # not in the configs of early runs
         protocol=_built(cfg, "protocol"),
         re_ranking=_built(cfg, "re_ranking"),
         network=network,

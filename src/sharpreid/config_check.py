@@ -34,7 +34,7 @@ _AT_THE_TOP: Mapping[str, type] = {
 }
 _PARTS: Mapping[str, tuple[str, ...]] = {
     "image": ("height", "width"),
-    "schedule": ("temperature", "learning_rate_factor", "beta1"),
+    "schedule": ("temperature", "learning_rate_factor", "beta1", "noise_scale"),
 }
 """What is read of the nodes that describe nothing by themselves."""
 _OURS: Mapping[str, Collection[str]] = {

@@ -36,6 +36,7 @@ class ReIDModule(pl.LightningModule):
         temperature: tau of Eq. 9 by epoch.
         learning_rate_factor: factor on the learning rate by epoch.
         beta1: Adam's first beta by epoch; None leaves it alone.
+        noise_scale: factor on the noise of Eq. 5 by epoch, >= 0; None is 1 throughout, the paper's.
         protocol: the rules of the scores.
         re_ranking: of the test set; None ranks by distance alone. Held-out identities, by which a
             checkpoint may be chosen, are never re-ranked.
@@ -53,6 +54,7 @@ class ReIDModule(pl.LightningModule):
         temperature: Schedule,
         learning_rate_factor: Schedule,
         beta1: Schedule | None,
+        noise_scale: Schedule | None,
         protocol: Protocol,
         re_ranking: ReRanking | None,
         channels_last: bool,
@@ -67,6 +69,7 @@ class ReIDModule(pl.LightningModule):
         self.temperature = temperature
         self.learning_rate_factor = learning_rate_factor
         self.beta1 = beta1
+        self.noise_scale = noise_scale
         self.seed = seed
         self.validation_metric = ReIDMetric(protocol=protocol)
         self.test_metric = ReIDMetric(protocol=protocol, re_ranking=re_ranking)
@@ -94,8 +97,10 @@ class ReIDModule(pl.LightningModule):
         self.on_train_epoch_start()
 
     def on_train_epoch_start(self) -> None:
-        """Set what is a function of the epoch: tau (Eq. 9) and beta1."""
+        """Set what is a function of the epoch: tau (Eq. 9), the factor on the noise and beta1."""
         self.network.set_temperature(self.temperature(self.current_epoch))
+        if self.noise_scale is not None:
+            self.network.set_noise_scale(self.noise_scale(self.current_epoch))
         if self.beta1 is not None:
             for group in self.trainer.optimizers[0].param_groups:
                 group["betas"] = (self.beta1(self.current_epoch), group["betas"][1])

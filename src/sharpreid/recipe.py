@@ -65,6 +65,7 @@ _TITLES = {
     "schedule.learning_rate_factor.end": "decay to epoch",
     "objective.mu": "mu",
     "objective.reduction": "total variation",
+    "schedule.noise_scale": "factor on the noise",
     "trainer.max_epochs": "epochs",
     "trainer.precision": "precision",
 }

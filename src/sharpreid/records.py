@@ -222,9 +222,14 @@ def describe_queries(samples: Sequence[Sample], scores: RankingScores) -> str:
     Args:
         samples: the queries, in the order in which they were scored.
         scores: of their ranking; ap and rank1 are empty for a query without a match.
+
+    Raises:
+        ValueError: the scores hold none of single queries.
     """
+    if scores.queries is None:
+        raise ValueError("the scores hold none of single queries; those of evaluate_ranking do")
     lines = ["image,identity,camera,ap,rank1"]
-    for sample, ap, rank1 in zip(samples, scores.query_ap, scores.query_rank1, strict=True):
+    for sample, ap, rank1 in zip(samples, *scores.queries, strict=True):
         values = "," if math.isnan(ap) else f"{ap:.6f},{rank1:g}"
         lines.append(f"{sample.path.name},{sample.pid},{sample.camid},{values}")
     return "\n".join(lines) + "\n"

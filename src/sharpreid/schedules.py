@@ -42,6 +42,25 @@ def cosine_temperature(epoch: int, rate: float, floor: float) -> float:
     return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
 
 
+def noise_ramp(epoch: int, end: int) -> float:
+    """Factor on the noise of Eq. 5, rising evenly from 0 to 1 in epoch ``end``. Not the paper's.
+
+    Args:
+        epoch: 0-based, >= 0.
+        end: first epoch with the whole noise, >= 1.
+
+    Raises:
+        ValueError: an argument is out of range.
+    Source: Ghiasi et al., DropBlock (2018), Sec. 3: strong noise early hurts, and a ramp does not.
+
+    >>> [noise_ramp(epoch, end=50) for epoch in (0, 10, 50, 149)]
+    [0.0, 0.2, 1.0, 1.0]
+    """
+    if epoch < 0 or end < 1:
+        raise ValueError(f"expected epoch >= 0 and end >= 1, got {epoch} and {end}")
+    return min(1.0, epoch / end)
+
+
 def exponential_decay_factor(epoch: int, start: int, end: int, final: float) -> float:
     """Factor on the learning rate: 1 until ``start``, then final^((epoch - start) / (end - start)).
 

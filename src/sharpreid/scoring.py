@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -14,11 +15,13 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from sharpreid.checkpoints import digest_path, verify
 from sharpreid.config import build_data, build_module, build_trainer
+from sharpreid.data.datamodule import ReIDDataModule
 from sharpreid.early_runs import with_later_keys
 from sharpreid.evaluate import USAGE
 from sharpreid.evaluation.ranking import RankingScores
 from sharpreid.hydra_files import CONF_DIR
 from sharpreid.job import quieten, reason, score
+from sharpreid.models.batch_norm import recalibrate
 from sharpreid.models.weights import check_fits, read_tensors
 from sharpreid.module import ReIDModule
 from sharpreid.records import describe_code, describe_scores, write_json
@@ -75,8 +78,8 @@ def evaluate(arguments: Sequence[str]) -> RankingScores:
         ValueError: an argument is not key=value, or names a key that the config does not have.
     """
     given = parse_arguments(arguments, USAGE)
-    output = given.pop("output", None)
-    scores, record = _score_again(*_checkpoint_and_config(given))
+    output, images = given.pop("output", None), given.pop("recalibrate", 0)
+    scores, record = _score_again(*_checkpoint_and_config(given), images)
     print_run_table(record)
     if output is not None:
         write_json(Path(str(output)), record)
@@ -109,7 +112,8 @@ def evaluate_sweep(arguments: Sequence[str]) -> list[dict[str, Any]]:
             named = [checkpoint] if checkpoint else []
             given = {**fixed, **parse_arguments([*named, *setting], USAGE)}
             shown = [*named, *setting] if len(checkpoints) > 1 else setting
-            jobs.append((shown, _checkpoint_and_config(given)))
+            images = given.pop("recalibrate", 0)
+            jobs.append((shown, (*_checkpoint_and_config(given), images)))
     records: list[dict[str, Any]] = []
     for number, (shown, job) in enumerate(jobs, start=1):
         print(f"[{number}/{len(jobs)}] {' '.join(shown)}", flush=True)
@@ -171,16 +175,36 @@ def _checkpoint_and_config(given: Mapping[str, Any]) -> tuple[Path, DictConfig]:
     return checkpoint, cfg
 
 
-def _score_again(checkpoint: Path, cfg: DictConfig) -> tuple[RankingScores, dict[str, Any]]:
+def _score_again(checkpoint: Path, cfg: DictConfig, images: Any) -> tuple[RankingScores, dict[str, Any]]:
+    if not isinstance(images, int) or isinstance(images, bool) or images < 0:
+        raise ValueError(f"recalibrate must be a number of training images or 0, got {images!r}")
     data, module = build_data(cfg), load_network(checkpoint, cfg)
-    scores = score(build_trainer(cfg, training=False), module, data)
+    trainer = build_trainer(cfg, training=False)
+    if images:
+        _recalibrate(module, data, trainer, images)
+    scores = score(trainer, module, data)
     record = {
         "name": f"{cfg.name}, evaluated again",
         **describe_scores(cfg, module.test_metric.protocol, data.data, scores),
         "checkpoint": str(checkpoint),
         **describe_code(),
     }
+    if images:
+        record["protocol"]["batch_norm"] = f"recalibrated on {images} training images"
     return scores, record
+
+
+def _recalibrate(module: ReIDModule, data: ReIDDataModule, trainer: pl.Trainer, images: int) -> None:
+    """Take the batch norms' statistics anew from training images under the test mask."""
+    data.setup("fit")
+    device = trainer.strategy.root_device
+    module.to(device)
+    batches = (
+        batch.views.flatten(0, 1).to(device, memory_format=module.memory_format)
+        for batch in data.recalibration_dataloader(images)
+    )
+    with trainer.precision_plugin.forward_context():
+        recalibrate(module.network, batches)
 
 
 def load_network(checkpoint: Path, cfg: DictConfig) -> ReIDModule:

@@ -500,7 +500,10 @@ class TestMaskSampler:
         [
             ({"eps": 0.0}, r"eps must be in \(0, 0.5\), got 0.0"),
             ({"eps": 0.5}, r"eps must be in \(0, 0.5\), got 0.5"),
-            ({"eps": EPS, "test_mask": "mean"}, "one of noise_free, expected, hard, sample; got 'mean'"),
+            (
+                {"eps": EPS, "test_mask": "median"},
+                "one of noise_free, expected, mean, hard, sample; got 'median'",
+            ),
             ({"eps": EPS, "draws": 0}, "draws must be at least 1, got 0"),
         ],
     )

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import tempfile
 from itertools import product
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import triton
@@ -15,29 +15,26 @@ from triton.compiler import ASTSource
 from triton.compiler import compile as compile_kernel
 
 from sharpreid.attention import fused_triton
-from sharpreid.attention.mask import keep_logit, relaxed_mask, straight_through
-from sharpreid.attention.noise import uniform_noise
+from sharpreid.attention.mask import MaskGradient, Recipe, mask_by
 from sharpreid.losses.total_variation import variation_of
 
 
 def compare(
-    trunk: Tensor, source: Tensor | None, tau: float, seed: int | None, hard: bool
+    trunk: Tensor, source: Tensor | None, recipe: Recipe, *, skip: bool = True, detached: bool = False
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Output, total variation, mean square and gradients: of kernels and reference on one noise."""
     found = []
     for by_kernels in (True, False):
         t = trunk.clone(memory_format=torch.preserve_format).requires_grad_()
-        s = t if source is None else source.clone(memory_format=torch.preserve_format).requires_grad_()
-        if by_kernels:
-            arguments = torch.tensor(tau), 1e-6, seed, 5, hard, True
-            output, total, square = fused_triton.Attend.apply(t, s, source is None, *arguments)
+        if source is None:
+            s = t.detach() if detached else t
         else:
-            noise = torch.zeros(())
-            if seed is not None:
-                noise = torch.logit(uniform_noise(t.shape, seed, t.dtype, t.device, first=5))
-            mask = relaxed_mask(keep_logit(s, 1e-6), noise, tau)
-            attended = (straight_through(mask) if hard else mask) * t
-            output, (total, square, _) = t + attended, variation_of(attended)
+            s = source.clone(memory_format=torch.preserve_format).requires_grad_()
+        if by_kernels:
+            output, total, square = fused_triton.Attend.apply(t, s, source is None, recipe, True, skip)
+        else:
+            attended = mask_by(s, recipe, recipe.noise(t.shape, t.dtype, t.device)) * t
+            output, (total, square, _) = t + attended if skip else attended, variation_of(attended)
         weight = torch.randn(trunk.shape, generator=torch.Generator().manual_seed(1))
         ((output * weight).sum() + (total * torch.arange(1.0, len(trunk) + 1)).sum()).backward()
         gradients = [x.grad for x in ((t,) if source is None else (t, s)) if x.grad is not None]
@@ -53,7 +50,8 @@ def equal() -> None:
         every_option(shape)
     broken = torch.rand(1, 2, 4, 4)
     broken[0, 0, 0, 0] = torch.nan
-    output, *_ = fused_triton.Attend.apply(broken, broken, True, torch.tensor(1.0), 1e-6, 3, 0, False, False)
+    recipe = Recipe(torch.tensor(1.0), 1e-6, 3, 0, False)
+    output, *_ = fused_triton.Attend.apply(broken, broken, True, recipe, False, True)
     assert output[0, 0].isnan().all()
     assert output[0, 1].isfinite().all()
 
@@ -63,23 +61,50 @@ def every_option(shape: tuple[int, int, int, int]) -> None:
     for last, own, tau, seed, hard in product(
         (False, True), (True, False), (1.0, 0.5), (None, 7), (False, True)
     ):
-        trunk = torch.randn(shape, generator=generator).relu()
-        source = torch.randn(shape, generator=generator)
-        trunk[0, 1], trunk[-1, 2], source[0, 0] = 0, 2.5, 1
-        form = torch.channels_last if last else torch.contiguous_format
-        trunk, source = (x.contiguous(memory_format=form) for x in (trunk, source))
-        one, reference = compare(trunk, None if own else source, tau, seed, hard)
-        for found, wanted in zip(one, reference, strict=True):
-            error = float((found - wanted).abs().max() / wanted.abs().max())
-            assert error < 2e-5, (shape, last, own, tau, seed, hard, error)
+        recipe = Recipe(torch.tensor(tau), 1e-6, seed, 5, hard)
+        one_option(shape, recipe, last=last, own=own, generator=generator)
+
+
+def gradients() -> None:
+    """What flows back through the mask, a factor on the noise, and A alone, without the trunk."""
+    generator = torch.Generator().manual_seed(0)
+    for gradient, last, own, scale, skip in product(
+        (*get_args(MaskGradient), "none"), (False, True), (True, False), (1.0, 0.3), (True, False)
+    ):
+        detached = gradient == "none"
+        recipe = Recipe(torch.tensor(0.5), 1e-6, 7, 5, False, "whole" if detached else gradient, scale)
+        options = {"last": last, "own": own or detached, "skip": skip, "detached": detached}
+        one_option((2, 5, 7, 3), recipe, **options, generator=generator)
+
+
+def one_option(
+    shape: tuple[int, int, int, int],
+    recipe: Recipe,
+    *,
+    last: bool,
+    own: bool,
+    skip: bool = True,
+    detached: bool = False,
+    generator: torch.Generator,
+) -> None:
+    trunk = torch.randn(shape, generator=generator).relu()
+    source = torch.randn(shape, generator=generator)
+    trunk[0, 1], trunk[-1, 2], source[0, 0] = 0, 2.5, 1
+    form = torch.channels_last if last else torch.contiguous_format
+    trunk, source = (x.contiguous(memory_format=form) for x in (trunk, source))
+    one, reference = compare(trunk, None if own else source, recipe, skip=skip, detached=detached)
+    for found, wanted in zip(one, reference, strict=True):
+        error = float((found - wanted).abs().max() / wanted.abs().max())
+        assert error < 2e-5, (shape, last, own, skip, recipe, error)
 
 
 def bfloat16() -> None:
     """Input, output and gradients in bfloat16, which the interpreter truncates; all between in float32."""
     generator = torch.Generator().manual_seed(0)
     trunk = torch.randn(2, 5, 7, 3, generator=generator).relu().bfloat16()
-    found, _ = compare(trunk, None, 0.5, 7, False)
-    wanted, _ = compare(trunk.float(), None, 0.5, 7, False)
+    recipe = Recipe(torch.tensor(0.5), 1e-6, 7, 5, False)
+    found, _ = compare(trunk, None, recipe)
+    wanted, _ = compare(trunk.float(), None, recipe)
     assert [x.dtype for x in found] == [torch.bfloat16, torch.float32, torch.float32, torch.bfloat16]
     for one, other in zip(found, wanted, strict=True):
         error = float((one.float() - other).abs().max() / other.abs().max())
@@ -90,30 +115,35 @@ def distribution() -> None:
     """P(mask > 0.5) is the keep-probability, whatever tau (Eq. 5)."""
     unit = torch.linspace(0, 1, 16).view(1, 1, 4, 4).expand(1, 4096, 4, 4).contiguous()
     ones = torch.ones_like(unit)
-    output, *_ = fused_triton.Attend.apply(ones, unit, False, torch.tensor(0.5), 1e-6, 11, 0, True, False)
+    recipe = Recipe(torch.tensor(0.5), 1e-6, 11, 0, True)
+    output, *_ = fused_triton.Attend.apply(ones, unit, False, recipe, False, True)
     share = (output - 1).mean((0, 1)).flatten()
     assert torch.allclose(share, unit[0, 0].flatten(), atol=4 * 0.5 / 4096**0.5), share
 
 
 def compiles() -> None:
     """For an H100, without one: types, and registers of which two programs find enough on a processor."""
-    for kernel, variation, hard, last in product(
-        (fused_triton._forward, fused_triton._backward), (False, True), (False, True), (False, True)
+    backward = [(fused_triton._backward, number) for number in fused_triton._NUMBERS.values()]
+    for (kernel, gradient), variation, hard, last in product(
+        [(fused_triton._forward, 1), *backward], (False, True), (False, True), (False, True)
     ):
-        registers, spilt = resources(kernel, variation=variation, hard=hard, last=last)
-        case = kernel.fn.__name__, variation, hard, last
+        if hard and gradient != 1:  # the whole gradient
+            continue
+        registers, spilt = resources(kernel, variation=variation, hard=hard, last=last, gradient=gradient)
+        case = kernel.fn.__name__, variation, hard, last, gradient
         assert registers * fused_triton.WARPS * 32 * 2 <= 65536, (case, registers)
         assert spilt <= 16, (case, spilt)
 
 
-def resources(kernel: Any, *, variation: bool, hard: bool, last: bool) -> tuple[int, int]:
+def resources(kernel: Any, *, variation: bool, hard: bool, last: bool, gradient: int) -> tuple[int, int]:
     """Registers and bytes of other memory that a thread takes, for the second block's 32 x 16 places."""
     pointers = ("trunk", "source", "output", "grad_output", "grad_trunk", "grad_source")
-    types = dict.fromkeys(pointers, "*bf16") | {"eps": "fp32"}
-    types |= dict.fromkeys(("total", "square", "tau_of", "grad_total"), "*fp32")
+    types = dict.fromkeys(pointers, "*bf16") | {"eps": "fp32", "scale": "fp32"}
+    types |= dict.fromkeys(("total", "square", "tau_of", "grad_total", "table"), "*fp32")
     tile = fused_triton.tile(variation, last)
     c = 32 if last else tile // 512
     options = {"NOISE": True, "HARD": hard, "VARIATION": variation, "SHARED": True}
+    options |= {"SCALED": False, "SKIP": True, "GRADIENT": gradient}
     fixed = {name: value for name, value in options.items() if name in kernel.arg_names}
     fixed |= {"S": tile // c, "C": c, "stride_c" if last else "stride_s": 1}
     signature = {name: "constexpr" if name in fixed else types.get(name, "i32") for name in kernel.arg_names}
@@ -132,5 +162,6 @@ def resources(kernel: Any, *, variation: bool, hard: bool, last: bool) -> tuple[
 
 
 if __name__ == "__main__":
-    {"equal": equal, "bfloat16": bfloat16, "distribution": distribution, "compiles": compiles}[sys.argv[1]]()
+    checks = (equal, gradients, bfloat16, distribution, compiles)
+    {check.__name__: check for check in checks}[sys.argv[1]]()
     print("checked")

@@ -9,6 +9,7 @@ from sharpreid.data.reid_data import (
     ReIDData,
     Sample,
     check_counts,
+    draw_identities,
     hold_out,
     identities,
     split_without_cameras,
@@ -36,6 +37,24 @@ def test_held_out_identities_leave_the_training_images() -> None:
     assert held.isdisjoint(identities(rest))
     assert {*validation.query, *validation.gallery, *rest} == set(TRAIN)
     assert (validation.train, validation.junk) == ((), 0)
+
+
+def test_some_training_identities_are_kept_with_all_their_images_and_the_test_set_stays() -> None:
+    data = ReIDData("all", TRAIN, (sample(20, 1),), (sample(20, 2),), 0)
+    kept = draw_identities(data, 5, seed=0)
+    assert len(identities(kept.train)) == 5
+    assert kept.train == tuple(one for one in TRAIN if one.pid in identities(kept.train))
+    assert (kept.query, kept.gallery) == (data.query, data.gallery)
+    assert draw_identities(data, 5, seed=0) == kept
+    assert draw_identities(data, 5, seed=1) != kept
+    assert draw_identities(data, 12, seed=0) == data
+
+
+@pytest.mark.parametrize("count", [1, 13])
+def test_more_training_identities_than_there_are_or_too_few_are_refused(count: int) -> None:
+    data = ReIDData("shop", TRAIN, (), (), 0)
+    with pytest.raises(ValueError, match=f"from 2 to the 12 training identities of shop, got {count}"):
+        draw_identities(data, count, seed=0)
 
 
 def test_remaining_training_images_keep_their_order() -> None:

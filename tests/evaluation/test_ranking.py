@@ -173,6 +173,25 @@ def test_a_query_without_a_match_is_counted_under_both_denominators(denominator,
     assert (scores.mAP, scores.rank(1), scores.rank(2)) == (mean_ap, 0.0, 2 * mean_ap)
 
 
+def test_the_scores_are_means_of_what_each_query_contributes():
+    """A perfect query, one whose match comes second, and one without a match."""
+    queries, gallery = [(0, 1, 1), (10, 2, 1), (20, 3, 1)], [(1, 1, 2), (11, 9, 2), (12, 2, 2)]
+    scores = on_a_line(queries, gallery)
+    assert scores.queries.ap.tolist() == pytest.approx([1.0, 0.5, math.nan], nan_ok=True)
+    assert scores.queries.rank1.tolist() == pytest.approx([1.0, 0.0, math.nan], nan_ok=True)
+    assert np.nanmean(scores.queries.ap) == scores.mAP
+    assert np.nanmean(scores.queries.rank1) == scores.rank(1)
+
+
+def test_what_a_query_contributes_to_a_drawn_gallery_is_its_mean_over_the_draws():
+    problem = random_problem(queries=6, items=60, seed=2)
+    protocol = Protocol.cuhk03_single_shot(repeats=7)
+    scores = evaluate_ranking(*problem, protocol=protocol)
+    assert np.nanmean(scores.queries.rank1) == pytest.approx(scores.rank(1))
+    assert np.nanmean(scores.queries.ap) == pytest.approx(scores.mAP)
+    assert {round(float(7 * value), 6) % 1 for value in scores.queries.rank1 if not np.isnan(value)} == {0.0}
+
+
 def test_an_evaluation_without_any_match_says_why():
     message = "1 queries have an identity that the gallery lacks, 1 have theirs only in their own camera"
     with pytest.raises(ValueError, match=message):

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sharpreid.models.batch_norm import BatchNormOver, set_statistics
+from sharpreid.attention.mask import MaskSampler
+from sharpreid.models.batch_norm import BatchNormOver, recalibrate, set_statistics
 
 
 def passed(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,3 +63,24 @@ def test_a_batch_that_is_no_multiple_of_a_group_is_refused() -> None:
     norm = BatchNormOver(nn.BatchNorm1d(2), 4)
     with pytest.raises(ValueError, match="6 images is no multiple"):
         norm(torch.randn(6, 2))
+
+
+def test_recalibrated_statistics_are_means_over_batches_seen_with_the_masks_of_the_test() -> None:
+    sampler, norm = MaskSampler(eps=1e-6, test_mask="hard"), nn.BatchNorm2d(3, momentum=0.3)
+    network = nn.Sequential(sampler, norm).train()
+    weights = [parameter.clone() for parameter in network.parameters()]
+    network(torch.rand(4, 3, 5, 4))  # statistics of drawn masks, which are to be forgotten
+    batches = [torch.rand(4, 3, 5, 4), torch.rand(2, 3, 5, 4)]
+    recalibrate(network, batches)
+    masks = [sampler(batch) for batch in batches]
+    assert all(set(mask.unique().tolist()) == {0.0, 1.0} for mask in masks)  # those of the test
+    torch.testing.assert_close(norm.running_mean, sum(m.mean((0, 2, 3)) for m in masks) / 2)
+    torch.testing.assert_close(norm.running_var, sum(m.var((0, 2, 3)) for m in masks) / 2)
+    assert norm.momentum == 0.3
+    assert not any(module.training for module in network.modules())
+    assert all(torch.equal(*pair) for pair in zip(weights, network.parameters(), strict=True))
+
+
+def test_without_images_nothing_can_be_recalibrated() -> None:
+    with pytest.raises(ValueError, match="without images"):
+        recalibrate(nn.BatchNorm2d(3), [])

@@ -44,7 +44,7 @@ def attend(
     skip: bool = True,
     implementation: Implementation = "recompute",
 ) -> tuple[Tensor, Variation | None]:
-    """Compute F = T + M(S) * T of Eq. 1-5.
+    """F = T + M(S) * T of Eq. 1-5.
 
     Args:
         trunk: T, float, (B, C, H, W).
@@ -52,7 +52,7 @@ def attend(
             same shape. A detached T is recognised: its mask costs no gradient and no memory.
         recipe: of the mask.
         variation: whether the total variation of A = M(S) * T (Eq. 6) is wanted.
-        skip: whether T is added (Eq. 2); without it F is A = M(S) * T of Eq. 1.
+        skip: False leaves T out of the sum and returns A.
         implementation: ``eager``, written out in tensor operations, the reference; ``recompute``, which keeps
             no mask, on any device; ``compile``, the reference by torch.compile; ``triton``, by kernels for
             CUDA. The noise is the same in all, up to what is lost in rounding.
@@ -63,28 +63,23 @@ def attend(
 
     Raises:
         ImportError: ``triton`` where the package triton is not installed.
-        ValueError: ``triton`` without CUDA, in float64, or without the skip connection.
+        ValueError: ``triton`` without CUDA, or in float64.
     """
-    if implementation == "triton":
-        _check_triton(trunk)
-        if not skip:
-            raise ValueError(
-                "implementation=triton adds the skip connection of Eq. 2 (model.combine=add); for any other "
-                "model.combine take model.sampler.implementation=recompute"
-            )
-        from sharpreid.attention.fused_triton import Attend
-
-        arguments = recipe.tau, recipe.eps, recipe.seed, recipe.first, recipe.hard, variation
-        output, total, mean_square = Attend.apply(trunk, source, _is_same(trunk, source), *arguments)  # type: ignore[no-untyped-call]
-        return output, Variation(total, mean_square, trunk.shape[1:].numel()) if variation else None
     if implementation in ("eager", "compile"):
         written_out = _compiled() if implementation == "compile" else _written_out
         with torch.autocast(trunk.device.type, enabled=False):
             noise = recipe.noise(source.shape, _arithmetic(source), source.device)
             output, of_attended = written_out(trunk, source, noise, recipe, variation, skip)
         return output, of_attended
+    if implementation == "triton":
+        _check_triton(trunk)
+        from sharpreid.attention.fused_triton import Attend
+
+        operation: Any = Attend
+    else:
+        operation = _Attend
     shared = _is_same(trunk, source)
-    output, total, mean_square = _Attend.apply(trunk, source, shared, recipe, variation, skip)  # type: ignore[no-untyped-call]
+    output, total, mean_square = operation.apply(trunk, source, shared, recipe, variation, skip)
     return output, Variation(total, mean_square, trunk.shape[1:].numel()) if variation else None
 
 
@@ -161,10 +156,9 @@ class _Attend(torch.autograd.Function):
                 gradient = gradient_of_variation(piece.image(used * piece.trunk), grad_total[piece.rows])
                 to_attended = piece.flat(gradient).add_(upstream)
             to_attended = upstream if to_attended is None else to_attended
+            to_trunk = torch.mul(to_attended, used, out=piece.buffers[1])
             if ctx.skip:
-                to_trunk = torch.addcmul(upstream, to_attended, used, out=piece.buffers[1])
-            else:
-                to_trunk = torch.mul(to_attended, used, out=piece.buffers[1])
+                to_trunk += upstream
             if not ctx.needs_input_grad[1]:
                 piece.of(grad_trunk).copy_(to_trunk)
                 return
@@ -177,7 +171,7 @@ class _Attend(torch.autograd.Function):
             piece.of(grad_trunk).copy_(to_trunk)
 
         _for_each_piece(trunk, source, recipe, work)
-        return grad_trunk, grad_source, None, None, None, None
+        return grad_trunk, grad_source, *(None,) * 4
 
 
 class _Piece(NamedTuple):

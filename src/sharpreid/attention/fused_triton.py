@@ -7,7 +7,8 @@ hashed again wherever it is needed.
 Not yet run on a GPU: tests run the kernels in Triton's interpreter, and compile them for one.
 """
 
-from typing import Any
+import math
+from typing import Any, get_args
 
 import torch
 import triton
@@ -15,7 +16,9 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sharpreid.attention.expectation import REACH, STEPS, slope_table
 from sharpreid.attention.fused import memory_format_of
+from sharpreid.attention.mask import CLIP, MaskGradient, Recipe
 from sharpreid.attention.noise import BITS, FIRST, SECOND, keys
 
 WARPS = 8
@@ -23,6 +26,14 @@ _FIRST = tl.constexpr(FIRST)
 _SECOND = tl.constexpr(SECOND)
 _DROPPED = tl.constexpr(32 - BITS)
 _STEP = tl.constexpr(2.0**-BITS)
+_REACH = tl.constexpr(REACH)
+_STEPS = tl.constexpr(STEPS)
+_PER_UNIT = tl.constexpr(STEPS / (2 * REACH))
+_CLIPPED_FROM = tl.constexpr(math.log((1 - CLIP) / CLIP))
+_NUMBERS = {"none": 0, **{name: number for number, name in enumerate(get_args(MaskGradient), start=1)}}
+_NONE, _RANGE_DETACHED = tl.constexpr(_NUMBERS["none"]), tl.constexpr(_NUMBERS["range_detached"])
+_STRAIGHT_THROUGH_PI = tl.constexpr(_NUMBERS["straight_through_pi"])
+_CLIPPED, _EXPECTED = tl.constexpr(_NUMBERS["clipped"]), tl.constexpr(_NUMBERS["expected"])
 
 
 @triton.jit
@@ -37,14 +48,17 @@ def _uniform(number, one, other):
 
 
 @triton.jit
-def _mask(x, u, low, high, unit, constant, eps, tau, NOISE: tl.constexpr):
+def _mask(x, u, low, high, unit, constant, eps, tau, scale, NOISE: tl.constexpr, SCALED: tl.constexpr):
     """Eq. 3-5 of activations, and what of the clamps the gradient needs."""
     above, below = x - low, high - x + constant
     inside = (above > eps * unit) & (above < (1 - eps) * unit)
     a = tl.minimum(tl.maximum(above, eps * unit), (1 - eps) * unit)
     b = tl.minimum(tl.maximum(below, eps * unit), (1 - eps) * unit)
     if NOISE:
-        a, b = a * u, b * (1 - u)
+        if SCALED:
+            a = a * tl.exp(scale * tl.log(u / (1 - u)))
+        else:
+            a, b = a * u, b * (1 - u)
     mask = 1 / (1 + tl.exp(tl.log(b / a) / tau))
     return mask + (unit - unit), inside, above, below  # NaN is not to be hidden
 
@@ -69,7 +83,9 @@ def _attended(
     constant,
     eps,
     tau,
+    scale,
     NOISE: tl.constexpr,
+    SCALED: tl.constexpr,
     HARD: tl.constexpr,
 ):
     """A of Eq. 1 at places of the channels, 0 where not ``within``."""
@@ -77,7 +93,7 @@ def _attended(
     t = tl.load(trunk + place, mask=within, other=0.0).to(tl.float32)
     x = tl.load(source + place, mask=within, other=0.0).to(tl.float32)
     u = _uniform(first + s * channels + c, one, other) if NOISE else x
-    mask, _, _, _ = _mask(x, u, low, high, unit, constant, eps, tau, NOISE)
+    mask, _, _, _ = _mask(x, u, low, high, unit, constant, eps, tau, scale, NOISE, SCALED)
     if HARD:
         mask = tl.where(mask > 0.5, 1.0, 0.0)
     return tl.where(within, mask * t, 0.0)
@@ -116,6 +132,7 @@ def _forward(
     other,
     ahead,
     eps,
+    scale,
     channels,
     size,
     width,
@@ -123,8 +140,10 @@ def _forward(
     stride_s,
     stride_c,
     NOISE: tl.constexpr,
+    SCALED: tl.constexpr,
     HARD: tl.constexpr,
     VARIATION: tl.constexpr,
+    SKIP: tl.constexpr,
     S: tl.constexpr,
     C: tl.constexpr,
 ):
@@ -156,12 +175,15 @@ def _forward(
             constant,
             eps,
             tau,
+            scale,
             NOISE,
+            SCALED,
             HARD,
         )
         place = base + s * stride_s + c * stride_c
         t = tl.load(trunk + place, mask=within, other=0.0).to(tl.float32)
-        tl.store(output + place, (t + a).to(output.dtype.element_ty), mask=within)
+        f = t + a if SKIP else a
+        tl.store(output + place, f.to(output.dtype.element_ty), mask=within)
         if VARIATION:
             right, lower = within & (s % width < width - 1), within & (s + width < size)
             beside = _attended(
@@ -183,7 +205,9 @@ def _forward(
                 constant,
                 eps,
                 tau,
+                scale,
                 NOISE,
+                SCALED,
                 HARD,
             )
             below = _attended(
@@ -205,7 +229,9 @@ def _forward(
                 constant,
                 eps,
                 tau,
+                scale,
                 NOISE,
+                SCALED,
                 HARD,
             )
             across, down = tl.where(right, beside - a, 0.0), tl.where(lower, below - a, 0.0)
@@ -222,6 +248,7 @@ def _slopes(
     trunk,
     source,
     grad_output,
+    table,
     weight,
     base,
     first,
@@ -241,9 +268,13 @@ def _slopes(
     constant,
     eps,
     tau,
+    scale,
     NOISE: tl.constexpr,
+    SCALED: tl.constexpr,
     HARD: tl.constexpr,
     VARIATION: tl.constexpr,
+    SKIP: tl.constexpr,
+    GRADIENT: tl.constexpr,
 ):
     """Gradient by the trunk as such, by minimum and maximum where the place bears on them, and the source."""
     place = base + s * stride_s + c * stride_c
@@ -251,7 +282,7 @@ def _slopes(
     x = tl.load(source + place, mask=within, other=0.0).to(tl.float32)
     upstream = tl.load(grad_output + place, mask=within, other=0.0).to(tl.float32)
     u = _uniform(first + s * channels + c, one, other) if NOISE else x
-    mask, inside, above, below = _mask(x, u, low, high, unit, constant, eps, tau, NOISE)
+    mask, inside, above, below = _mask(x, u, low, high, unit, constant, eps, tau, scale, NOISE, SCALED)
     used = tl.where(mask > 0.5, 1.0, 0.0) if HARD else mask
     to_attended = upstream
     if VARIATION:
@@ -283,13 +314,30 @@ def _slopes(
                 constant,
                 eps,
                 tau,
+                scale,
                 NOISE,
+                SCALED,
                 HARD,
             )
             to_attended += tl.where(there, weight * (used * t - neighbour), 0.0)
-    slope = tl.where(within & inside, to_attended * t * mask * (1 - mask) / tau, 0.0)
-    by_low, by_high = slope / tl.where(inside, above, 1.0), slope / tl.where(inside, below, 1.0)
-    return upstream + to_attended * used, by_low, by_high, x
+    to_trunk = to_attended * used
+    if SKIP:
+        to_trunk += upstream
+    above, below = tl.where(inside, above, 1.0), tl.where(inside, below, 1.0)
+    if GRADIENT == _STRAIGHT_THROUGH_PI:
+        rise = above * below / (unit * unit)
+    elif GRADIENT == _EXPECTED:
+        logit = tl.minimum(tl.maximum(tl.log(above / below), -_REACH), _REACH)
+        at = (logit + _REACH) * _PER_UNIT
+        index = tl.minimum(at.to(tl.int32), _STEPS - 1)
+        left = tl.load(table + index)
+        rise = left + (at - index) * (tl.load(table + index + 1) - left)
+    else:
+        rise = mask * (1 - mask) / tau
+        if GRADIENT == _CLIPPED:
+            rise = tl.where(tl.abs(tl.log(above / below)) < _CLIPPED_FROM, rise, 0.0)
+    slope = tl.where(within & inside, to_attended * t * rise, 0.0)
+    return to_trunk, slope / above, slope / below, x
 
 
 @triton.jit(do_not_specialize=["one", "other", "ahead"])
@@ -297,6 +345,7 @@ def _backward(
     trunk,
     source,
     grad_output,
+    table,
     grad_total,
     grad_trunk,
     grad_source,
@@ -305,6 +354,7 @@ def _backward(
     other,
     ahead,
     eps,
+    scale,
     channels,
     size,
     width,
@@ -312,9 +362,12 @@ def _backward(
     stride_s,
     stride_c,
     NOISE: tl.constexpr,
+    SCALED: tl.constexpr,
     HARD: tl.constexpr,
     VARIATION: tl.constexpr,
+    SKIP: tl.constexpr,
     SHARED: tl.constexpr,
+    GRADIENT: tl.constexpr,
     S: tl.constexpr,
     C: tl.constexpr,
 ):
@@ -325,13 +378,15 @@ def _backward(
     low, high, unit, constant = _range(source, base, c, channels, size, stride_s, stride_c, S, C)
     of_low, of_high = tl.full((1, C), 0, tl.float32), tl.full((1, C), 0, tl.float32)
     lowest, highest = tl.full((1, C), 0, tl.float32), tl.full((1, C), 0, tl.float32)
-    for start in range(0, size, S):
+    through_range = (GRADIENT != _NONE) & (GRADIENT != _RANGE_DETACHED)
+    for start in range(0, size if through_range else 0, S):
         s = start + tl.arange(0, S)[:, None]
         within = (s < size) & (c < channels)
         _, by_low, by_high, x = _slopes(
             trunk,
             source,
             grad_output,
+            table,
             weight,
             base,
             first,
@@ -351,17 +406,21 @@ def _backward(
             constant,
             eps,
             tau,
+            scale,
             NOISE,
+            SCALED,
             HARD,
             VARIATION,
+            SKIP,
+            GRADIENT,
         )
         of_low += tl.sum(by_low, 0, keep_dims=True)
         of_high += tl.sum(by_high, 0, keep_dims=True)
         lowest += tl.sum((within & (x == low)).to(tl.float32), 0, keep_dims=True)
         highest += tl.sum((within & (x == high)).to(tl.float32), 0, keep_dims=True)
     varies = (1 - constant) > 0
-    of_low = tl.where(varies, of_low / lowest, 0.0)
-    of_high = tl.where(varies, of_high / highest, 0.0)
+    of_low = tl.where(varies, of_low / tl.maximum(lowest, 1), 0.0)
+    of_high = tl.where(varies, of_high / tl.maximum(highest, 1), 0.0)
     for start in range(0, size, S):
         s = start + tl.arange(0, S)[:, None]
         within = (s < size) & (c < channels)
@@ -369,6 +428,7 @@ def _backward(
             trunk,
             source,
             grad_output,
+            table,
             weight,
             base,
             first,
@@ -388,15 +448,19 @@ def _backward(
             constant,
             eps,
             tau,
+            scale,
             NOISE,
+            SCALED,
             HARD,
             VARIATION,
+            SKIP,
+            GRADIENT,
         )
         to_source = by_low + by_high - tl.where(x == low, of_low, 0.0) - tl.where(x == high, of_high, 0.0)
         place = base + s * stride_s + c * stride_c
-        if SHARED:
+        if SHARED and GRADIENT != _NONE:
             to_trunk += to_source
-        else:
+        elif GRADIENT != _NONE:
             tl.store(grad_source + place, to_source.to(grad_source.dtype.element_ty), mask=within)
         tl.store(grad_trunk + place, to_trunk.to(grad_trunk.dtype.element_ty), mask=within)
 
@@ -431,16 +495,7 @@ class Attend(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        trunk: Tensor,
-        source: Tensor,
-        shared: bool,
-        tau: Tensor,
-        eps: float,
-        seed: int | None,
-        first: int,
-        hard: bool,
-        variation: bool,
+        ctx: Any, trunk: Tensor, source: Tensor, shared: bool, recipe: Recipe, variation: bool, skip: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         form = memory_format_of(trunk)
         trunk = trunk.contiguous(memory_format=form)
@@ -448,15 +503,17 @@ class Attend(torch.autograd.Function):
         launch = _Launch(trunk, variation)
         output = torch.empty_like(trunk)
         sums = torch.zeros(2, *launch.grid, dtype=torch.float32, device=trunk.device)
-        tau = tau.to(trunk.device, torch.float32)
-        options = {"NOISE": seed is not None, "HARD": hard, "VARIATION": variation}
-        options |= {"S": launch.tile_s, "C": launch.tile_c}
-        key = keys(seed or 0)
-        arguments = trunk, source, output, sums[0], sums[1], tau, *key, first, eps, *launch.shape
+        tau = recipe.tau.to(trunk.device, torch.float32)
+        options = {"NOISE": recipe.seed is not None, "SCALED": recipe.noise_scale != 1, "HARD": recipe.hard}
+        options |= {"VARIATION": variation, "SKIP": skip, "S": launch.tile_s, "C": launch.tile_c}
+        numbers = *keys(recipe.seed or 0), recipe.first, recipe.eps, float(recipe.noise_scale), *launch.shape
         with torch.cuda.device_of(trunk):
-            _forward[launch.grid](*arguments, **options, num_warps=WARPS)
+            _forward[launch.grid](
+                trunk, source, output, sums[0], sums[1], tau, *numbers, **options, num_warps=WARPS
+            )
         ctx.save_for_backward(trunk, source, tau)
-        ctx.arguments = launch, key, first, eps, {**options, "SHARED": shared}
+        gradient = _NUMBERS[recipe.gradient if ctx.needs_input_grad[1] else "none"]
+        ctx.arguments = launch, numbers, {**options, "SHARED": shared, "GRADIENT": gradient}
         square = sums[1].sum(1) / trunk.shape[1:].numel()
         ctx.mark_non_differentiable(square)
         return output, sums[0].sum(1), square
@@ -465,13 +522,18 @@ class Attend(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor, grad_total: Tensor, _: Tensor) -> Any:
         trunk, source, tau = ctx.saved_tensors
-        launch, key, first, eps, options = ctx.arguments
+        launch, numbers, options = ctx.arguments
         form = memory_format_of(trunk)
         grad_trunk = torch.empty_like(trunk)
-        grad_source = grad_trunk if options["SHARED"] else torch.empty_like(source)
+        apart = not options["SHARED"] and ctx.needs_input_grad[1]
+        grad_source = torch.empty_like(source) if apart else grad_trunk
         upstream, of_total = grad_output.contiguous(memory_format=form), grad_total.float().contiguous()
+        table = tau  # not read
+        if options["GRADIENT"] == _NUMBERS["expected"]:
+            table = slope_table(float(tau), trunk.device, torch.float32)
         results = grad_trunk, grad_source
-        arguments = trunk, source, upstream, of_total, *results, tau, *key, first, eps, *launch.shape
         with torch.cuda.device_of(trunk):
-            _backward[launch.grid](*arguments, **options, num_warps=WARPS)
-        return grad_trunk, None if options["SHARED"] else grad_source, *(None,) * 7
+            _backward[launch.grid](
+                trunk, source, upstream, table, of_total, *results, tau, *numbers, **options, num_warps=WARPS
+            )
+        return grad_trunk, grad_source if apart else None, *(None,) * 4

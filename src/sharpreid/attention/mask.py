@@ -18,7 +18,8 @@ TestMask = Literal["noise_free", "expected", "mean", "hard", "sample"]
 TrainMask = Literal["sample", "straight_through", "noise_free"]
 SampleNoise = Literal["shared", "per_view"]
 Implementation = Literal["eager", "recompute", "compile", "triton"]
-Gradient = Literal["whole", "range_detached", "none", "straight_through_pi", "clipped", "expected"]
+MaskGradient = Literal["whole", "range_detached", "straight_through_pi", "clipped", "expected"]
+Gradient = Literal[MaskGradient, "none"]
 
 CLIP = 0.01
 """``clipped`` passes no gradient where pi is nearer than this to 0 or 1."""
@@ -37,7 +38,7 @@ class Recipe(NamedTuple):
     """Place of the first image in the global batch: noise is a function of seed and place."""
     hard: bool
     """Whether the mask is rounded to 0 or 1, with the gradient of Eq. 5."""
-    gradient: Gradient = "whole"
+    gradient: MaskGradient = "whole"
     """What flows back through the mask; see `MaskSampler`."""
     noise_scale: float = 1.0
     """Factor on the noise, > 0."""
@@ -137,7 +138,7 @@ def relaxed_mask(logit: Tensor, noise: Tensor | float, tau: float | Tensor) -> T
 def mask_by(x: Tensor, recipe: Recipe, noise: Tensor | float) -> Tensor:
     """Eq. 3-5 of ``x``, (B, C, H, W), for given noise, with the gradient that the recipe asks for.
 
-    The values do not depend on ``recipe.gradient``; ``none`` is up to whoever detaches ``x``. Returns float32 (float64 for float64 input), in [0, 1].
+    The values do not depend on ``recipe.gradient``. Returns float32 (float64 for float64 input), in [0, 1].
     """
     gradient = recipe.gradient
     logit = keep_logit(x, recipe.eps, range_gradient=gradient != "range_detached")
@@ -301,7 +302,7 @@ class MaskSampler(nn.Module):
             seed=seed,
             first=self.noise_first,
             hard=self.train_mask == "straight_through",
-            gradient=self.gradient,
+            gradient="whole" if self.gradient == "none" else self.gradient,  # its cut is the block's
             noise_scale=self.noise_scale,
         )
 

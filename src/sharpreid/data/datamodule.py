@@ -385,6 +385,24 @@ class ReIDDataModule(pl.LightningDataModule):
         """This rank's share of query and gallery."""
         return self._eval_loader(self.test)
 
+    def recalibration_dataloader(self, images: int) -> DataLoader[EvalBatch]:
+        """Some training images as the test sees them, drawn by the seed, in batches of at least 2.
+
+        Args:
+            images: how many, from 2 to all training images.
+
+        Raises:
+            ValueError: ``images`` is out of range.
+        """
+        samples = self.train.samples
+        if not 2 <= images <= len(samples):
+            known = f"the {len(samples)} training images"
+            raise ValueError(f"recalibrate must be from 2 to {known}, got {images}")
+        order = random_stream("recalibration", self.seed).permutation(len(samples))[:images]
+        chosen = EvalImages((), [samples[index] for index in order], self.eval_transform, self.train.read)
+        size = min(self.eval_batch_size, images)
+        return DataLoader(chosen, size, drop_last=True, num_workers=self.num_workers)
+
     def _eval_loader(self, images: EvalImages) -> DataLoader[EvalBatch]:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         shard = Shard(len(images), rank, world_size)

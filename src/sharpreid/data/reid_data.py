@@ -171,7 +171,9 @@ def split_without_cameras(samples: Sequence[Sample]) -> tuple[tuple[Sample, ...]
 
 
 def random_stream(
-    purpose: Literal["hold-out", "sampling", "augmentation", "noise", "test-half", "training-subset"],
+    purpose: Literal[
+        "hold-out", "sampling", "augmentation", "noise", "test-half", "training-subset", "recalibration"
+    ],
     *seeds: int,
 ) -> np.random.Generator:
     """A generator that is a function of ``purpose`` and ``seeds``, independent of every other one's.
@@ -185,6 +187,7 @@ def random_stream(
         "noise": 4,
         "test-half": 5,
         "training-subset": 6,
+        "recalibration": 7,
     }
     return np.random.default_rng((numbers[purpose], len(seeds), *seeds))
 

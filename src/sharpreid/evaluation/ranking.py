@@ -16,13 +16,14 @@ Rules, the same for every protocol:
   of a single-shot gallery depend on the order of its rows.)
 """
 
+import dataclasses
 import importlib.util
 import math
 import typing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -165,8 +166,13 @@ class Protocol:
         return asdict(self)
 
 
-def _no_queries() -> npt.NDArray[np.float64]:
-    return np.zeros(0)
+class QueryScores(NamedTuple):
+    """What each query contributes to the scores, in the order of the queries; NaN without a match."""
+
+    ap: npt.NDArray[np.float64]
+    """Average precision (mean over the draws where mAP is drawn), (Q,), in [0, 1]."""
+    rank1: npt.NDArray[np.float64]
+    """Share of the protocol's draws in which a match comes first, (Q,), in [0, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,10 +184,7 @@ class RankingScores:
     population) over the protocol's draws, 0 without draws. `mAP` averages the precision at the matches,
     `mAP_trapezoid` is the formula of Market-1501's original Matlab code. `re_ranking` names what the ranking
     was changed by; `plain` then holds the scores without it, else it is None.
-
-    `query_ap` and `query_rank1`, float64, (Q,), are what each query contributes to `mAP` and rank-1, in the
-    order of the queries: its average precision, and the share of the protocol's draws in which a match comes
-    first. NaN for a query without a match.
+    `queries` has what each query contributes; it takes no part in comparisons.
     """
 
     protocol: Protocol
@@ -193,8 +196,7 @@ class RankingScores:
     num_invalid_queries: int
     re_ranking: str = "none"
     plain: "RankingScores | None" = None
-    query_ap: npt.NDArray[np.float64] = field(default_factory=_no_queries, compare=False, repr=False)
-    query_rank1: npt.NDArray[np.float64] = field(default_factory=_no_queries, compare=False, repr=False)
+    queries: QueryScores | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def rank(self, k: int) -> float:
         """Rank-k; raises ValueError for a k outside the computed curve."""
@@ -424,8 +426,10 @@ def _scores(
         cmc_std=tuple(cmc.std(0, correction=0).tolist()),
         num_valid_queries=valid,
         num_invalid_queries=len(full) - valid,
-        query_ap=_per_query(average_precision(for_map), full),
-        query_rank1=_per_query(torch.cat(drawn)[:, 0] == 1, full),
+        queries=QueryScores(
+            ap=_per_query(average_precision(for_map), full),
+            rank1=_per_query(torch.cat(drawn)[:, 0] == 1, full),
+        ),
     )
 
 

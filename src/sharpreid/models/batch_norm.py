@@ -1,5 +1,6 @@
 """Over which images batch norm takes its statistics: a process's own, all processes', or of groups."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -78,6 +79,40 @@ class BatchNormOver(_BatchNorm):
         momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         for running, now in ((self.running_mean, mean), (self.running_var, variance)):
             running.lerp_(now.mean(0).flatten().to(running.dtype), momentum)
+
+
+@torch.no_grad()
+def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Take the running statistics of every batch norm anew, as means over batches in evaluation mode.
+
+    Training gathers the statistics under drawn masks, this function under the masks of the test. Everything but
+    the batch norms stays in evaluation mode, and no weight changes.
+
+    Args:
+        network: changed in place, and left in evaluation mode.
+        batches: its inputs; each counts the same, whatever its size.
+
+    Raises:
+        ValueError: there is no batch.
+    """
+    network.eval()
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a mean over all batches
+        norm.train()
+    seen = 0
+    try:
+        for batch in batches:
+            network(batch)
+            seen += 1
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        network.eval()
+    if not seen:
+        raise ValueError("batch norm cannot be recalibrated without images")
 
 
 def set_statistics(network: nn.Module, statistics: Statistics) -> None:

@@ -118,6 +118,14 @@ class SharpAttentionNetwork(nn.Module):
             if isinstance(module, MaskSampler):
                 module.set_temperature(tau)
 
+    def set_noise_scale(self, scale: float) -> None:
+        """Set the factor on the noise of Eq. 5 in every block: >= 0, else ValueError; 1 is the paper's."""
+        if not scale >= 0:
+            raise ValueError(f"the factor on the noise must be >= 0, got {scale}")
+        for module in self.modules():
+            if isinstance(module, MaskSampler):
+                module.noise_scale = scale
+
     def seed_noise(self, seeds: Sequence[int], first: int = 0) -> None:
         """Seed the next draws of Eq. 5.
 
