@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import pytorch_lightning as pl
+import torch
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
@@ -92,6 +93,20 @@ def test_a_wrong_call_says_what_was_wanted_and_writes_nothing(
     assert stop.value.code == 1
     assert re.match(f"error: .*{message}", capsys.readouterr().err)
     assert sorted(checkpoint.parents[1].rglob("*")) == before
+
+
+def test_a_photo_is_seen_as_the_network_was_trained_to(
+    composed: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    Image.new("RGB", (30, 60), "navy").save(tmp_path / "1.png")
+    cfg = composed("data.normalise=per_pixel_mean")
+    (photo,) = read_views(cfg, tmp_path / "1.png", 1)
+    data = build_data(cfg)
+    data.setup("test")
+    with Image.open(tmp_path / "1.png") as image:
+        assert torch.equal(photo, data.eval_transform(image)[0])
+    assert not torch.equal(photo, read_views(composed(), tmp_path / "1.png", 1)[0])
+    assert read_views(composed(f"data.source.root={tmp_path}"), tmp_path / "1.png", 1).shape == (1, 3, 32, 16)
 
 
 def test_a_network_without_attention_is_refused(run: Callable[..., Path]) -> None:

@@ -9,6 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from sharpreid.early_runs import with_later_keys
 from sharpreid.evaluation.ranking import Protocol
 from sharpreid.hydra_files import CONF_DIR
 
@@ -21,8 +22,10 @@ _NO_DEPARTURE = (
     # what the paper ablates or leaves open, and the data set itself
     *("model.blocks", "model.context_blocks", "model.sampler._target_", "model.sampler._partial_"),
     *("model.context_unit._target_", "model.context_unit.strides", "model.context_unit.lowest_channels"),
+    *("model.context_unit.init", "data.epoch", "data.normalise"),
     *("model.trunk.strides", "schedule.beta1", "data.source"),
     *("model.sampler.test_mask", "model.sampler.draws", "model.sampler.seed"),  # said with the protocol
+    "model.sampler.sample_noise",  # said with the protocol
     # said otherwise: with the size of the images, and with the seed
     *("data.train_transform.height", "data.train_transform.width", "data.seed"),
     *("data.eval_transform.height", "data.eval_transform.width"),
@@ -45,6 +48,7 @@ _NO_DEPARTURE = (
 _TITLES = {
     "model.trunk.depths": "bottlenecks per stage",
     "model.trunk.weights": "weights",
+    "model.combine": "combination",
     "data.identities_per_batch": "P",
     "data.images_per_identity": "K",
     "data.validation_identities": "held-out identities",
@@ -88,9 +92,9 @@ def departures(cfg: DictConfig) -> str:
         found.append(f"{size} images (paper: {wanted})")
     if statistics := _batch_norm(cfg):
         found.append(statistics)
-    ours, theirs = _leaves(cfg), _leaves(paper)
+    ours, theirs = _leaves(with_later_keys(cfg)), _leaves(paper)
     for key in dict.fromkeys([*_TITLES, *ours, *theirs]):
-        if key.startswith("model.sampler.") and (key not in ours or not cfg.model.blocks):
+        if key.startswith(("model.sampler.", "model.combine")) and (key not in ours or not cfg.model.blocks):
             continue  # nothing is drawn; or the config is of an early run, which had the default
         if key.startswith("model.context_unit.") and (key not in ours or not cfg.model.context_blocks):
             continue  # another kind of unit, which the paper compares with; or none is used
@@ -147,6 +151,8 @@ def _leaves(cfg: DictConfig) -> dict[str, str]:
                     walk(below, node[name])
         elif key == "model.trunk.weights":
             found[key] = "none" if node in (None, "none") else "imagenet"
+        elif key == "data.eval_transform.crops":  # the protocol says how far ten crops enlarge, which is open
+            found[key] = "ten_crop" if str(node).startswith("ten_crop") else str(node)
         else:
             found[key] = " ".join(map(str, node)) if OmegaConf.is_list(node) else str(node)
 

@@ -16,6 +16,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from sharpreid.checkpoints import digest_path, verify
 from sharpreid.config import build_data, build_module, build_trainer
 from sharpreid.data.datamodule import ReIDDataModule
+from sharpreid.early_runs import with_later_keys
 from sharpreid.evaluate import USAGE
 from sharpreid.evaluation.ranking import RankingScores
 from sharpreid.hydra_files import CONF_DIR
@@ -244,7 +245,7 @@ def load_config(checkpoint: Path) -> DictConfig:
     cfg = OmegaConf.load(path)
     if not isinstance(cfg, DictConfig):
         raise ValueError(f"{path}: not the config of a run")
-    return cfg
+    return with_later_keys(cfg)
 
 
 def load_re_ranking(name: str) -> DictConfig | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sharpreid.config import build_data
 from sharpreid.data.reid_data import image_files
-from sharpreid.data.transforms import EvalTransform, read_image
+from sharpreid.data.transforms import read_image
 from sharpreid.files import replacing
 from sharpreid.job import quieten, reason
 from sharpreid.report.pictures import attend, draw_masks, sharpness
@@ -97,16 +97,17 @@ def read_views(cfg: DictConfig, place: object, count: int) -> Tensor:
         FileNotFoundError: there is nothing at ``place``.
         ValueError: it holds no image.
     """
-    transform = EvalTransform(height=cfg.image.height, width=cfg.image.width, crops="plain")
+    cfg = cfg.copy()
+    cfg.data.eval_transform.crops = "plain"
+    data = build_data(cfg)
     if place is not None:
         path = Path(str(place))
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such image or folder of images")
         files = [path] if path.is_file() else image_files(path)[:count]
-        return torch.cat([transform(read_image(file)) for file in files])
-    cfg = cfg.copy()
-    cfg.data.eval_transform.crops = "plain"
-    data = build_data(cfg)
+        if data.normalise == "per_pixel_mean":  # of the training images, which have to be there
+            data.setup("test")
+        return torch.cat([data.eval_transform(read_image(file)) for file in files])
     data.setup("test")
     return torch.cat([data.test[index].views for index in range(min(count, data.test.num_query))])
 

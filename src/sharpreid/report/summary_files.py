@@ -19,6 +19,7 @@ from sharpreid.report.comparison import (
     configurations,
     describe_data,
     names,
+    ranked,
     split_by_data,
     unfinished,
 )
@@ -37,6 +38,7 @@ def _csv_row(row: Row, configuration: Configuration, place: Path) -> dict[str, A
         **{metric: job.score(metric) for metric in METRICS},
         "untrained_mAP": job.untrained("mAP"),
         "untrained_rank1": job.untrained("rank1"),
+        "held_out_mAP": job.held_out,
         **{f"delta_{metric}_points": _rounded(row.delta.get(metric)) for metric in COMPARED},
         **_mean_and_deviation(configuration),
         "dataset": dataset.get("name"),
@@ -105,7 +107,7 @@ def points(value: float) -> str:
     return f"{round(value, 1) + 0.0:+.1f}"  # adding 0.0 turns -0.0 into 0.0
 
 
-def _summary_cells(configuration: Configuration, *, repeated: bool) -> dict[str, str]:
+def _summary_cells(configuration: Configuration, *, repeated: bool, held_out: bool) -> dict[str, str]:
     """Column title -> text of one line of the Markdown table; with deviations if jobs were repeated."""
     done = configuration.done
     minutes = [
@@ -115,6 +117,8 @@ def _summary_cells(configuration: Configuration, *, repeated: bool) -> dict[str,
         "configuration": configuration.label + (" (baseline)" if configuration.is_baseline else ""),
         "jobs": f"{len(done)} of {len(configuration.rows)}",
     }
+    if held_out:
+        cells["held-out mAP %"] = mean_and_range(configuration.held_out(), percent)
     for metric, title in COMPARED.items():
         cells[f"{title} %"] = mean_and_range(configuration.scores(metric), percent)
         cells[f"{title} gain"] = mean_and_range(configuration.deltas(metric), points)
@@ -142,16 +146,26 @@ def markdown_table(lines: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def write_markdown(
-    rows: Sequence[Row], path: Path, *, title: str = "", labels: Mapping[str, str] | None = None
+    rows: Sequence[Row],
+    path: Path,
+    *,
+    title: str = "",
+    labels: Mapping[str, str] | None = None,
+    by_held_out: bool = False,
 ) -> None:
-    """The sweep as a page: what it was scored on, whether the paper compares, a table, the failures."""
+    """The sweep as a page: what it was scored on, whether the paper compares, a table, the failures.
+
+    With ``by_held_out`` the table has the mAP on held-out identities and is in its order.
+    """
     page = [f"# {title or names(rows)}"]
     for part in split_by_data(rows) if rows else ():
         page += ["", f"Scored on {describe_data(part)}.", ""]
         page += [f"- **{caveat}**" for caveat in all_caveats(part)]
         compared = configurations(part, labels)
+        compared = ranked(compared) if by_held_out else compared
         repeated = any(len(one.done) > 1 for one in compared)
-        page += ["", *markdown_table([_summary_cells(one, repeated=repeated) for one in compared])]
+        lines = [_summary_cells(one, repeated=repeated, held_out=by_held_out) for one in compared]
+        page += ["", *markdown_table(lines)]
     page += [
         "",
         "Several seeds or test splits: mean (lowest to highest); std: standard deviation of the sample. "
