@@ -3,6 +3,7 @@
 import itertools
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -199,12 +200,10 @@ def _recalibrate(module: ReIDModule, data: ReIDDataModule, trainer: pl.Trainer, 
     data.setup("fit")
     device = trainer.strategy.root_device
     module.to(device)
-    batches = (
-        batch.views.flatten(0, 1).to(device, memory_format=module.memory_format)
-        for batch in data.recalibration_dataloader(images)
-    )
+    loader = data.recalibration_dataloader(images)
+    passes = (partial(module.embed_views, batch.views.to(device)) for batch in loader)
     with trainer.precision_plugin.forward_context():
-        recalibrate(module.network, batches)
+        recalibrate(module.network, passes)
 
 
 def load_network(checkpoint: Path, cfg: DictConfig) -> ReIDModule:
