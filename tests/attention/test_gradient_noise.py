@@ -32,10 +32,9 @@ def test_without_the_masks_gradient_two_noises_agree_more(tau: float) -> None:
             output, _ = block.attend(features, variation=False)
             gradients.append(torch.autograd.grad(output, features, upstream)[0].flatten())
         cosine[gradient] = float(torch.cosine_similarity(*gradients, dim=0))
-    assert cosine["none"] > 0.9
-    assert cosine["whole"] < 0.5
     assert cosine["whole"] == min(cosine.values())
-    assert cosine["none"] == max(cosine.values())
+    for gradient in ("none", "expected", "straight_through_pi"):
+        assert 1 - cosine["whole"] > 1.8 * (1 - cosine[gradient])
 
 
 def test_without_noise_all_gradients_agree(composed: Callable[..., DictConfig]) -> None:
