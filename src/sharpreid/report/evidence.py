@@ -42,8 +42,8 @@ QUESTIONS = {
     ),
     "soft": Question(
         "Soft or sharp?",
-        r"sigmoid|residual|blocks_1234-[a-z_]+",
-        ((r"blocks_1234-[a-z_]+", "sigmoid"),),
+        r"sigmoid(_conv)?|residual|blocks_1234-[a-z_]+",
+        ((r"blocks_1234-[a-z_]+", "sigmoid"), (r"blocks_1234-[a-z_]+", "sigmoid_conv")),
     ),
     "noise": Question(
         "How much noise in training?",

@@ -12,6 +12,7 @@ from sharpreid.report.gather import class_of, left_open
 
 _KINDS = {
     "SigmoidGate": ("sigmoid", "blocks_1234"),
+    "SigmoidConvGate": ("sigmoid_conv", "blocks_1234"),
     "ResidualAttentionMask": ("residual", "blocks_123_cu_123"),
 }
 """Soft attentions: class -> its name, and the blocks of the paper's comparison, which the name leaves out."""
