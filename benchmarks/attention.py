@@ -24,6 +24,7 @@ VARIANTS: dict[str, tuple[str, bool]] = {
     "plain": ("model.blocks=[]", False),
     "eager": ("model.sampler.implementation=eager", False),
     "recompute": ("model.sampler.implementation=recompute", False),
+    "recompute, mask detached": ("model.sampler.gradient=none", False),
     "recompute with TV": ("model.sampler.implementation=recompute", True),
     "compile": ("model.sampler.implementation=compile", False),
     "triton": ("model.sampler.implementation=triton", False),

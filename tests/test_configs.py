@@ -221,10 +221,11 @@ PAPER = {
     "data.identities_per_batch": 64,
     "data.images_per_identity": 4,
     "data.validation_identities": 0,
-    "model.trunk": {"depths": [3, 4, 6, 3], "width": None, "strides": "v1.5", "weights": "imagenet"},
+    "model.trunk": {"depths": [3, 4, 6, 3], "width": 64, "strides": "v1.5", "weights": "imagenet"},
     "model.head": {"in_features": 2048, "hidden_features": 1024, "embedding_dim": 128, "init_std": 0.001},
     "model.blocks": [1, 2, 3, 4],
     "model.context_blocks": [],
+    "model.combine": "add",
     "model.sampler.eps": 1e-6,
     "model.sampler.test_mask": "noise_free",
     "objective": {"margin": 0.5, "mu": 0.0, "reduction": "mean"},
@@ -280,7 +281,12 @@ def test_a_misspelt_override_is_refused() -> None:
     [
         ("model.blocks=[]",),
         ("model/sampler=sigmoid",),
+        ("model/sampler=sigmoid_conv",),
         ("objective=tv", "schedule=beta1_drop"),
+        ("model.combine=concat",),
+        ("model.combine=attended_only",),
+        ("method=sab_cu", "model.context_unit.init=next_stage", "model.combine=concat"),
+        ("model.context_blocks=[1]", "model.context_unit.p=2", "model.context_unit.q=2"),
         ("model.context_blocks=[1,2,3]", "model.context_unit.upsample=nearest"),
         (
             "model/context_unit=residual_attention",
@@ -336,9 +342,11 @@ METHODS = {
     # blocks, context_blocks, sampler, context unit, mu > 0
     "baseline": ([], [], "MaskSampler", "ContextUnit", False),
     "sab": ([1, 2, 3, 4], [], "MaskSampler", "ContextUnit", False),
+    "sab_late": ([3, 4], [], "MaskSampler", "ContextUnit", False),
     "sab_cu": ([1, 2, 3, 4], [1, 2, 3], "MaskSampler", "ContextUnit", False),
     "sab_cu_tv": ([1, 2, 3, 4], [1, 2, 3], "MaskSampler", "ContextUnit", True),
     "sigmoid_gate": ([1, 2, 3, 4], [], "SigmoidGate", "ContextUnit", False),
+    "sigmoid_conv_gate": ([1, 2, 3, 4], [], "SigmoidConvGate", "ContextUnit", False),
     "residual_attention": ([1, 2, 3], [1, 2, 3], "Identity", "ResidualAttentionMask", False),
 }
 
@@ -406,6 +414,7 @@ def test_a_data_set_is_scored_by_its_own_rules(data: str) -> None:
     [
         ("model.blocks=1", r"model: blocks must be a list such as \[1,2\], got 1"),
         ("model.trunk.depths=[1]", r"model\.trunk: depths must be 4 numbers"),
+        ("model.combine=sum", r"model: combine must be one of add, concat, attended_only; got 'sum'"),
         ("objective.mu=abc", r"objective\.mu must be a number, got 'abc'"),
         ("optimizer.lr=abc", r"optimizer\.lr must be a number, got 'abc'"),
         ("optimizer.fused=maybe", r"optimizer\.fused must be true or false or null, got 'maybe'"),

@@ -165,13 +165,13 @@ def test_a_sweep_looks_at_every_key_before_it_scores(
 
 
 def test_the_named_evaluation_has_every_reading_of_the_mask() -> None:
-    """Four, one of them drawn with one and with eight draws, five times each."""
+    """Five, one of them drawn with one and with eight draws, five times each."""
     settings = [combination for sweep in _sweeps("test_mask") for combination in combinations(sweep)]
     masks = [setting[0].removeprefix("model.sampler.test_mask=") for setting in settings]
     assert sorted({*masks}) == sorted(get_args(TestMask))
     assert masks.count("sample") == 10
     assert [one["settings"] for one in next(iter(gather(settings).values()))] == [settings[0]]
-    assert sorted(map(len, gather(settings).values())) == [1, 1, 1, 5, 5]
+    assert sorted(map(len, gather(settings).values())) == [1, 1, 1, 1, 5, 5]
 
 
 def gather(settings: list[list[str]]) -> dict[str, list[Mapping[str, Any]]]:

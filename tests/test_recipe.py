@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from sharpreid.hydra_files import CONF_DIR
 from sharpreid.recipe import departures
+from sharpreid.report.gather import left_open
 from sharpreid.resolvers import register_resolvers
 
 
@@ -39,8 +40,8 @@ def test_the_paper_s_recipe_departs_in_nothing(overrides: tuple[str, ...]) -> No
 def test_the_demo_names_all_that_it_shrinks() -> None:
     assert departures(composed_plainly()) == (
         "64 x 32 images (paper: 256 x 128), bottlenecks per stage 1 1 1 1 (3 4 6 3), "
-        "channels of the stem 32 (64), weights none (imagenet), P 20 (64), K 2 (4), test views plain (ten_crop), "
-        "learning rate 0.0008 (0.0002), weight decay 0.0 (0.0005), tau's rate 0.01 (0.008), "
+        "channels of the stem 32 (64), weights none (imagenet), P 20 (64), K 2 (4), "
+        "test views plain (ten_crop), learning rate 0.0008 (0.0002), weight decay 0.0 (0.0005), tau's rate 0.01 (0.008), "
         "decay from epoch 80 (100), decay to epoch 120 (150), epochs 120 (150)"
     )
 
@@ -65,6 +66,8 @@ def test_the_demo_names_all_that_it_shrinks() -> None:
         ("objective.margin=5", "objective.margin 5 (0.5)"),
         ("objective=tv", "mu 0.01 (0.1), total variation mean (sum)"),
         ("model.head.embedding_dim=8", "model.head.embedding_dim 8 (128)"),
+        ("model.combine=concat", "combination concat (add)"),
+        ("model.combine=attended_only", "combination attended_only (add)"),
         ("model.sampler.eps=0.4", "model.sampler.eps 0.4 (1e-06)"),
         ("model.sampler.train_mask=noise_free", "model.sampler.train_mask noise_free (sample)"),
         ("schedule.learning_rate_factor.start=1", "decay from epoch 1 (100)"),
@@ -86,10 +89,37 @@ def test_up_sampling_other_than_the_paper_s_is_named_where_there_is_a_context_un
     assert departures(composed_plainly(*nearest)) == ""
     said = departures(composed_plainly(*nearest, "method=sab_cu"))
     assert said == "model.context_unit.upsample nearest (deconv)"
+    levels = ("data=market1501", "model.context_unit.p=2", "model.context_unit.q=2")
+    assert departures(composed_plainly(*levels)) == ""
+    said = departures(composed_plainly(*levels, "method=sab_cu"))
+    assert said == "model.context_unit.p 2 (1), model.context_unit.q 2 (1)"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.epoch=images", ["epochs over images"]),
+        ("data.normalise=per_pixel_mean", ["normalisation per_pixel_mean"]),
+        ("data.eval_transform.crops=ten_crop_8_7", []),  # said with the protocol
+        ("model.sampler.sample_noise=per_view", []),
+    ],
+)
+def test_what_the_paper_leaves_open_is_no_departure(override: str, said: list[str]) -> None:
+    cfg = composed_plainly("data=market1501", override)
+    assert departures(cfg) == ""
+    assert left_open(cfg) == ["strides v1.5", *said]
+
+
+def test_how_a_context_unit_starts_is_open_and_no_departure() -> None:
+    copied = composed_plainly("data=market1501", "method=sab_cu", "model.context_unit.init=next_stage")
+    assert departures(copied) == ""
+    assert "context unit's init next_stage" in left_open(copied)
+    assert left_open(composed_plainly("method=sab_cu")) == ["strides v1.5"]
 
 
 def test_the_baseline_does_not_depart_by_what_it_does_not_draw() -> None:
-    assert departures(composed_plainly("data=market1501", "model.blocks=[]", "model.sampler.eps=0.1")) == ""
+    unused = ("model.sampler.eps=0.1", "model.combine=concat")
+    assert departures(composed_plainly("data=market1501", "model.blocks=[]", *unused)) == ""
 
 
 def test_a_preset_with_a_further_override_names_what_ran(composed: Callable[..., DictConfig]) -> None:

@@ -106,6 +106,25 @@ def test_a_run_leaves_its_record_and_evaluate_repeats_its_scores(
 
 
 @pytest.mark.slow
+def test_evaluate_repeats_the_scores_of_a_run_that_reads_the_paper_otherwise(
+    tmp_path: Path, tiny_overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ("method=sab_cu", "model.combine=concat", "model.context_unit.init=next_stage")
+    noise = ("model.sampler.test_mask=sample", "model.sampler.sample_noise=per_view")
+    data = ("data.normalise=per_pixel_mean", "data.epoch=images", "data.eval_transform.crops=ten_crop_8_7")
+    done = run(tmp_path, *tiny_overrides, *model, *noise, *data)
+    assert done.returncode == 0, done.stderr
+    (record_path,) = tmp_path.rglob("scores.json")
+    record = json.loads(record_path.read_text())
+    assert record["iterations"] == 2 * 4  # 32 images in batches of 4 x 2, two epochs
+    assert record["protocol"]["test_mask"] == "sample (8 draws, seed 0, noise per view)"
+    assert record["protocol"]["crops"] == "ten_crop_8_7"
+    monkeypatch.chdir(tmp_path)
+    checkpoint = f"checkpoint={record_path.parent / record['checkpoint']}"
+    assert evaluate([checkpoint]).as_dict() == record["scores"]
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_demo_learns(tmp_path: Path) -> None:
     """A third of what a job of `make ablation` does: half a minute on 2 idle cores, minutes on busy ones."""
@@ -411,6 +430,21 @@ def test_an_image_s_embedding_is_the_mean_over_its_views(composed: Callable[...,
         each = torch.stack([module.network(views[:, view]).embedding for view in range(3)])
         torch.testing.assert_close(module.embed_views(views), each.mean(0))
     assert not torch.allclose(each[0], each.mean(0), rtol=1e-2)
+
+
+@torch.no_grad()
+def test_the_noise_of_a_view_depends_on_its_number_alone(composed: Callable[..., DictConfig]) -> None:
+    views = torch.randn(1, 1, 3, 32, 16, generator=torch.Generator().manual_seed(0)).repeat(3, 4, 1, 1, 1)
+    found = {}
+    for noise in ("shared", "per_view"):
+        cfg = composed("model.sampler.test_mask=sample", f"model.sampler.sample_noise={noise}")
+        module = build_module(cfg).eval()
+        each = module.network(views[0], views=4).embedding
+        assert torch.allclose(each[0], each[1], rtol=1e-4, atol=1e-7) == (noise == "shared")
+        found[noise] = module.embed_views(views)
+        torch.testing.assert_close(found[noise][0], each.mean(0))
+        torch.testing.assert_close(module.embed_views(views[1:]), found[noise][1:])
+        assert torch.equal(module.embed_views(views), found[noise])
 
 
 def test_a_test_image_that_was_never_embedded_is_missed(composed: Callable[..., DictConfig]) -> None:

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import pytorch_lightning as pl
+import torch
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from sharpreid.config import build_data, build_module
+from sharpreid.data.datamodule import ReIDDataModule
 from sharpreid.data.reid_data import HardPair, ReIDData
 from sharpreid.report.pictures import attend
 from sharpreid.visualize import main, read_hard_pair, read_views, visualize
@@ -96,6 +98,20 @@ def test_a_wrong_call_says_what_was_wanted_and_writes_nothing(
     assert sorted(checkpoint.parents[1].rglob("*")) == before
 
 
+def test_a_photo_is_seen_as_the_network_was_trained_to(
+    composed: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    Image.new("RGB", (30, 60), "navy").save(tmp_path / "1.png")
+    cfg = composed("data.normalise=per_pixel_mean")
+    (photo,) = read_views(cfg, tmp_path / "1.png", 1)
+    data = build_data(cfg)
+    data.setup("test")
+    with Image.open(tmp_path / "1.png") as image:
+        assert torch.equal(photo, data.eval_transform(image)[0])
+    assert not torch.equal(photo, read_views(composed(), tmp_path / "1.png", 1)[0])
+    assert read_views(composed(f"data.source.root={tmp_path}"), tmp_path / "1.png", 1).shape == (1, 3, 32, 16)
+
+
 def test_a_network_without_attention_is_refused(run: Callable[..., Path]) -> None:
     with pytest.raises(ValueError, match=r"no attention blocks \(model\.blocks=\[\]\): nothing to draw"):
         visualize([f"checkpoint={run('model.blocks=[]')}"])
@@ -125,7 +141,7 @@ def test_a_hard_pair_is_drawn_by_the_cameras_that_saw_both(
         (tuple(seen_once), ["person 9", "person 10"]),
     ):
         known = replace(whole, query=queries)
-        monkeypatch.setattr("sharpreid.visualize.build_data", lambda _, known=known: _Known(known))
+        monkeypatch.setattr("sharpreid.visualize.build_data", lambda _, known=known: _Known(known, data))
         images, found = read_hard_pair(cfg, "hat", 4)
         assert found == names
         assert images.shape == (len(names), 3, 32, 16)
@@ -136,8 +152,9 @@ def test_a_hard_pair_is_drawn_by_the_cameras_that_saw_both(
 class _Known:
     """A data module of data that are read already."""
 
-    def __init__(self, data: ReIDData) -> None:
+    def __init__(self, data: ReIDData, module: ReIDDataModule) -> None:
         self.data = data
+        self.eval_transform = module.eval_transform
 
     def setup(self, stage: str) -> None:
         """Have nothing to do."""

@@ -104,7 +104,7 @@ def draw(spreads: Sequence[dict[str, Any]], cosine: Sequence[dict[str, Any]], ti
             values = [row[quantity] for row in rows]
             left.plot([row["pi"] for row in rows], values, line, marker="o", color=colour, label=label)
     left.axhline(1, color="0.5", lw=1)
-    left.text(0.3, 1.05, "straight_through_pi: always 1", ha="right", va="bottom", color="0.4", fontsize=8)
+    left.text(1e-4, 0.95, "straight_through_pi: always 1", ha="left", va="top", color="0.4", fontsize=8)
     left.set(
         xscale="log", yscale="log", xlabel="keep-probability pi", ylabel="dM/dpi over the noise of Eq. 5"
     )

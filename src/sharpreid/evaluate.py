@@ -8,8 +8,9 @@ usage: python -m sharpreid.evaluate checkpoint=RUN/checkpoints/final.ckpt [key=v
 Scores the checkpoint by its run's own config (RUN/config.yaml). Without further values the score is that of
 RUN/scores.json, digit for digit on the same machine. What concerns the scoring can be overridden:
 
-  data.eval_transform.crops=ten_crop     plain | flip | ten_crop
+  data.eval_transform.crops=ten_crop     plain | flip | ten_crop | ten_crop_8_7
   model.sampler.test_mask=expected       noise_free | expected | mean | hard | sample
+  model.sampler.sample_noise=per_view    shared | per_view, of test_mask=sample
   recalibrate=2000                       take the batch norms' statistics anew from so many training images,
                                          under the test mask; 0, the default, keeps those of the training
   re_ranking=k_reciprocal                none | k_reciprocal | query_expansion, with the values of

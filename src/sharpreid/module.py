@@ -159,7 +159,7 @@ class ReIDModule(pl.LightningModule):
     def embed_views(self, views: Tensor) -> Tensor:
         """Embeddings (B, D), float32, of views (B, V, 3, H, W): the mean over each image's views."""
         images = views.flatten(0, 1).to(memory_format=self.memory_format)
-        embeddings: Tensor = self.network(images).embedding.float()
+        embeddings: Tensor = self.network(images, views=views.shape[1]).embedding.float()
         return embeddings.view(*views.shape[:2], -1).mean(1)
 
     @property

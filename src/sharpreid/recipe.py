@@ -9,9 +9,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from sharpreid.early_runs import with_later_keys
 from sharpreid.evaluation.ranking import Protocol
 from sharpreid.hydra_files import CONF_DIR
-from sharpreid.models.trunk import WIDTH
 
 PAPER_DATA = ("cuhk03_labeled", "cuhk03_detected", "market1501", "duke")
 """The data sets of the paper's tables, by their name here."""
@@ -22,8 +22,10 @@ _NO_DEPARTURE = (
     # what the paper ablates or leaves open, and the data set itself
     *("model.blocks", "model.context_blocks", "model.sampler._target_", "model.sampler._partial_"),
     *("model.context_unit._target_", "model.context_unit.strides", "model.context_unit.lowest_channels"),
+    *("model.context_unit.init", "data.epoch", "data.normalise"),
     *("model.trunk.strides", "schedule.beta1", "data.source"),
     *("model.sampler.test_mask", "model.sampler.draws", "model.sampler.seed"),  # said with the protocol
+    "model.sampler.sample_noise",  # said with the protocol
     # said otherwise: with the channels of the stem, the size of the images, and the seed
     "model.head.in_features",
     *("data.train_transform.height", "data.train_transform.width", "data.seed"),
@@ -48,6 +50,7 @@ _TITLES = {
     "model.trunk.depths": "bottlenecks per stage",
     "model.trunk.width": "channels of the stem",
     "model.trunk.weights": "weights",
+    "model.combine": "combination",
     "data.identities_per_batch": "P",
     "data.images_per_identity": "K",
     "data.validation_identities": "held-out identities",
@@ -84,21 +87,19 @@ def departures(cfg: DictConfig) -> str:
     name = cfg.data.source.name
     data = name if (CONF_DIR / "data" / f"{name}.yaml").is_file() else "market1501"
     objective = "tv_as_printed" if cfg.objective.mu else "triplet"
-    paper = _composed(f"data={data}", "recipe=paper", f"objective={objective}")
+    paper = _paper(data, objective)
     found = []
     size, wanted = _size(cfg), _size(paper)
     if size != wanted:
         found.append(f"{size} images (paper: {wanted})")
     if statistics := _batch_norm(cfg):
         found.append(statistics)
-    ours, theirs = _leaves(cfg), _leaves(paper)
+    ours, theirs = _leaves(with_later_keys(cfg)), _leaves(paper)
     for key in dict.fromkeys([*_TITLES, *ours, *theirs]):
-        if key.startswith("model.sampler.") and (key not in ours or not cfg.model.blocks):
+        if key.startswith(("model.sampler.", "model.combine")) and (key not in ours or not cfg.model.blocks):
             continue  # nothing is drawn; or the config is of an early run, which had the default
         if key.startswith("model.context_unit.") and (key not in ours or not cfg.model.context_blocks):
             continue  # another kind of unit, which the paper compares with; or none is used
-        if key == "model.trunk.width" and key not in ours:
-            continue  # the config is of an early run, which had no other
         value, wanted = ours.get(key, "unset"), theirs.get(key, "unset")
         if value != wanted:
             found.append(f"{_TITLES.get(key, key)} {value} ({wanted})")
@@ -106,14 +107,20 @@ def departures(cfg: DictConfig) -> str:
 
 
 @cache
+def _paper(data: str, objective: str) -> DictConfig:
+    return composed(f"data={data}", "recipe=paper", f"objective={objective}")
+
+
+@cache
 def paper_protocol(data: str) -> Mapping[str, Any]:
     """The rules by which the paper scores one of `PAPER_DATA`, as a score's record has them, draws aside."""
-    cfg = _composed(f"data={data}").protocol
+    cfg = composed(f"data={data}").protocol
     rules = Protocol(**{key: value for key, value in cfg.items() if key != "_target_"}).as_dict()
     return {key: value for key, value in rules.items() if key not in ("split", "seed", "max_rank")}
 
 
-def _composed(*overrides: str) -> DictConfig:
+def composed(*overrides: str) -> DictConfig:
+    """Compose the config of a run with these overrides."""
     started = GlobalHydra.instance().is_initialized()  # by the command that runs, from the same directory
     with nullcontext() if started else initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         return compose("train", list(overrides))
@@ -146,8 +153,10 @@ def _leaves(cfg: DictConfig) -> dict[str, str]:
                     walk(below, node[name])
         elif key == "model.trunk.weights":
             found[key] = "none" if node in (None, "none") else "imagenet"
-        elif key == "model.trunk.width":
-            found[key] = str(WIDTH if node is None else node)
+        elif key == "data.training_identities":
+            found[key] = "all" if node is None else str(node)
+        elif key == "data.eval_transform.crops":  # the protocol says how far ten crops enlarge, which is open
+            found[key] = "ten_crop" if str(node).startswith("ten_crop") else str(node)
         else:
             found[key] = " ".join(map(str, node)) if OmegaConf.is_list(node) else str(node)
 

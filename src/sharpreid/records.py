@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 import sharpreid
 from sharpreid.checkpoints import digest_path, step_checkpoints, step_of
 from sharpreid.data.reid_data import ReIDData, Sample
+from sharpreid.early_runs import with_later_keys
 from sharpreid.evaluation.ranking import Protocol, RankingScores
 from sharpreid.files import replacing
 from sharpreid.processes import is_first, rank_zero_only
@@ -162,10 +163,13 @@ def held_out_map(record: Mapping[str, Any]) -> float:
 def changes(cfg: DictConfig, earlier: Path) -> dict[str, tuple[Any, Any]]:
     """The keys of the result in which ``cfg`` differs from a run's config.yaml: value there, value here.
 
-    A key that one of them lacks counts as null: an early run has none for what came later.
+    A key that one of them lacks has the value of `sharpreid.early_runs`, or else counts as null: an early run
+    has none for what came later.
     """
-    before = flat(of_the_result(OmegaConf.load(earlier)))
-    now = flat(of_the_result(OmegaConf.create(describe_config(cfg))))
+    before, now = (
+        flat(of_the_result(with_later_keys(cast(DictConfig, config))))
+        for config in (OmegaConf.load(earlier), OmegaConf.create(describe_config(cfg)))
+    )
     keys = sorted(before.keys() | now.keys())
     return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
 
@@ -264,7 +268,8 @@ def _test_mask(cfg: DictConfig) -> str:
         return "none"
     sampler = cfg.model.sampler
     mask = str(sampler.get("test_mask", "sigmoid"))  # of the soft attentions there is only one
-    return f"sample ({sampler.draws} draws, seed {sampler.seed})" if mask == "sample" else mask
+    noise = ", noise per view" if sampler.get("sample_noise") == "per_view" else ""
+    return f"sample ({sampler.draws} draws, seed {sampler.seed}{noise})" if mask == "sample" else mask
 
 
 def describe_protocol(protocol: Protocol, *, crops: str, test_mask: str, re_ranking: str) -> dict[str, Any]:

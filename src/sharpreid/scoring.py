@@ -3,6 +3,7 @@
 import itertools
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from sharpreid.checkpoints import digest_path, verify
 from sharpreid.config import build_data, build_module, build_trainer
 from sharpreid.data.datamodule import ReIDDataModule
+from sharpreid.early_runs import with_later_keys
 from sharpreid.evaluate import USAGE
 from sharpreid.evaluation.ranking import RankingScores
 from sharpreid.hydra_files import CONF_DIR
@@ -198,12 +200,10 @@ def _recalibrate(module: ReIDModule, data: ReIDDataModule, trainer: pl.Trainer, 
     data.setup("fit")
     device = trainer.strategy.root_device
     module.to(device)
-    batches = (
-        batch.views.flatten(0, 1).to(device, memory_format=module.memory_format)
-        for batch in data.recalibration_dataloader(images)
-    )
+    loader = data.recalibration_dataloader(images)
+    passes = (partial(module.embed_views, batch.views.to(device)) for batch in loader)
     with trainer.precision_plugin.forward_context():
-        recalibrate(module.network, batches)
+        recalibrate(module.network, passes)
 
 
 def load_network(checkpoint: Path, cfg: DictConfig) -> ReIDModule:
@@ -244,7 +244,7 @@ def load_config(checkpoint: Path) -> DictConfig:
     cfg = OmegaConf.load(path)
     if not isinstance(cfg, DictConfig):
         raise ValueError(f"{path}: not the config of a run")
-    return cfg
+    return with_later_keys(cfg)
 
 
 def load_re_ranking(name: str) -> DictConfig | None:

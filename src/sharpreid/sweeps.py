@@ -80,17 +80,24 @@ class SweepSummary(Callback):
     """
 
     def __init__(
-        self, *, baseline: str | None, title: str = "", labels: Mapping[str, str] | None = None
+        self,
+        *,
+        baseline: str | None,
+        title: str = "",
+        labels: Mapping[str, str] | None = None,
+        by_held_out: bool = False,
     ) -> None:
         """
         Args:
             baseline: the override that marks the baseline, e.g. ``model.blocks=[]``; None for none.
             title: heading of the page and the figure; the jobs' name by default.
             labels: override value, or key=value, -> what to call it.
+            by_held_out: whether the tables show, and are in the order of, the mAP on held-out identities.
         """
         self.baseline = baseline
         self.title = title
         self.labels = {str(value): str(label) for value, label in (labels or {}).items()}
+        self.by_held_out = by_held_out
         self.since = 0.0
         self.swept: set[str] = set()
 
@@ -123,6 +130,7 @@ class SweepSummary(Callback):
                 baseline=self.baseline,
                 title=self.title,
                 labels=self.labels,
+                by_held_out=self.by_held_out,
                 planned=planned,
             )
         except Exception as error:

@@ -13,7 +13,7 @@ from torch import Tensor
 from sharpreid.config import build_data
 from sharpreid.data.datamodule import picture_of
 from sharpreid.data.reid_data import Sample, image_files
-from sharpreid.data.transforms import EvalTransform, read_image
+from sharpreid.data.transforms import read_image
 from sharpreid.files import replacing
 from sharpreid.job import quieten, reason
 from sharpreid.report.pictures import attend, draw_beside_each_other, draw_masks, sharpness
@@ -114,16 +114,17 @@ def read_views(cfg: DictConfig, place: object, count: int) -> Tensor:
         FileNotFoundError: there is nothing at ``place``.
         ValueError: it holds no image.
     """
-    transform = EvalTransform(height=cfg.image.height, width=cfg.image.width, crops="plain")
+    cfg = cfg.copy()
+    cfg.data.eval_transform.crops = "plain"
+    data = build_data(cfg)
     if place is not None:
         path = Path(str(place))
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such image or folder of images")
         files = [path] if path.is_file() else image_files(path)[:count]
-        return torch.cat([transform(read_image(file)) for file in files])
-    cfg = cfg.copy()
-    cfg.data.eval_transform.crops = "plain"
-    data = build_data(cfg)
+        if data.normalise == "per_pixel_mean":  # of the training images, which have to be there
+            data.setup("test")
+        return torch.cat([data.eval_transform(read_image(file)) for file in files])
     data.setup("test")
     return torch.cat([data.test[index].views for index in range(min(count, data.test.num_query))])
 
@@ -138,6 +139,8 @@ def read_hard_pair(cfg: DictConfig, detail: str, count: int) -> tuple[Tensor, li
     Raises:
         ValueError: the data set has no such pair, or no camera saw both people.
     """
+    cfg = cfg.copy()
+    cfg.data.eval_transform.crops = "plain"
     data = build_data(cfg)
     data.setup("test")
     pairs = [pair for pair in data.data.hard_pairs if pair.detail == detail]
@@ -147,8 +150,7 @@ def read_hard_pair(cfg: DictConfig, detail: str, count: int) -> tuple[Tensor, li
     chosen = max((_seen_by_the_same(data.data.query, pair.pids) for pair in pairs), key=len)
     if not chosen:
         raise ValueError(f"hard_pair={detail}: no camera saw both people of a pair")
-    transform = EvalTransform(height=cfg.image.height, width=cfg.image.width, crops="plain")
-    images = torch.cat([transform(picture_of(sample)) for sample in chosen[:count]])
+    images = torch.cat([data.eval_transform(picture_of(sample)) for sample in chosen[:count]])
     return images, [f"person {sample.pid}" for sample in chosen[:count]]
 
 

@@ -37,6 +37,33 @@ def test_attended_is_the_masked_trunk_and_the_output_their_sum(value: float) -> 
     assert torch.equal(out.mask, torch.full_like(trunk, value))
 
 
+def test_combining_is_adding_or_concatenating_or_leaving_the_trunk_out() -> None:
+    trunk = torch.randn(2, 8, 6, 4)
+    concat, attended_only = (
+        SharpAttentionBlock(sampler=Constant(0.25), context=None, combine=combine)(trunk)
+        for combine in ("concat", "attended_only")
+    )
+    torch.testing.assert_close(concat.output, torch.cat([trunk, 0.25 * trunk], 1))
+    torch.testing.assert_close(attended_only.output, 0.25 * trunk)
+    assert torch.equal(concat.attended, attended_only.attended)
+
+
+@pytest.mark.parametrize("combine", ["add", "concat", "attended_only"])
+@pytest.mark.parametrize("implementation", ["eager", "recompute"])
+def test_what_is_trained_is_the_block_as_written_out(combine: Any, implementation: Any) -> None:
+    sampler = MaskSampler(eps=1e-6, implementation=implementation)
+    sampler.noise_seed = 3
+    block = SharpAttentionBlock(sampler=sampler, context=None, combine=combine)
+    trunk = torch.randn(2, 8, 6, 4, generator=torch.Generator().manual_seed(0))
+    found = block.attend(trunk, variation=False)[0]
+    torch.testing.assert_close(found, block(trunk).output, rtol=1e-4, atol=1e-5)
+
+
+def test_an_unknown_combination_is_refused() -> None:
+    with pytest.raises(ValueError, match="combine must be one of add, concat, attended_only; got 'sum'"):
+        SharpAttentionBlock(sampler=Constant(0.5), context=None, combine="sum")  # type: ignore[arg-type]
+
+
 def test_mask_is_made_from_the_trunk_or_from_its_context() -> None:
     trunk, sampler, unit = torch.randn(2, 8, 6, 4), Constant(0.5), context().eval()
     SharpAttentionBlock(sampler=sampler, context=None)(trunk)

@@ -94,6 +94,50 @@ def test_bilinear_is_a_quarter_and_three_quarters_of_its_neighbours() -> None:
     torch.testing.assert_close(made(x)[:, :, :3, 0], expected)
 
 
+@pytest.mark.parametrize("upsample", UPSAMPLES)
+@pytest.mark.parametrize("size", [(8, 4), (9, 7), (3, 2), (1, 1)])
+def test_two_levels_have_twice_the_channels_twice_and_the_size_of_the_input(
+    upsample: Any, size: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    made = ContextUnit(channels=8, strides="v1.5", upsample=upsample, p=2, q=2).eval()
+    shapes = {key: tuple(value.shape[:2]) for key, value in made.state_dict().items()}
+    assert (shapes["down.0.conv3.weight"], shapes["down.1.conv3.weight"]) == ((16, 4), (32, 8))
+    assert (shapes["up.0.weight"], shapes["up.1.weight"]) == ((32, 16), (16, 8))
+    x = torch.randn(2, 8, *size)
+    assert made(x).shape == x.shape
+
+
+def test_two_levels_see_farther_than_one() -> None:
+    def reach(levels: int) -> int:
+        """Rows of the input that the context of its first pixel depends on."""
+        made = ContextUnit(channels=8, strides="v1.5", upsample="deconv", p=levels, q=levels).eval()
+        x = torch.randn(1, 8, 32, 2, requires_grad=True)
+        (by_x,) = torch.autograd.grad(made(x)[0, :, 0, 0].square().sum(), x)
+        return int(by_x.abs().sum((0, 1, 3)).nonzero().max()) + 1
+
+    torch.manual_seed(0)
+    assert reach(1) < reach(2)
+
+
+def test_one_level_has_the_names_and_weights_that_it_always_had() -> None:
+    torch.manual_seed(0)
+    named = ContextUnit(channels=8, strides="v1", upsample="deconv", init="random", p=1, q=1).state_dict()
+    assert named.keys() == {f"down.{key}" for key in bottleneck().state_dict()} | {"up.weight"}
+    usual = unit().state_dict()
+    assert all(torch.equal(value, usual[key]) for key, value in named.items())
+
+
+def test_copied_bottlenecks_are_not_shared() -> None:
+    made, source = unit(), bottleneck()
+    made.copy_bottlenecks([source])
+    x = torch.randn(2, 8, 6, 4)
+    place_stride(source, "v1")
+    torch.testing.assert_close(made.down(x), source(x))
+    torch.nn.init.zeros_(source.conv1.weight)
+    assert made.down.conv1.weight.any()
+
+
 def test_gradients_reach_every_weight() -> None:
     for upsample in UPSAMPLES:
         made = unit(upsample).train()
@@ -128,6 +172,9 @@ def test_place_stride_may_change_its_mind() -> None:
         ({"channels": 7}, "channels must be even and positive, got 7"),
         ({"channels": 0}, "channels must be even and positive, got 0"),
         ({"upsample": "cubic"}, "upsample must be one of deconv, nearest, bilinear; got 'cubic'"),
+        ({"init": "zeros"}, "init must be one of random, next_stage; got 'zeros'"),
+        ({"p": 2}, r"p and q must be equal and at least 1, got p = 2 and q = 1: .*; give both the same"),
+        ({"p": 0, "q": 0}, "p and q must be equal and at least 1, got p = 0 and q = 0"),
         ({"strides": "v2"}, "strides must be one of v1, v1.5; got 'v2'"),
     ],
 )

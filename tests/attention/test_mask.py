@@ -402,6 +402,30 @@ class TestMaskSampler:
         assert set(mask.unique().tolist()) == {0.0, 1.0}
         assert torch.equal(mask, (keep_probability(x, EPS) > 0.5).float())
 
+    def per_view(self, views: int, **options: Any) -> MaskSampler:
+        """With another draw for each view of an image."""
+        made = MaskSampler(eps=EPS, test_mask="sample", draws=2, **{"sample_noise": "per_view", **options})
+        made.views = views
+        return made.eval()
+
+    def test_views_share_their_noise_or_each_has_its_own(self) -> None:
+        x = torch.randn(1, 2, 6, 4, generator=torch.Generator().manual_seed(0)).repeat(6, 1, 1, 1)
+        one, other, *_ = shared = self.per_view(3, sample_noise="shared")(x)
+        assert torch.equal(one, other)
+        assert torch.equal(shared, MaskSampler(eps=EPS, test_mask="sample", draws=2).eval()(x))
+        of_views = self.per_view(3)(x)
+        assert len({tuple(view.flatten().tolist()) for view in of_views[:3]}) == 3
+        assert torch.equal(of_views[:3], of_views[3:])  # the second image's
+
+    def test_noise_of_a_view_is_a_function_of_its_number_alone(self) -> None:
+        x = torch.randn(4, 2, 6, 4, generator=torch.Generator().manual_seed(0))
+        whole = self.per_view(2)(x)
+        assert torch.equal(self.per_view(2)(x), whole)
+        assert torch.equal(self.per_view(2)(x[2:]), whole[2:])
+        assert torch.equal(self.per_view(1)(x[::2]), whole[::2])
+        assert torch.equal(self.per_view(4)(x)[:2], whole[:2])
+        assert not torch.equal(self.per_view(2, seed=1)(x), whole)
+
     def test_sampled_mask_nears_the_mean_of_the_relaxed_bernoulli(self) -> None:
         sampler = MaskSampler(eps=EPS, test_mask="sample", draws=4000).eval()
         sampler.set_temperature(0.6)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sharpreid.attention.soft import ResidualAttentionMask, SigmoidGate
+from sharpreid.attention.soft import ResidualAttentionMask, SigmoidConvGate, SigmoidGate
 
 
 def test_gate_is_the_logistic_function_of_each_element() -> None:
@@ -35,6 +35,25 @@ def test_gate_of_extreme_input_is_0_or_1_with_finite_gradients() -> None:
 
 def test_gate_has_nothing_to_learn() -> None:
     assert not SigmoidGate().state_dict()
+
+
+def test_behind_a_convolution_the_gate_may_close_on_features_behind_a_relu() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 8, 6, 4).relu()
+    gate = SigmoidConvGate(channels=8)
+    logit = torch.einsum("bihw,oi->bohw", x, gate.convolution.weight[:, :, 0, 0])
+    torch.testing.assert_close(gate(x), torch.sigmoid(logit))
+    assert gate(x).min() < 0.4
+    assert SigmoidGate()(x).min() == 0.5
+
+
+def test_under_autocast_the_gate_behind_a_convolution_is_float32_and_learns() -> None:
+    gate = SigmoidConvGate(channels=8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mask = gate(torch.randn(2, 8, 3, 3).relu().bfloat16())
+    assert mask.dtype == torch.float32
+    mask.square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in gate.parameters())
 
 
 def residual(channels: int = 8, lowest: int = 32, strides: Any = "v1.5") -> ResidualAttentionMask:

@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import Dataset
 
-from sharpreid.data.datamodule import EvalBatch, ReIDDataModule, TrainBatch
+from sharpreid.data.datamodule import EvalBatch, ReIDDataModule, TrainBatch, picture_of
 from sharpreid.data.market1501 import load_market1501
 from sharpreid.data.pixel_cache import build_cache
 from sharpreid.data.reid_data import DataError, ReIDData, Sample, identities
 from sharpreid.data.timed_loader import TimedLoader
-from sharpreid.data.transforms import IMAGENET_STD, EvalTransform, TrainTransform
+from sharpreid.data.transforms import IMAGENET_STD, EvalTransform, TrainTransform, mean_image
 
 
 def datamodule(root: Path, **changes: Any) -> ReIDDataModule:
@@ -276,6 +277,57 @@ def test_training_images_are_the_same_wherever_they_are_augmented(
     options = cached(picture_tree, tmp_path / "cache") | {"num_workers": workers}
     expected = list(datamodule(picture_tree).train_dataloader())
     assert_close(pixel_batches(datamodule(picture_tree, augment_on=where, **options)), expected)
+
+
+@pytest.mark.parametrize("where", ["device", "resident"])
+def test_the_mean_image_is_subtracted_wherever_images_are_augmented(
+    picture_tree: Path, tmp_path: Path, where: Any
+) -> None:
+    options = cached(picture_tree, tmp_path / "cache") | {"normalise": "per_pixel_mean"}
+    expected = list(datamodule(picture_tree, normalise="per_pixel_mean").train_dataloader())
+    found = pixel_batches(datamodule(picture_tree, augment_on=where, **options))
+    assert_close(found, expected)
+    usual = list(datamodule(picture_tree).train_dataloader())
+    assert not any(torch.allclose(one.images, two.images) for one, two in zip(found, usual, strict=True))
+
+
+def test_the_mean_image_is_that_of_what_is_trained_on_and_the_same_each_time(picture_tree: Path) -> None:
+    def mean(stage: str = "fit", **options: Any) -> Tensor:
+        module = datamodule(picture_tree, normalise="per_pixel_mean", **options)
+        module._data = None
+        module.setup(stage)
+        assert module.train_transform.mean is module.eval_transform.mean
+        assert module.eval_transform.mean is not None
+        return module.eval_transform.mean
+
+    pictures = [picture_of(one) for one in load_market1501(root=picture_tree, expected={}).train]
+    assert torch.equal(mean(), mean_image(pictures, height=24, width=12))
+    assert torch.equal(mean("test"), mean())
+    assert not torch.equal(mean(validation_identities=2), mean())
+    assert datamodule(picture_tree).eval_transform.mean is None
+
+
+def test_views_of_another_size_at_test_have_a_mean_image_of_their_own(picture_tree: Path) -> None:
+    small = EvalTransform(height=12, width=6, crops="flip")
+    module = datamodule(picture_tree, normalise="per_pixel_mean", eval_transform=small)
+    assert module.train_transform.mean.shape == (3, 24, 12)
+    assert small.mean.shape == (3, 12, 6)
+    assert module.test[0].views.shape == (2, 3, 12, 6)
+
+
+@pytest.mark.parametrize(
+    ("option", "known"), [("normalise", "imagenet, per_pixel_mean"), ("epoch", "identities, images")]
+)
+def test_an_unknown_reading_is_refused_with_the_choices(picture_tree: Path, option: str, known: str) -> None:
+    with pytest.raises(ValueError, match=f"{option} must be one of {known}; got 'other'"):
+        datamodule(picture_tree, **{option: "other"})
+
+
+def test_an_epoch_over_the_images_has_as_many_batches_as_they_fill(picture_tree: Path) -> None:
+    """4 identities are 2 batches of P = 2; 9 images are one batch of P K = 6."""
+    for epoch, batches in (("identities", 2), ("images", 1)):
+        loader = datamodule(picture_tree, epoch=epoch).train_dataloader()
+        assert len(loader) == len(list(loader)) == batches
 
 
 def test_without_a_cache_the_loader_decodes_for_the_device(picture_tree: Path) -> None:

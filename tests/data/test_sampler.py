@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sharpreid.data.sampler import Draw, PKBatchSampler
+from sharpreid.data.sampler import Draw, EpochOver, PKBatchSampler
 
 SIZES = {3: 9, 5: 1, 8: 4, 9: 2, 11: 6, 20: 4, 21: 5, 22: 3, 30: 7}
 """Images of each identity; K is 4."""
@@ -27,6 +27,7 @@ def sampler(
     rank: int = 0,
     world_size: int = 1,
     epoch: int = 0,
+    over: EpochOver = "identities",
 ) -> PKBatchSampler:
     batches = PKBatchSampler(
         labels,
@@ -35,6 +36,7 @@ def sampler(
         seed=seed,
         rank=rank,
         world_size=world_size,
+        epoch_over=over,
     )
     batches.set_epoch(epoch)
     return batches
@@ -47,6 +49,65 @@ def test_length_is_exact_and_the_incomplete_batch_is_dropped(p: int, batches: in
 
 def test_an_epoch_of_market1501_is_eleven_batches() -> None:
     assert len(sampler(labels=list(range(751)) * 2, p=64)) == 11
+
+
+def test_an_epoch_over_the_images_of_market1501_is_fifty_batches() -> None:
+    labels = [image % 751 for image in range(12_936)]
+    assert len(sampler(labels=labels, p=64, over="images")) == 50
+
+
+@pytest.mark.parametrize(("p", "batches"), [(2, 5), (3, 3), (4, 2), (9, 1)])
+def test_an_epoch_over_41_images_is_as_many_batches_as_they_fill(p: int, batches: int) -> None:
+    made = sampler(p=p, over="images")
+    assert len(LABELS) == 41
+    assert len(made) == len(list(made)) == batches
+
+
+def test_an_epoch_over_too_few_images_is_one_batch() -> None:
+    assert len(list(sampler(labels=list(range(9)), p=4, over="images"))) == 1
+
+
+MANY = LABELS * 3
+
+
+@pytest.mark.parametrize("epoch", range(3))
+def test_over_the_images_every_batch_still_holds_p_identities(epoch: int) -> None:
+    """7 batches of 4 from passes of 2."""
+    batches = list(sampler(labels=MANY, over="images", epoch=epoch))
+    assert len(batches) == 7
+    for batch in batches:
+        assert sorted(Counter(MANY[draw.image] for draw in batch).values()) == [K] * 4
+    positions = [draw.position for draw in chain(*batches)]
+    assert positions == list(range(len(positions)))
+
+
+def test_over_the_images_the_first_pass_is_that_over_the_identities_and_each_has_an_order_of_its_own() -> (
+    None
+):
+    batches = list(sampler(labels=MANY, over="images"))
+    assert batches[:2] == list(sampler(labels=MANY))
+    orders = [[MANY[draw.image] for draw in chain(*batches[i : i + 2])] for i in (0, 2, 4)]
+    assert len({tuple(order) for order in orders}) == 3
+
+
+def test_over_the_images_a_batch_is_a_function_of_seed_epoch_and_step_alone() -> None:
+    whole = list(sampler(labels=MANY, over="images", seed=7, epoch=1))
+    late = sampler(labels=MANY, over="images", seed=7, epoch=1)
+    late.start_at(3)
+    assert list(late) == whole[3:]
+    assert list(sampler(labels=MANY, over="images", seed=8, epoch=1)) != whole
+    assert list(sampler(labels=MANY, over="images", seed=7, epoch=2)) != whole
+
+
+def test_over_the_images_ranks_in_order_are_the_batch_of_one_process() -> None:
+    ranks = [list(sampler(labels=MANY, over="images", rank=r, world_size=2)) for r in range(2)]
+    whole = list(sampler(labels=MANY, over="images"))
+    assert [list(chain(*parts)) for parts in zip(*ranks, strict=True)] == whole
+
+
+def test_an_epoch_over_something_else_is_refused() -> None:
+    with pytest.raises(ValueError, match="epoch must be one of identities, images; got 'steps'"):
+        sampler(over="steps")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("epoch", range(5))

@@ -22,6 +22,7 @@ from sharpreid.data.transforms import (
     TrainTransform,
     draw_crop,
     image_size,
+    mean_image,
     read_image,
     to_tensor,
 )
@@ -206,11 +207,13 @@ def test_a_size_of_nothing_is_refused() -> None:
 
 
 def test_unknown_crops_are_refused_with_the_choices() -> None:
-    with pytest.raises(ValueError, match="one of plain, flip, ten_crop; got 'five'"):
+    with pytest.raises(ValueError, match="one of plain, flip, ten_crop, ten_crop_8_7; got 'five'"):
         EvalTransform(height=64, width=32, crops="five")  # a misspelt configuration
 
 
-@pytest.mark.parametrize(("crops", "count"), [("plain", 1), ("flip", 2), ("ten_crop", 10)])
+@pytest.mark.parametrize(
+    ("crops", "count"), [("plain", 1), ("flip", 2), ("ten_crop", 10), ("ten_crop_8_7", 10)]
+)
 def test_number_and_size_of_the_views(crops: str, count: int) -> None:
     views = EvalTransform(height=64, width=32, crops=crops)(noise(50, 90))
     assert (views.shape, views.dtype) == ((count, 3, 64, 32), torch.float32)
@@ -222,7 +225,7 @@ def test_plain_view_is_the_resized_picture() -> None:
     assert (pixels(view) == np.array(image.resize((128, 256), Image.Resampling.BILINEAR))).all()
 
 
-@pytest.mark.parametrize("crops", ["flip", "ten_crop"])
+@pytest.mark.parametrize("crops", ["flip", "ten_crop", "ten_crop_8_7"])
 def test_every_second_view_mirrors_the_one_before(crops: str) -> None:
     views = EvalTransform(height=64, width=32, crops=crops)(noise(50, 90))
     assert torch.equal(views[1::2], views[::2].flip(-1))
@@ -253,6 +256,20 @@ def test_ten_crop_first_resizes_to_nine_eighths() -> None:
     assert (pixels(views[0]) == resized[:256, :128]).all()
 
 
+def test_ten_crop_of_eight_sevenths_cuts_centre_and_corners_of_293_x_146() -> None:
+    whole = np.array(gradient(146, 293))
+    views = EvalTransform(height=256, width=128, crops="ten_crop_8_7")(gradient(146, 293))
+    corners = [(0, 0), (18, 0), (0, 37), (18, 37), (9, 18)]
+    for view, (x, y) in zip(views[::2], corners, strict=True):
+        assert (pixels(view) == whole[y : y + 256, x : x + 128]).all()
+
+
+def test_eight_sevenths_are_the_256_pixels_for_crops_of_224() -> None:
+    whole = np.array(gradient(256, 256))
+    (first, *_) = EvalTransform(height=224, width=224, crops="ten_crop_8_7")(gradient(256, 256))
+    assert (pixels(first) == whole[:224, :224]).all()
+
+
 def test_images_are_contiguous_and_so_quickly_stacked() -> None:
     assert to_tensor(noise(3, 5)).is_contiguous()
 
@@ -262,6 +279,34 @@ def test_normalisation_values() -> None:
     assert white.shape == (3, 3, 2)
     assert white[:, 0, 0].tolist() == pytest.approx([2.2489, 2.4286, 2.64], abs=1e-4)
     assert black[:, 2, 1].tolist() == pytest.approx([-2.1179, -2.0357, -1.8044], abs=1e-4)
+
+
+def test_the_mean_image_is_that_of_the_resized_pictures_in_any_order() -> None:
+    pictures = [noise(16, 32), noise(20, 44), Image.new("RGB", (5, 7), "white")]
+    mean = mean_image(pictures, height=24, width=12)
+    assert (mean.shape, mean.dtype) == ((3, 24, 12), torch.float32)
+    resized = [np.asarray(one.resize((12, 24), Image.Resampling.BILINEAR), np.float64) for one in pictures]
+    np.testing.assert_allclose(mean, np.mean(resized, 0).transpose(2, 0, 1) / 255, atol=1e-6)
+    assert torch.equal(mean_image(reversed(pictures), height=24, width=12), mean)
+
+
+def test_the_mean_of_no_picture_is_refused() -> None:
+    with pytest.raises(ValueError, match="the mean of no image is wanted"):
+        mean_image([], height=4, width=4)
+
+
+def test_a_mean_image_takes_the_place_of_imagenet_s_mean_colour_in_every_view() -> None:
+    image, mean = noise(32, 64), torch.rand(3, 64, 32, generator=torch.Generator().manual_seed(0))
+    colour = torch.tensor(IMAGENET_MEAN)[:, None, None]
+    difference = (colour - mean) / torch.tensor(IMAGENET_STD)[:, None, None]
+    evaluate = EvalTransform(height=64, width=32, crops="ten_crop")
+    train = TrainTransform(height=64, width=32, area=AREA, ratio=RATIO, tries=10, flip_probability=0.5)
+    for views in (evaluate, lambda image: train(image, np.random.default_rng(0))):
+        usual = views(image)
+        train.mean = evaluate.mean = mean
+        torch.testing.assert_close(views(image), usual + difference, atol=1e-5, rtol=0)
+        train.mean = evaluate.mean = None
+        assert torch.equal(views(image), usual)
 
 
 def test_channels_come_in_the_order_red_green_blue() -> None:

@@ -1,5 +1,7 @@
 """Batch norm over other images than a process's own."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -71,7 +73,7 @@ def test_recalibrated_statistics_are_means_over_batches_seen_with_the_masks_of_t
     weights = [parameter.clone() for parameter in network.parameters()]
     network(torch.rand(4, 3, 5, 4))  # statistics of drawn masks, which are to be forgotten
     batches = [torch.rand(4, 3, 5, 4), torch.rand(2, 3, 5, 4)]
-    recalibrate(network, batches)
+    recalibrate(network, [partial(network, batch) for batch in batches])
     masks = [sampler(batch) for batch in batches]
     assert all(set(mask.unique().tolist()) == {0.0, 1.0} for mask in masks)  # those of the test
     torch.testing.assert_close(norm.running_mean, sum(m.mean((0, 2, 3)) for m in masks) / 2)

@@ -10,7 +10,7 @@ from torchvision.models.resnet import Bottleneck, ResNet
 
 from sharpreid.attention.context import ContextUnit
 from sharpreid.attention.mask import MaskSampler
-from sharpreid.attention.soft import SigmoidGate
+from sharpreid.attention.soft import SigmoidConvGate, SigmoidGate
 from sharpreid.losses.objective import Objective
 from sharpreid.models.network import EmbeddingHead, SharpAttentionNetwork
 from sharpreid.models.trunk import ResNetTrunk
@@ -59,6 +59,8 @@ def network(
     head: nn.Module | None = None,
     sampler: Any = SHARP,
     upsample: Any = "deconv",
+    combine: Any = "add",
+    **unit: Any,
 ) -> SharpAttentionNetwork:
     torch.manual_seed(1)
     return SharpAttentionNetwork(
@@ -67,14 +69,17 @@ def network(
         blocks=blocks,
         context_blocks=context_blocks,
         sampler=sampler,
-        context_unit=partial(ContextUnit, strides="v1.5", upsample=upsample),
+        context_unit=partial(ContextUnit, strides="v1.5", upsample=upsample, **unit),
+        combine=combine,
     ).eval()
 
 
-def network_on_meta(blocks: Sequence[int], context_blocks: Sequence[int]) -> SharpAttentionNetwork:
+def network_on_meta(
+    blocks: Sequence[int], context_blocks: Sequence[int], combine: Any = "add"
+) -> SharpAttentionNetwork:
     with torch.device("meta"):
         made = ResNetTrunk(depths=TINY, strides="v1.5", weights="none")
-        return network(made, blocks, context_blocks)
+        return network(made, blocks, context_blocks, combine=combine)
 
 
 def torchvision_twin(trunk: ResNetTrunk) -> ResNet:
@@ -125,6 +130,80 @@ def test_block_1_is_read_by_the_next_stage(trunk: ResNetTrunk) -> None:
     twin.layer1.register_forward_hook(lambda module, args, output: output * (1 + torch.sigmoid(output)))
     out = network(trunk, [1], sampler=SigmoidGate)(images())
     torch.testing.assert_close(out.embedding, twin(images()))
+
+
+@pytest.mark.parametrize("combine", ["add", "concat"])
+def test_a_context_unit_may_start_as_the_next_stage(trunk: ResNetTrunk, combine: Any) -> None:
+    def units(init: str) -> SharpAttentionNetwork:
+        return network(copy.deepcopy(trunk), [1, 2, 3], [1, 3], init=init, combine=combine)
+
+    copied, drawn = units("next_stage"), units("random")
+    for stage, down, random in (
+        (number, copied.attention[number].context.down, drawn.attention[number].context.down)
+        for number in ("1", "3")
+    ):
+        wanted = trunk.stages[int(stage)][0].state_dict()
+        found = down.state_dict()
+        assert all(torch.equal(found[key], value) for key, value in wanted.items())
+        assert not torch.equal(random.conv2.weight, down.conv2.weight)
+        assert down.conv2.weight.data_ptr() != copied.trunk.stages[int(stage)][0].conv2.weight.data_ptr()
+    assert torch.equal(copied.attention["1"].context.up.weight, drawn.attention["1"].context.up.weight)
+
+
+def test_two_levels_of_a_context_unit_start_as_the_next_two_stages(trunk: ResNetTrunk) -> None:
+    made = network(trunk, [1, 2], [2], init="next_stage", p=2, q=2)
+    for level, bottleneck in enumerate(made.attention["2"].context.bottlenecks):
+        assert torch.equal(bottleneck.conv3.weight, trunk.stages[2 + level][0].conv3.weight)
+    with pytest.raises(ValueError, match="copies from p = 2 stages, but only 1 come after this block"):
+        network(trunk, [3], [3], init="next_stage", p=2, q=2)
+
+
+def test_a_sampler_that_learns_gets_its_block_s_channels() -> None:
+    made = network(SmallTrunk(), [1, 3], sampler=SigmoidConvGate)
+    assert [made.attention[key].sampler.convolution.in_channels for key in ("1", "3")] == [8, 32]
+    assert not list(network(SmallTrunk(), [1, 3], sampler=SigmoidGate).attention.parameters())
+
+
+def small_head() -> EmbeddingHead:
+    torch.manual_seed(3)
+    return EmbeddingHead(in_features=64, hidden_features=32, embedding_dim=16, init_std=0.1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("blocks", [[1], [4], [2, 3], [1, 2, 3, 4]])
+def test_concatenating_starts_as_adding(blocks: list[int]) -> None:
+    """With the weights that there were, for the trunk's half and for the attended half."""
+    add, concat, attended_only = (
+        network(SmallTrunk(), blocks, head=small_head(), sampler=SigmoidGate, combine=combine)
+        for combine in ("add", "concat", "attended_only")
+    )
+    wanted = add(images()).embedding
+    torch.testing.assert_close(concat(images()).embedding, wanted, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(attended_only(images()).embedding, wanted, rtol=1e-2)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "recompute"])
+def test_concatenation_trains_both_halves_apart(implementation: Any) -> None:
+    sampler = partial(MaskSampler, eps=1e-6, implementation=implementation)
+    made = network(SmallTrunk(), [1, 4], head=small_head(), sampler=sampler, combine="concat").train()
+    out = made.training_forward(images(count=4), variation=False)
+    out.embedding.square().sum().backward()
+    for weight, channels in ((made.trunk.stages[1][0].conv1.weight, 8), (made.head[0].weight, 64)):
+        assert weight.shape[1] == 2 * channels
+        of_trunk, of_attended = weight.grad.split(channels, dim=1)
+        assert of_trunk.any()
+        assert of_attended.any()
+        assert not torch.allclose(of_trunk, of_attended)
+
+
+def test_concatenation_widens_only_what_reads_an_attention_block() -> None:
+    plain, made = (network_on_meta([2], [], combine) for combine in ("add", "concat"))
+    wider = {
+        key
+        for (key, one), other in zip(plain.state_dict().items(), made.state_dict().values(), strict=True)
+        if one.shape != other.shape
+    }
+    assert wider == {"trunk.layer3.0.conv1.weight", "trunk.layer3.0.downsample.0.weight"}
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
+from sharpreid.hydra_files import CONF_DIR
 from sharpreid.report.__main__ import main, write_report
 from sharpreid.report.figures import read_curve
 from sharpreid.report.gather import distinct, gather, method_of, summary_of
@@ -63,7 +64,8 @@ def record(folder: Path, config: DictConfig, *, mAP: float, seed: int = 0, **cha
 
 
 @pytest.mark.parametrize(
-    "method", ["baseline", "sab", "sab_cu", "sab_cu_tv", "sigmoid_gate", "residual_attention"]
+    "method",
+    sorted(path.stem for path in CONF_DIR.glob("method/*.yaml")),
 )
 def test_a_method_is_known_by_its_config(composed: Callable[..., DictConfig], method: str) -> None:
     assert method_of(composed(f"method={method}")) == method
@@ -72,6 +74,7 @@ def test_a_method_is_known_by_its_config(composed: Callable[..., DictConfig], me
 def test_what_is_no_method_of_the_paper_is_called_by_what_it_is(composed: Callable[..., DictConfig]) -> None:
     assert method_of(composed("model.blocks=[2,1]")) == "blocks 1+2"
     assert method_of(composed("method=sab", "objective=tv")) == "blocks 1+2+3+4, TV"
+    assert method_of(composed("method=sab", "model.combine=concat")) == "blocks 1+2+3+4, concat"
     assert method_of(composed("method=sigmoid_gate", "model.blocks=[1]")) == "blocks 1, SigmoidGate"
     one = composed("method=residual_attention", "model.blocks=[1]", "model.context_blocks=[1]")
     assert method_of(one) == "blocks 1, context 1, Identity, ResidualAttentionMask"

@@ -309,6 +309,41 @@ def test_page_tells_what_it_was_scored_on_and_that_the_paper_does_not_compare(tm
     assert "- `b=[2]` (failed): ValueError: loss is not finite" in page
 
 
+def held_out_sweep() -> list[Job]:
+    """The best by held-out identities is not the best by the test set."""
+    scores = {"[]": (0.40, 0.5), "[1]": (0.43, 0.4), "[2]": (0.41, 0.6)}
+    return [
+        job(f"b={blocks}", f"seed={seed}", mAP=mAP, seed=seed, held_out={"mAP": held_out + seed / 100})
+        for blocks, (mAP, held_out) in scores.items()
+        for seed in (0, 2)
+    ] + [job("b=[3]")]
+
+
+def test_a_choice_of_blocks_is_ranked_by_the_held_out_identities_alone(tmp_path: Path) -> None:
+    rows = summarise(held_out_sweep(), "b=[]")
+    path = tmp_path / "summary.md"
+    write_markdown(rows, path, by_held_out=True)
+    lines = [line for line in path.read_text().splitlines() if line.startswith("| [")]
+    assert [line.split(" | ")[0] for line in lines] == ["| [2]", "| [] (baseline)", "| [1]", "| [3]"]
+    assert lines[0].startswith("| [2] | 2 of 2 | 61.0 (60.0 to 62.0) | 41.0 ")
+    write_markdown(rows, path)
+    page = path.read_text()
+    assert "held-out" not in page
+    assert page.index("| [1]") < page.index("| [2]")
+    write_csv(rows, tmp_path / "summary.csv")
+    assert [line["held_out_mAP"] for line in table(tmp_path / "summary.csv")][-3:] == ["0.6", "0.62", ""]
+
+
+def test_the_ranking_is_printed_too(tmp_path: Path) -> None:
+    for number, written in enumerate(held_out_sweep()[:-1]):
+        put(tmp_path / str(number), written)
+    console = Console(record=True, width=120, file=io.StringIO())
+    report(tmp_path, baseline="b=[]", by_held_out=True, console=console)
+    text = console.export_text()
+    assert "held-out mAP" in text
+    assert text.index(" [2] ") < text.index("[] (baseline)") < text.index(" [1] ")
+
+
 def test_page_gives_mean_and_range_over_seeds(tmp_path: Path) -> None:
     jobs = [job("k=a", f"seed={seed}", mAP=0.40 + seed / 100, seed=seed) for seed in (0, 2)]
     write_markdown(summarise([*jobs, job("k=b", mAP=0.43)], "k=a"), tmp_path / "summary.md")

@@ -1,13 +1,17 @@
 """The context-aware unit (paper Sec. III-D, Fig. 4)."""
 
-from typing import Literal, get_args
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal, cast, get_args
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
 Upsample = Literal["deconv", "nearest", "bilinear"]
 Strides = Literal["v1", "v1.5"]
+Init = Literal["random", "next_stage"]
 
 
 class ContextUnit(nn.Module):
@@ -17,37 +21,109 @@ class ContextUnit(nn.Module):
     no bias. On a ResNet-50's blocks 1-3 these have exactly the convolution weights of Table IV:
     507,904 / 2,031,616 / 8,126,464.
 
+    That is Fig. 4 with p = q = 1. In general there are p bottlenecks in a row, C -> 2C -> 4C -> ..., and as
+    many transposed convolutions back, with a ReLU between two of them (the paper does not say). A bottleneck
+    has "2 stride", a transposed convolution "a fractional 1/2 stride", and the result "the same size as the
+    input" (Sec. III-D), which leaves q = p.
+
     Args:
         channels: C, channels of the input; a multiple of 2.
-        strides: where the bottleneck's stride sits, ``v1`` (first 1x1) or ``v1.5`` (3x3), as in the trunk.
+        strides: where a bottleneck's stride sits, ``v1`` (first 1x1) or ``v1.5`` (3x3), as in the trunk.
         upsample: ``deconv`` is the paper's. It writes one position in four and leaves a constant in the
             others; ``nearest`` and ``bilinear`` up-sample and then apply the same 1x1 weights.
+        init: initial weights of the bottlenecks: ``random``, or ``next_stage``, those of the trunk's next
+            stages, which the network copies by `copy_bottlenecks`. Sec. III-D allows both: "we reuse the
+            architecture of the backbone residual units [...] but train it with a different group of
+            parameters".
+        p: number of bottlenecks, at least 1.
+        q: number of transposed convolutions; equals p.
 
     Raises:
         ValueError: an argument is out of range.
     """
 
-    def __init__(self, *, channels: int, strides: Strides, upsample: Upsample) -> None:
+    def __init__(
+        self,
+        *,
+        channels: int,
+        strides: Strides,
+        upsample: Upsample,
+        init: Init = "random",
+        p: int = 1,
+        q: int = 1,
+    ) -> None:
         super().__init__()
         if upsample not in get_args(Upsample):
             raise ValueError(f"upsample must be one of {', '.join(get_args(Upsample))}; got {upsample!r}")
+        if init not in get_args(Init):
+            raise ValueError(f"init must be one of {', '.join(get_args(Init))}; got {init!r}")
+        if p < 1 or q != p:
+            raise ValueError(
+                f"p and q must be equal and at least 1, got p = {p} and q = {q}: each of p bottlenecks "
+                "halves the resolution and each of q deconvolutions doubles it; give both the same number"
+            )
         self.upsample: Upsample = upsample
-        self.down = down_bottleneck(channels, strides)
-        self.up = nn.ConvTranspose2d(2 * channels, channels, 1, stride=2, bias=False)
+        self.init: Init = init
+        widths = [channels * 2**level for level in range(p + 1)]
+        self.down = _in_a_row([down_bottleneck(width, strides) for width in widths[:-1]])
+        self.up = _in_a_row(
+            [
+                nn.ConvTranspose2d(wide, narrow, 1, stride=2, bias=False)
+                for wide, narrow in pairwise(reversed(widths))
+            ]
+        )
         initialise(self)
 
+    @property
+    def bottlenecks(self) -> tuple[nn.Module, ...]:
+        """The p bottlenecks, from the input on."""
+        return _parts(self.down)
+
+    def copy_bottlenecks(self, sources: Sequence[nn.Module]) -> None:
+        """Copy the parameters and running statistics of other bottlenecks, which share nothing afterwards.
+
+        Args:
+            sources: first bottlenecks of the trunk's next stages.
+
+        Raises:
+            ValueError: there are fewer than p.
+        """
+        if len(sources) < len(self.bottlenecks):
+            raise ValueError(
+                f"init=next_stage copies from p = {len(self.bottlenecks)} stages, but only {len(sources)} "
+                "come after this block; lower p and q, or take init=random"
+            )
+        for bottleneck, source in zip(self.bottlenecks, sources, strict=False):
+            bottleneck.load_state_dict(source.state_dict())
+
     def forward(self, x: Tensor) -> Tensor:
-        """Context of ``x`` (B, C, H, W), same shape, unitless."""
-        height, width = x.shape[-2:]
-        low: Tensor = self.down(x)
+        """Return the context of ``x`` (B, C, H, W), same shape, unitless."""
+        levels = [x]
+        for bottleneck in self.bottlenecks:
+            levels.append(bottleneck(levels[-1]))
+        result = levels.pop()
+        for number, up in enumerate(_parts(self.up)):
+            low = F.relu(result) if number else result
+            result = self._up(cast(nn.ConvTranspose2d, up), low, levels.pop().shape[-2:])
+        return result
+
+    def _up(self, layer: nn.ConvTranspose2d, low: Tensor, size: torch.Size) -> Tensor:
         if self.upsample == "deconv":
-            up: Tensor = self.up(low, output_size=[height, width])
+            up: Tensor = layer(low, output_size=list(size))
             return up
-        weight = self.up.weight.transpose(0, 1)
-        return F.interpolate(F.conv2d(low, weight), size=(height, width), mode=self.upsample)
+        return F.interpolate(F.conv2d(low, layer.weight.transpose(0, 1)), size=size, mode=self.upsample)
 
     def extra_repr(self) -> str:
-        return f"upsample={self.upsample}"
+        return f"upsample={self.upsample}, init={self.init}"
+
+
+def _in_a_row(parts: Sequence[nn.Module]) -> nn.Module:
+    """One after the other; one alone keeps its name in the state dict."""
+    return parts[0] if len(parts) == 1 else nn.Sequential(*parts)
+
+
+def _parts(module: nn.Module) -> tuple[nn.Module, ...]:
+    return tuple(module) if isinstance(module, nn.Sequential) else (module,)
 
 
 def down_bottleneck(channels: int, strides: Strides) -> Bottleneck:

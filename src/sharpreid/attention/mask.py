@@ -7,6 +7,7 @@ All arithmetic is float32 (float64 input stays float64), also under autocast: in
 import math
 from typing import Literal, NamedTuple, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ from sharpreid.attention.noise import uniform_noise
 
 TestMask = Literal["noise_free", "expected", "mean", "hard", "sample"]
 TrainMask = Literal["sample", "straight_through", "noise_free"]
+SampleNoise = Literal["shared", "per_view"]
 Implementation = Literal["eager", "recompute", "compile", "triton"]
 MaskGradient = Literal["whole", "range_detached", "straight_through_pi", "clipped", "expected"]
 Gradient = Literal[MaskGradient, "none"]
@@ -202,8 +204,9 @@ class MaskSampler(nn.Module):
     - ``expected``: pi itself;
     - ``mean``: the mean of Eq. 5 over its noise, exact to 1e-6;
     - ``hard``: 1 where pi > 0.5, else 0;
-    - ``sample``: the average of ``draws`` seeded draws. The noise has shape (1, C, H, W), so the result
-      of an image depends neither on its batch nor on earlier calls.
+    - ``sample``: the average of ``draws`` seeded draws. The noise has shape (1, C, H, W), or with
+      ``sample_noise=per_view`` (V, C, H, W) for the ``views`` of an image, so the result of an image depends
+      neither on its batch nor on earlier calls.
 
     Args:
         eps: see `keep_logit`; in (0, 0.5).
@@ -211,7 +214,9 @@ class MaskSampler(nn.Module):
         gradient: what flows back through it.
         test_mask: the mask in evaluation mode.
         draws: number of draws of ``sample``, >= 1.
-        seed: seed of ``sample``.
+        seed: seed of ``sample``; >= 0 with ``per_view``.
+        sample_noise: noise of ``sample``: ``shared`` by all views of an image, or ``per_view``, each view's
+            own, which the mean over the views then averages too. All images have the same.
         implementation: how a `SharpAttentionBlock` computes Eq. 1-5 in training mode; see
             `sharpreid.attention.fused.attend`.
 
@@ -230,6 +235,7 @@ class MaskSampler(nn.Module):
         test_mask: TestMask = "noise_free",
         draws: int = 8,
         seed: int = 0,
+        sample_noise: SampleNoise = "shared",
         implementation: Implementation = "eager",
     ) -> None:
         super().__init__()
@@ -239,6 +245,7 @@ class MaskSampler(nn.Module):
             ("train_mask", train_mask, TrainMask),
             ("gradient", gradient, Gradient),
             ("test_mask", test_mask, TestMask),
+            ("sample_noise", sample_noise, SampleNoise),
             ("implementation", implementation, Implementation),
         ):
             if value not in get_args(known):
@@ -251,6 +258,9 @@ class MaskSampler(nn.Module):
         self.test_mask: TestMask = test_mask
         self.draws = draws
         self.seed = seed
+        self.sample_noise: SampleNoise = sample_noise
+        self.views = 1
+        """Views of each image in the next batch in evaluation mode; those of one follow one another."""
         self.implementation: Implementation = implementation
         self.noise_seed: int | None = None
         """Seed of the next draws in training mode; None takes one from torch's global generator."""
@@ -307,12 +317,21 @@ class MaskSampler(nn.Module):
         return f"eps={self.eps}, {masks}"
 
     def _averaged_draws(self, logit: Tensor) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed)
-        total = torch.zeros_like(logit)
+        generators = [torch.Generator().manual_seed(seed) for seed in self._seeds()]
+        by_view = logit.view(-1, len(generators), *logit.shape[1:])
+        total = torch.zeros_like(by_view)
         for _ in range(self.draws):
-            noise = logistic_noise(logit.shape[1:], torch.empty((), dtype=logit.dtype), generator)
-            total += relaxed_mask(logit, noise.to(logit.device), self.tau)
-        return total / self.draws
+            like = torch.empty((), dtype=logit.dtype)
+            noise = torch.stack([logistic_noise(logit.shape[1:], like, one) for one in generators])
+            total += relaxed_mask(by_view, noise.to(logit.device), self.tau)
+        return total.flatten(0, 1) / self.draws
+
+    def _seeds(self) -> list[int]:
+        """Seed of each view's draws, or one for all views; a view's is a function of its number alone."""
+        if self.sample_noise == "shared":
+            return [self.seed]
+        sequences = (np.random.SeedSequence((self.seed, view)) for view in range(self.views))
+        return [int(sequence.generate_state(1, np.uint64)[0]) for sequence in sequences]
 
 
 def _checked(x: Tensor, eps: float) -> Tensor:

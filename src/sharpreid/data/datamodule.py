@@ -22,9 +22,9 @@ from sharpreid.data.reid_data import (
     hold_out,
     random_stream,
 )
-from sharpreid.data.sampler import Draw, PKBatchSampler
+from sharpreid.data.sampler import Draw, EpochOver, PKBatchSampler
 from sharpreid.data.timed_loader import TimedLoader
-from sharpreid.data.transforms import EvalTransform, TrainTransform, read_image
+from sharpreid.data.transforms import EvalTransform, Normalise, TrainTransform, mean_image, read_image
 from sharpreid.signals import outlive_stop_signals
 
 AugmentOn = Literal["worker", "device", "resident"]
@@ -221,9 +221,14 @@ class ReIDDataModule(pl.LightningDataModule):
             processes; ``device``, batch by batch on the device that trains, the processes only gathering
             pixels; ``resident``, the same with the pixels of all training images kept on the device, which
             needs ``cache``. The views are the same, to one level of 255 at most.
+        epoch: what one epoch is a pass over, ``identities`` or ``images``; see `PKBatchSampler`.
+        normalise: what is subtracted from every view, in training and test: ``imagenet``, the mean colour of
+            ImageNet; or ``per_pixel_mean``, the mean of the images that are trained on (`mean_image`),
+            computed in `setup`, the same bits in every process and whenever a checkpoint is scored. Either
+            way the result is divided by the deviation of ImageNet, the scale of pretrained weights.
 
     Raises:
-        ValueError: ``augment_on`` is none of these.
+        ValueError: ``augment_on``, ``epoch`` or ``normalise`` is none of these.
     """
 
     def __init__(
@@ -241,12 +246,17 @@ class ReIDDataModule(pl.LightningDataModule):
         training_identities: int | None = None,
         cache: str | Path | None = None,
         augment_on: AugmentOn = "worker",
+        epoch: EpochOver = "identities",
+        normalise: Normalise = "imagenet",
     ) -> None:
         super().__init__()
-        if augment_on not in get_args(AugmentOn):
-            raise ValueError(
-                f"augment_on must be one of {', '.join(get_args(AugmentOn))}; got {augment_on!r}"
-            )
+        for key, value, known in (
+            ("augment_on", augment_on, AugmentOn),
+            ("epoch", epoch, EpochOver),
+            ("normalise", normalise, Normalise),
+        ):
+            if value not in get_args(known):
+                raise ValueError(f"{key} must be one of {', '.join(get_args(known))}; got {value!r}")
         self.source = source
         self.train_transform = train_transform
         self.eval_transform = eval_transform
@@ -259,6 +269,8 @@ class ReIDDataModule(pl.LightningDataModule):
         self.seed = seed
         self.cache = cache
         self.augment_on = augment_on
+        self.epoch: EpochOver = epoch
+        self.normalise: Normalise = normalise
         self._data: ReIDData | None = None
         self._resident: ResidentImages | None = None
 
@@ -268,7 +280,7 @@ class ReIDDataModule(pl.LightningDataModule):
             self.source()
 
     def setup(self, stage: str) -> None:
-        """Read the lists and split off the validation identities.
+        """Read the lists, split off the validation identities and average the training images if asked to.
 
         Raises:
             DataError: training images are to be resident, and there is no cache of them.
@@ -296,6 +308,19 @@ class ReIDDataModule(pl.LightningDataModule):
         self.test = EvalImages(
             self._data.query, self._data.gallery, self.eval_transform, read, self._data.multi_query
         )
+        if self.normalise == "per_pixel_mean":
+            self._subtract_mean_image()
+
+    def _subtract_mean_image(self) -> None:
+        """Let both transforms subtract the mean of the images that are trained on, each at its own size."""
+        means: dict[tuple[int, int], Tensor] = {}
+        for transform in (self.train_transform, self.eval_transform):
+            height, width = size = transform.height, transform.width
+            if size not in means:
+                log.info("averaging %d training images at %d x %d", len(self.train), height, width)
+                pictures = (picture_of(one, self.train.read) for one in self.train.samples)
+                means[size] = mean_image(pictures, height=height, width=width)
+            transform.mean = means[size]
 
     def _reader(self, name: str) -> ReadImage:
         cache = None if self.cache is None else open_cache(cache_folder(self.cache, name))
@@ -321,6 +346,7 @@ class ReIDDataModule(pl.LightningDataModule):
             seed=self.seed,
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
+            epoch_over=self.epoch,
         )
         if trainer:
             loop = trainer.fit_loop  # whose epoch, unlike the trainer's, is already right when a run goes on
@@ -345,7 +371,8 @@ class ReIDDataModule(pl.LightningDataModule):
             self._resident.to(batch.indices.device)
             pixels = self._resident.gather(batch.indices, batch.sizes, batch.extent)
         size = {"height": self.train_transform.height, "width": self.train_transform.width}
-        images = augment(pixels, batch.sizes, batch.boxes, batch.flips, **size)
+        mean = self.train_transform.mean
+        images = augment(pixels, batch.sizes, batch.boxes, batch.flips, mean=mean, **size)
         if self.trainer is not None:  # its precision may be float64
             images = self.trainer.precision_plugin.convert_input(images)
         return TrainBatch(images, batch.labels, batch.indices)

@@ -78,7 +78,14 @@ def resize_weights(start: Tensor, end: Tensor, size: Tensor, *, extent: int, out
 
 
 def augment(
-    pixels: Tensor, sizes: Tensor, boxes: Tensor, flips: Tensor, *, height: int, width: int
+    pixels: Tensor,
+    sizes: Tensor,
+    boxes: Tensor,
+    flips: Tensor,
+    *,
+    height: int,
+    width: int,
+    mean: Tensor | None = None,
 ) -> Tensor:
     """Crop, resize as Pillow does, mirror and normalise.
 
@@ -89,6 +96,7 @@ def augment(
         flips: (B,), bool.
         height: of the result, pixels.
         width: of the result, pixels.
+        mean: (3, height, width), what is subtracted; None takes the mean of ImageNet.
 
     Returns:
         (B, 3, height, width), float32.
@@ -98,11 +106,18 @@ def augment(
     parts = max(1, _MOST_VALUES // values)
     split = zip(*(torch.split(one, parts) for one in (pixels, sizes, boxes, flips)), strict=True)
     with whole_float32(pixels.device):
-        return torch.cat([_augment(*part, height=height, width=width) for part in split])
+        return torch.cat([_augment(*part, height=height, width=width, mean=mean) for part in split])
 
 
 def _augment(
-    pixels: Tensor, sizes: Tensor, boxes: Tensor, flips: Tensor, *, height: int, width: int
+    pixels: Tensor,
+    sizes: Tensor,
+    boxes: Tensor,
+    flips: Tensor,
+    *,
+    height: int,
+    width: int,
+    mean: Tensor | None,
 ) -> Tensor:
     count, rows, columns, _ = pixels.shape
     left, upper, right, lower = boxes.unbind(1)
@@ -112,8 +127,8 @@ def _augment(
     planes = pixels.permute(0, 3, 1, 2).to(torch.float32).reshape(count, 3 * rows, columns)
     planes = _rounded(planes @ across.mT).view(count, 3, rows, width)  # across before down, mostly as Pillow
     views = _rounded(down[:, None] @ planes)
-    mean, std = (views.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return views.div_(255).sub_(mean).div_(std)
+    colour, std = (views.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return views.div_(255).sub_(colour if mean is None else mean.to(views)).div_(std)
 
 
 def _rounded(x: Tensor) -> Tensor:

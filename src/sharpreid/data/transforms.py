@@ -1,7 +1,7 @@
 """From an image file to normalised tensors: the paper's augmentation and test-time crops (Sec. IV-B)."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, get_args
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from sharpreid.data.reid_data import Box, DataError
 
-Crops = Literal["plain", "flip", "ten_crop"]
+Crops = Literal["plain", "flip", "ten_crop", "ten_crop_8_7"]
+Normalise = Literal["imagenet", "per_pixel_mean"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -23,8 +24,12 @@ MAX_PIXELS = 2**30 // 4 // 3
 
 _DEEP_MODES = ("I", "F")  # of Pillow: 16 or 32 bits per pixel
 
-TEN_CROP_SCALE = 9 / 8
-"""Ten-crop testing resizes to 288 x 144 before it cuts 256 x 128: the convention of reference [15]."""
+TEN_CROP_SCALES = {"ten_crop": 9 / 8, "ten_crop_8_7": 8 / 7}
+"""What ten-crop testing resizes to before it cuts 256 x 128, rounded to the nearest pixel.
+
+By 9/8, the convention of reference [15], to 288 x 144; by 8/7, the 256 for crops of 224 of the paper's
+reference [1], to 293 x 146.
+"""
 
 
 def read_image(path: Path, content: bytes | None = None) -> Image.Image:
@@ -75,14 +80,40 @@ def _opened(path: Path, content: bytes | None) -> Iterator[Image.Image]:
         raise DataError(f"{path}: cannot be read as an image ({error}); restore the file") from error
 
 
-def to_tensor(image: Image.Image) -> Tensor:
-    """RGB image to float32 (3, H, W), normalised by the mean and deviation of ImageNet.
+def to_tensor(image: Image.Image, mean: Tensor | None = None) -> Tensor:
+    """Convert an RGB image to float32 (3, H, W): minus ``mean``, divided by the deviation of ImageNet.
 
     Contiguous: to stack images whose channels lie side by side would cost more than all the rest.
+
+    Args:
+        image: RGB.
+        mean: of `mean_image`, for the size of ``image``; None takes the mean of ImageNet, a colour.
     """
     planes = np.asarray(image, dtype=np.uint8).transpose(2, 0, 1).copy()
-    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
-    return torch.from_numpy(planes).float().div_(255).sub_(mean[:, None, None]).div_(std[:, None, None])
+    std = torch.tensor(IMAGENET_STD)[:, None, None]
+    mean = torch.tensor(IMAGENET_MEAN)[:, None, None] if mean is None else mean
+    return torch.from_numpy(planes).float().div_(255).sub_(mean).div_(std)
+
+
+def mean_image(images: Iterable[Image.Image], *, height: int, width: int) -> Tensor:
+    """Average RGB images pixel by pixel, each resized to one size: float32, (3, height, width), in [0, 1].
+
+    The bytes are added up as whole numbers, so that the order of the images changes no bit.
+
+    Raises:
+        ValueError: there is no image.
+
+    >>> colours = (Image.new("RGB", size, colour) for size, colour in (((4, 8), "black"), ((2, 2), "white")))
+    >>> mean_image(colours, height=1, width=2).flatten().tolist()
+    [0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
+    """
+    total, count = np.zeros((height, width, 3), np.int64), 0
+    for image in images:
+        total += np.asarray(image.resize((width, height), Image.Resampling.BILINEAR), np.uint8)
+        count += 1
+    if not count:
+        raise ValueError("the mean of no image is wanted; expected at least one")
+    return torch.from_numpy(total.transpose(2, 0, 1) / (255 * count)).float()
 
 
 def draw_crop(
@@ -155,6 +186,8 @@ class TrainTransform:
         self.height, self.width = height, width
         self.area, self.ratio, self.tries = area, ratio, tries
         self.flip_probability = flip_probability
+        self.mean: Tensor | None = None
+        """What is subtracted; see `to_tensor`."""
 
     def draw(self, width: int, height: int, rng: np.random.Generator) -> tuple[Box, bool]:
         """The crop of an image of this size, and whether it is mirrored; all that is random."""
@@ -165,7 +198,7 @@ class TrainTransform:
         """RGB image to a view, float32, (3, H, W); all randomness comes from ``rng``."""
         box, flip = self.draw(*image.size, rng)
         image = image.resize((self.width, self.height), Image.Resampling.BILINEAR, box=box)
-        return to_tensor(ImageOps.mirror(image) if flip else image)
+        return to_tensor(ImageOps.mirror(image) if flip else image, self.mean)
 
 
 class EvalTransform:
@@ -174,8 +207,9 @@ class EvalTransform:
     Args:
         height: of a view, pixels.
         width: of a view, pixels.
-        crops: ``plain`` (one resized view), ``flip`` (and its mirror image), or ``ten_crop`` (the paper's:
-            resize to 9/8, centre and four corners, each with its mirror image).
+        crops: ``plain`` (one resized view), ``flip`` (and its mirror image), ``ten_crop`` (the paper's:
+            resize to 9/8, centre and four corners, each with its mirror image), or ``ten_crop_8_7`` (the same
+            after a resize to 8/7); see `TEN_CROP_SCALES`.
     """
 
     def __init__(self, *, height: int, width: int, crops: Crops) -> None:
@@ -183,18 +217,21 @@ class EvalTransform:
         if crops not in get_args(Crops):
             raise ValueError(f"crops must be one of {', '.join(get_args(Crops))}; got {crops!r}")
         self.height, self.width, self.crops = height, width, crops
+        self.mean: Tensor | None = None
+        """What is subtracted from each view; see `to_tensor`."""
 
     def __call__(self, image: Image.Image) -> Tensor:
         """RGB image to its views, float32, (V, 3, H, W)."""
         views = self._crops(image)
         if self.crops != "plain":
             views = [mirrored for view in views for mirrored in (view, ImageOps.mirror(view))]
-        return torch.stack([to_tensor(view) for view in views])
+        return torch.stack([to_tensor(view, self.mean) for view in views])
 
     def _crops(self, image: Image.Image) -> list[Image.Image]:
-        if self.crops != "ten_crop":
+        scale = TEN_CROP_SCALES.get(self.crops)
+        if scale is None:
             return [image.resize((self.width, self.height), Image.Resampling.BILINEAR)]
-        width, height = round(self.width * TEN_CROP_SCALE), round(self.height * TEN_CROP_SCALE)
+        width, height = round(self.width * scale), round(self.height * scale)
         image = image.resize((width, height), Image.Resampling.BILINEAR)
         right, lower = width - self.width, height - self.height
         corners = [(0, 0), (right, 0), (0, lower), (right, lower), (right // 2, lower // 2)]

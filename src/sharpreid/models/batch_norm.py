@@ -1,6 +1,6 @@
 """Over which images batch norm takes its statistics: a process's own, all processes', or of groups."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
@@ -82,15 +82,15 @@ class BatchNormOver(_BatchNorm):
 
 
 @torch.no_grad()
-def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
+def recalibrate(network: nn.Module, passes: Iterable[Callable[[], object]]) -> None:
     """Take the running statistics of every batch norm anew, as means over batches in evaluation mode.
 
-    Training gathers the statistics under drawn masks, this function under the masks of the test. Everything but
-    the batch norms stays in evaluation mode, and no weight changes.
+    Training gathers the statistics under drawn masks, this function under the masks of the test. Everything
+    but the batch norms stays in evaluation mode, and no weight changes.
 
     Args:
         network: changed in place, and left in evaluation mode.
-        batches: its inputs; each counts the same, whatever its size.
+        passes: each, when called, gives the network one batch; all count the same, whatever their size.
 
     Raises:
         ValueError: there is no batch.
@@ -104,8 +104,8 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
         norm.train()
     seen = 0
     try:
-        for batch in batches:
-            network(batch)
+        for run in passes:
+            run()
             seen += 1
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):

@@ -1,11 +1,14 @@
 """The sharp attention network (paper Sec. III, Fig. 3; Sec. IV-B)."""
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, cast
 
+import torch
 from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck
 
-from sharpreid.attention.block import SharpAttentionBlock
+from sharpreid.attention.block import Combine, SharpAttentionBlock
 from sharpreid.attention.context import ContextUnit
 from sharpreid.attention.mask import MaskSampler
 from sharpreid.attention.soft import ResidualAttentionMask
@@ -61,8 +64,15 @@ class SharpAttentionNetwork(nn.Module):
         head: maps (B, channels of the last stage) to (B, D).
         blocks: stages followed by attention, a subset of 1-4 in any order; none is the plain baseline.
         context_blocks: those of ``blocks`` with a context-aware unit, a subset of 1-3.
-        sampler: builds one block's mask sampler; see `SharpAttentionBlock`.
-        context_unit: builds one `ContextUnit` or `ResidualAttentionMask` from the keyword ``channels``.
+        sampler: builds one block's mask sampler, see `SharpAttentionBlock`; given the keyword ``channels`` if
+            it has such a parameter.
+        context_unit: builds one `ContextUnit` or `ResidualAttentionMask` from the keyword ``channels``. With
+            ``init=next_stage`` a `ContextUnit` starts with a copy of the trunk's next stages.
+        combine: how attended features join the trunk's; see `SharpAttentionBlock`. With ``concat`` whatever
+            reads [T; A] takes 2C channels: the next stage's first convolution and its shortcut, or after
+            block 4 the first layer of an `EmbeddingHead` (any other head has to take 2C itself). Each half
+            of the widened weights starts as the weights W that were there, so W T + W A = W (T + A):
+            pretrained weights stay in use, and the network starts as the one of ``add``.
 
     Raises:
         ValueError: ``blocks`` or ``context_blocks`` is not such a subset, or see `SharpAttentionBlock`.
@@ -75,8 +85,9 @@ class SharpAttentionNetwork(nn.Module):
         head: nn.Module,
         blocks: Sequence[int],
         context_blocks: Sequence[int],
-        sampler: Callable[[], nn.Module],
+        sampler: Callable[..., nn.Module],
         context_unit: Callable[..., ContextUnit | ResidualAttentionMask],
+        combine: Combine = "add",
     ) -> None:
         super().__init__()
         _check_blocks(blocks, context_blocks)
@@ -85,14 +96,16 @@ class SharpAttentionNetwork(nn.Module):
         self.attention = nn.ModuleDict(
             {
                 str(stage): SharpAttentionBlock(
-                    sampler=sampler(),
-                    context=context_unit(channels=trunk.channels[stage - 1])
-                    if stage in context_blocks
-                    else None,
+                    sampler=_build_sampler(sampler, trunk.channels[stage - 1]),
+                    context=_build_context(context_unit, trunk, stage) if stage in context_blocks else None,
+                    combine=combine,
                 )
                 for stage in sorted(blocks)
             }
         )
+        if combine == "concat":
+            for stage in blocks:
+                self._double_input_after(stage)
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -124,8 +137,17 @@ class SharpAttentionNetwork(nn.Module):
             if isinstance(block.sampler, MaskSampler):
                 block.sampler.noise_seed, block.sampler.noise_first = seeds[int(stage) - 1], first
 
-    def forward(self, images: Tensor) -> Output:
-        """Embed normalised images, float, (B, 3, H, W)."""
+    def forward(self, images: Tensor, *, views: int = 1) -> Output:
+        """Embed normalised images.
+
+        Args:
+            images: float, (B, 3, H, W).
+            views: how many that follow one another are views of the same image; divides B. Only masks with
+                noise of their own for each view depend on it.
+        """
+        for module in self.modules():
+            if isinstance(module, MaskSampler):
+                module.views = views
         x = self.trunk.stem(images)
         attended = []
         for block, stage in self._stages():
@@ -152,10 +174,43 @@ class SharpAttentionNetwork(nn.Module):
                     variations.append(of_block)
         return Trained(self.head(x.mean((2, 3))), tuple(variations))
 
+    def _double_input_after(self, stage: int) -> None:
+        """Let what reads the output of ``stage`` take it twice."""
+        if stage < NUM_STAGES:
+            reader = cast(Bottleneck, self.trunk.stages[stage][0])
+            _double_input(reader.conv1)
+            _double_input(cast(nn.Conv2d, cast(nn.Sequential, reader.downsample)[0]))
+        elif isinstance(self.head, EmbeddingHead):
+            _double_input(cast(nn.Linear, self.head[0]))
+
     def _stages(self) -> Iterator[tuple[SharpAttentionBlock | None, nn.Sequential]]:
         for number, stage in enumerate(self.trunk.stages, start=1):
             key = str(number)
             yield cast(SharpAttentionBlock, self.attention[key]) if key in self.attention else None, stage
+
+
+def _build_sampler(sampler: Callable[..., nn.Module], channels: int) -> nn.Module:
+    """Build a block's sampler; only one that learns needs to know the channels."""
+    return sampler(channels=channels) if "channels" in inspect.signature(sampler).parameters else sampler()
+
+
+def _build_context(
+    context_unit: Callable[..., ContextUnit | ResidualAttentionMask], trunk: ResNetTrunk, stage: int
+) -> ContextUnit | ResidualAttentionMask:
+    unit = context_unit(channels=trunk.channels[stage - 1])
+    if isinstance(unit, ContextUnit) and unit.init == "next_stage":
+        unit.copy_bottlenecks([following[0] for following in trunk.stages[stage:]])
+    return unit
+
+
+@torch.no_grad()
+def _double_input(layer: nn.Conv2d | nn.Linear) -> None:
+    """Let a layer take twice its input, with a copy of its weights for the second half."""
+    if isinstance(layer, nn.Conv2d):
+        layer.in_channels *= 2
+    else:
+        layer.in_features *= 2
+    layer.weight = nn.Parameter(torch.cat([layer.weight, layer.weight], 1))
 
 
 def _check_blocks(blocks: Sequence[int], context_blocks: Sequence[int]) -> None:

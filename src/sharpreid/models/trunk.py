@@ -19,7 +19,7 @@ class ResNetTrunk(nn.Module):
 
     Args:
         depths: bottlenecks per stage, four numbers >= 1; (3, 4, 6, 3) is ResNet-50.
-        width: channels of the stem; stage i ends with ``4 * width * 2 ** (i - 1)``. None is ResNet-50's, 64.
+        width: channels of the stem; stage i ends with ``4 * width * 2 ** (i - 1)``. 64 is ResNet-50's.
         strides: ``v1`` (the paper's [4]: a down-sampling bottleneck's stride sits on its first 1x1) or
             ``v1.5`` (on its 3x3; what torchvision's weights expect).
         weights: ``imagenet`` (torchvision's; needs v1.5), a .pth or .safetensors file, or ``none``.
@@ -33,13 +33,10 @@ class ResNetTrunk(nn.Module):
     channels: tuple[int, ...]
     """Channels at the end of each stage; (256, 512, 1024, 2048) for a width of 64."""
 
-    def __init__(
-        self, *, depths: Sequence[int], strides: Strides, weights: str, width: int | None = None
-    ) -> None:
+    def __init__(self, *, depths: Sequence[int], strides: Strides, weights: str, width: int = WIDTH) -> None:
         super().__init__()
         if len(depths) != NUM_STAGES or min(depths) < 1:
             raise ValueError(f"depths must be {NUM_STAGES} numbers >= 1, got {list(depths)}")
-        width = WIDTH if width is None else width
         if width < 1:
             raise ValueError(f"width must be a positive number of channels, got {width}")
         resnet = ResNet(Bottleneck, list(depths)) if width == WIDTH else _resnet_of_width(depths, width)

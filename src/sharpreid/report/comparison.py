@@ -52,6 +52,11 @@ class Job:
         return self.settings.get("data.source.split", "") if recorded is None else str(recorded)
 
     @property
+    def held_out(self) -> float | None:
+        """mAP on the training identities that were held out, in [0, 1]; None if there were none."""
+        return score_of(self.record and self.record.get("held_out"), "mAP")
+
+    @property
     def scored_on(self) -> tuple[str, str] | None:
         """What scores must share to be compared: data set with its part and variant, and protocol."""
         if self.record is None:
@@ -110,6 +115,10 @@ class Configuration:
     def untrained(self, metric: str) -> list[float]:
         """The scores before training, in [0, 1], of every row that has one."""
         return [score for row in self.rows if (score := row.job.untrained(metric)) is not None]
+
+    def held_out(self) -> list[float]:
+        """The mAP on held-out identities, in [0, 1], of every row that has one."""
+        return [score for row in self.rows if (score := row.job.held_out) is not None]
 
     def deltas(self, metric: str) -> list[float]:
         """The differences to the baseline, in percentage points, of every row that has one."""
@@ -298,6 +307,11 @@ def configurations(rows: Sequence[Row], labels: Mapping[str, str] | None = None)
         Configuration(_label(same[0].settings, keys, known, same[0].job.name), tuple(same))
         for same in gathered.values()
     ]
+
+
+def ranked(compared: Iterable[Configuration]) -> list[Configuration]:
+    """The configurations by their mean mAP on held-out identities, the best first, those without one last."""
+    return sorted(compared, key=lambda one: -fmean(one.held_out() or [-1.0]))
 
 
 def _merged(protocols: Iterable[Mapping[str, Any]]) -> dict[str, str]:

@@ -9,13 +9,23 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from sharpreid.early_runs import LATER_KEYS, with_later_keys
 from sharpreid.hydra_files import CONF_DIR
 from sharpreid.records import of_the_result
 from sharpreid.report.comparison import Job, load_jobs
 from sharpreid.report.table import dataset_line
 
-_OPEN = {"model.trunk.strides": "strides", "schedule.beta1": "beta1"}
-"""What the paper leaves open and no departure tells: runs that differ in it share no mean."""
+_OPEN = {
+    "model.trunk.strides": "strides",
+    "schedule.beta1": "beta1",
+    "model.context_unit.init": "context unit's init",
+    "data.epoch": "epochs over",
+    "data.normalise": "normalisation",
+}
+"""What the paper leaves open and no departure tells: runs that differ in it share no mean.
+
+The values of `sharpreid.early_runs` are not said.
+"""
 
 
 @dataclass(frozen=True)
@@ -55,25 +65,30 @@ def method_of(config: DictConfig) -> str:
     blocks, context = tuple(sorted(model.blocks)), tuple(sorted(model.get("context_blocks") or []))
     if not blocks:
         return "baseline"
-    sampler = _class(model.sampler)
-    unit = _class(model.context_unit) if context else ""
+    sampler = class_of(model.sampler)
+    unit = class_of(model.context_unit) if context else ""
     penalised = bool(config.objective.mu)
     known = {
         ((1, 2, 3, 4), (), "MaskSampler", "", False): "sab",
+        ((3, 4), (), "MaskSampler", "", False): "sab_late",
         ((1, 2, 3, 4), (1, 2, 3), "MaskSampler", "ContextUnit", False): "sab_cu",
         ((1, 2, 3, 4), (1, 2, 3), "MaskSampler", "ContextUnit", True): "sab_cu_tv",
         ((1, 2, 3, 4), (), "SigmoidGate", "", False): "sigmoid_gate",
+        ((1, 2, 3, 4), (), "SigmoidConvGate", "", False): "sigmoid_conv_gate",
         ((1, 2, 3), (1, 2, 3), "Identity", "ResidualAttentionMask", False): "residual_attention",
     }
-    if name := known.get((blocks, context, sampler, unit, penalised)):
+    combine = model.get("combine", "add")
+    if (name := known.get((blocks, context, sampler, unit, penalised))) and combine == "add":
         return name
     parts = ["blocks " + "+".join(map(str, blocks))]
     parts += [f"context {'+'.join(map(str, context))}"] if context else []
     parts += [name for name in (sampler, unit) if name not in ("", "MaskSampler", "ContextUnit")]
+    parts += [] if combine == "add" else [combine]
     return ", ".join([*parts, "TV"] if penalised else parts)
 
 
-def _class(config: DictConfig) -> str:
+def class_of(config: DictConfig) -> str:
+    """Name of the class or function that a part of a config builds; empty without one."""
     return str(config.get("_target_", "")).rpartition(".")[2]
 
 
@@ -91,14 +106,16 @@ def rules_of(record: Mapping[str, Any], config: DictConfig, *ignored: str) -> tu
 
 
 def left_open(config: DictConfig) -> list[str]:
-    """The run's choice in what the paper leaves open.
+    """Return the run's choice in what the paper leaves open.
 
-    >>> left_open(OmegaConf.create({"model": {"trunk": {"strides": "v1"}}}))
+    >>> model = {"trunk": {"strides": "v1"}, "context_unit": {"init": "random"}}
+    >>> left_open(OmegaConf.create({"model": model}))
     ['strides v1']
     """
-    values = {title: OmegaConf.select(config, key) for key, title in _OPEN.items()}
-    said = {key: "dropped" if key == "beta1" else value for key, value in values.items() if value is not None}
-    return [f"{key} {value}" for key, value in said.items()]
+    values = {key: OmegaConf.select(config, key) for key in _OPEN}
+    silent = {key: (None, LATER_KEYS[key][1] if key in LATER_KEYS else None) for key in _OPEN}
+    said = {key: value for key, value in values.items() if value not in silent[key]}
+    return [f"{_OPEN[key]} {'dropped' if key == 'schedule.beta1' else said[key]}" for key in said]
 
 
 def gather(folders: Iterable[Path]) -> tuple[list[Run], list[Job]]:
@@ -139,6 +156,7 @@ def _run(job: Job, record: Mapping[str, Any]) -> Run:
         if not isinstance(config, DictConfig) or OmegaConf.select(config, key) is None:
             raise ValueError(f"{path}: no {key}; expected the config of a run")
     assert isinstance(config, DictConfig)
+    config = with_later_keys(config)
     return Run(job, record, config, method_of(config))
 
 

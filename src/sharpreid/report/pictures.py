@@ -78,7 +78,10 @@ def _listening(network: SharpAttentionNetwork, found: list[Attention]) -> Iterat
 
 
 def photo(image: Tensor) -> Image.Image:
-    """The picture that a normalised image (3, H, W) was made of."""
+    """The picture that a normalised image (3, H, W) was made of.
+
+    Where a mean image was subtracted, the result is off by what that differs from ImageNet's mean colour.
+    """
     mean, std = torch.tensor(IMAGENET_MEAN)[:, None, None], torch.tensor(IMAGENET_STD)[:, None, None]
     pixels = (image.detach().float().cpu() * std + mean).clamp(0, 1).mul(255).round().byte()
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())

@@ -1,7 +1,7 @@
 """Results in the READMEs, written from the records: ``python -m sharpreid.report.results [--check]``.
 
 A README of the checkout has each table between ``<!-- results: NAME -->`` and ``<!-- end -->``; what is typed
-there by hand does not stay.
+there by hand does not stay. The figures of experiments/does_it_help are drawn from its records, too.
 """
 
 import argparse
@@ -13,6 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from sharpreid.records import write_text
+from sharpreid.report.differences import figures
+from sharpreid.report.evidence_tables import (
+    FOLDER,
+    beside_the_paper,
+    commands_table,
+    figure_links,
+    key_table,
+    runs_table,
+)
 from sharpreid.report.summary_files import markdown_table
 from sharpreid.report.table import (
     READINGS,
@@ -133,6 +142,11 @@ TABLES: Mapping[str, Callable[[Path], list[str]]] = {
     "market1501-cpu": market1501_cpu,
     "open-questions": open_questions,
     "test-mask": test_mask,
+    "does-it-help": beside_the_paper,
+    "does-it-help-runs": runs_table,
+    "does-it-help-key": key_table,
+    "does-it-help-figures": figure_links,
+    "does-it-help-commands": commands_table,
 }
 
 
@@ -160,10 +174,10 @@ def pages(checkout: Path) -> list[Path]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the tables; with ``--check`` only say, by exit status 1, which are stale."""
+    """Write the tables and figures; with ``--check`` only say, by exit status 1, which are stale."""
     parser = argparse.ArgumentParser(prog="python -m sharpreid.report.results", description=main.__doc__)
     parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit status 1 if a table is stale"
+        "--check", action="store_true", help="write nothing; exit status 1 if a table or figure is stale"
     )
     check = parser.parse_args(arguments).check
     stale = []
@@ -173,6 +187,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             stale.append(path)
             if not check:
                 write_text(path, new)
+    for path, figure in figures(CHECKOUT / "experiments" / FOLDER).items():
+        if not figure.is_drawn(path):
+            stale.append(path)
+            if not check:
+                figure.draw(path)
     state = "stale; run python -m sharpreid.report.results" if check else "written"
     for path in stale:
         print(f"{path.relative_to(CHECKOUT)}: {state}")

@@ -21,6 +21,7 @@ from sharpreid.report.comparison import (
     configurations,
     describe_data,
     names,
+    ranked,
     split_by_data,
     unfinished,
 )
@@ -47,6 +48,7 @@ def _csv_row(
         **{metric: job.score(metric) for metric in HARD_PAIRS if metric in compared},
         "untrained_mAP": job.untrained("mAP"),
         "untrained_rank1": job.untrained("rank1"),
+        "held_out_mAP": job.held_out,
         **{f"delta_{metric}_points": _rounded(row.delta.get(metric)) for metric in compared},
         **_mean_and_deviation(configuration, compared),
         "dataset": dataset.get("name"),
@@ -117,7 +119,7 @@ def points(value: float) -> str:
 
 
 def _summary_cells(
-    configuration: Configuration, compared: Mapping[str, str], *, repeated: bool
+    configuration: Configuration, compared: Mapping[str, str], *, repeated: bool, held_out: bool
 ) -> dict[str, str]:
     """Column title -> text of one line of the Markdown table; with deviations if jobs were repeated."""
     done = configuration.done
@@ -128,6 +130,8 @@ def _summary_cells(
         "configuration": configuration.label + (" (baseline)" if configuration.is_baseline else ""),
         "jobs": f"{len(done)} of {len(configuration.rows)}",
     }
+    if held_out:
+        cells["held-out mAP %"] = mean_and_range(configuration.held_out(), percent)
     for metric, title in compared.items():
         cells[f"{title} %"] = mean_and_range(configuration.scores(metric), percent)
         cells[f"{title} gain"] = mean_and_range(configuration.deltas(metric), points)
@@ -155,17 +159,27 @@ def markdown_table(lines: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def write_markdown(
-    rows: Sequence[Row], path: Path, *, title: str = "", labels: Mapping[str, str] | None = None
+    rows: Sequence[Row],
+    path: Path,
+    *,
+    title: str = "",
+    labels: Mapping[str, str] | None = None,
+    by_held_out: bool = False,
 ) -> None:
-    """The sweep as a page: what it was scored on, whether the paper compares, a table, the failures."""
+    """The sweep as a page: what it was scored on, whether the paper compares, a table, the failures.
+
+    With ``by_held_out`` the table has the mAP on held-out identities and is in its order.
+    """
     page = [f"# {title or names(rows)}"]
     for part in split_by_data(rows) if rows else ():
         page += ["", f"Scored on {describe_data(part)}.", ""]
         page += [f"- **{caveat}**" for caveat in all_caveats(part)]
         gathered = configurations(part, labels)
+        gathered = ranked(gathered) if by_held_out else gathered
         repeated = any(len(one.done) > 1 for one in gathered)
         metrics = compared_metrics(part)
-        page += ["", *markdown_table([_summary_cells(one, metrics, repeated=repeated) for one in gathered])]
+        lines = [_summary_cells(one, metrics, repeated=repeated, held_out=by_held_out) for one in gathered]
+        page += ["", *markdown_table(lines)]
         if (chance := chance_on_hard_pairs(part)) is not None:
             page += ["", f"{HARD_PAIR_NOTE} A random ranking reaches {percent(chance)} %."]
     page += [

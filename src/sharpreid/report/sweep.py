@@ -28,6 +28,7 @@ from sharpreid.report.comparison import (
     describe_data,
     load_jobs,
     names,
+    ranked,
     split_by_data,
     summarise,
     unfinished,
@@ -41,16 +42,20 @@ def _mean(values: Sequence[float], shown: Callable[[float], str], deviation: flo
     return mean if deviation is None else f"{mean} \N{PLUS-MINUS SIGN} {shown(deviation)}"
 
 
-def _screen_table(rows: Sequence[Row], title: str, labels: Mapping[str, str] | None) -> Table:
+def _screen_table(
+    rows: Sequence[Row], title: str, labels: Mapping[str, str] | None, *, by_held_out: bool
+) -> Table:
     table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("scores in %", overflow="fold")
+    chosen_by = ["held-out mAP"] if by_held_out else []
     pairs = compared_metrics(rows).keys() & HARD_PAIRS
     untrained = any(one.untrained("mAP") for one in configurations(rows, labels))
     headings = [heading for title in COMPARED.values() for heading in (title, "gain")]
     headings += (["hard pairs"] if pairs else []) + (["untrained mAP"] if untrained else [])
-    for heading in (*headings, "jobs"):
+    for heading in (*chosen_by, *headings, "jobs"):
         table.add_column(heading, justify="right")
-    for one in configurations(rows, labels):
+    found = configurations(rows, labels)
+    for one in ranked(found) if by_held_out else found:
         compared = [
             cell
             for metric in COMPARED
@@ -61,6 +66,7 @@ def _screen_table(rows: Sequence[Row], title: str, labels: Mapping[str, str] | N
         ]
         table.add_row(
             Text(one.label + (" (baseline)" if one.is_baseline else "")),
+            *([_mean(one.held_out(), percent)] if by_held_out else []),
             *compared,
             *(_mean(one.scores(metric), percent, one.deviation(metric)) for metric in pairs),
             *([_mean(one.untrained("mAP"), percent)] if untrained else []),
@@ -77,6 +83,7 @@ def report(
     baseline: str | None = None,
     title: str = "",
     labels: Mapping[str, str] | None = None,
+    by_held_out: bool = False,
     planned: int | None = None,
     console: Console | None = None,
 ) -> None:
@@ -89,6 +96,7 @@ def report(
         baseline: see `summarise`.
         title: heading of the page and the figure; the jobs' name by default.
         labels: see `configurations`.
+        by_held_out: see `write_markdown`.
         planned: how many jobs there should be; None does not check.
         console: where to print; the standard output by default.
 
@@ -109,10 +117,10 @@ def report(
     folder = _folder_of_data(folder, jobs)
     files = {name: folder / name for name in ("summary.csv", "summary.md", "summary.png")}
     write_csv(rows, files["summary.csv"])
-    write_markdown(rows, files["summary.md"], title=title, labels=labels)
+    write_markdown(rows, files["summary.md"], title=title, labels=labels, by_held_out=by_held_out)
     draw(rows, files["summary.png"], title=title, labels=labels)
     for part in split_by_data(rows):
-        console.print(_screen_table(part, title or names(rows), labels))
+        console.print(_screen_table(part, title or names(rows), labels, by_held_out=by_held_out))
         console.print(Text(describe_data(part)), soft_wrap=True)
         if (chance := chance_on_hard_pairs(part)) is not None:
             console.print(
@@ -162,12 +170,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--baseline", help="override that marks the baseline, e.g. 'model.blocks=[]'")
     parser.add_argument("--title", default="", help="heading of the page and the figure")
     parser.add_argument("--label", type=_one_label, action="append", default=[], metavar="VALUE=LABEL")
+    parser.add_argument("--by-held-out", action="store_true", help="rank by mAP on held-out identities")
     given = parser.parse_args(arguments)
     if given.baseline and not _has(given.folder, given.baseline):
         parser.error(
             f"--baseline {given.baseline}: no job below {given.folder} has this override; nothing is written"
         )
-    report(given.folder, baseline=given.baseline, title=given.title, labels=dict(given.label))
+    report(
+        given.folder,
+        baseline=given.baseline,
+        title=given.title,
+        labels=dict(given.label),
+        by_held_out=given.by_held_out,
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,124 @@
+"""Figures of a comparison: each row's difference to the baseline, with its interval and every seed."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sharpreid.files import replacing
+from sharpreid.report.bars import BLUE, GREY
+from sharpreid.report.comparison import COMPARED
+from sharpreid.report.evidence import QUESTIONS, Setting, read_settings, rows_of
+from sharpreid.report.intervals import Difference
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_NOTE = (
+    "Percentage points over the baseline of the same seeds. Lines: 95 % intervals; dots: single seeds.\n"
+    "Hollow and dotted: one seed, whose interval is of the test set alone. Not comparable with the paper."
+)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A data set and recipe of a figure."""
+
+    title: str
+    rows: tuple[str, ...]
+    differences: dict[str, tuple[Difference, ...]]
+    """Score -> difference to the baseline of each row."""
+
+
+@dataclass(frozen=True)
+class DifferenceFigure:
+    """The figure of one question."""
+
+    title: str
+    panels: tuple[Panel, ...]
+
+    @property
+    def digest(self) -> str:
+        """Of all that is drawn; stands in the figure's file."""
+        content = [self.title, _NOTE, [_content(panel) for panel in self.panels]]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def is_drawn(self, path: Path) -> bool:
+        """Whether a file is this figure, of these numbers."""
+        return path.is_file() and self.digest.encode() in path.read_bytes()
+
+    def draw(self, path: Path) -> None:
+        """Write the figure as PNG: a line of panels per data set and recipe, mAP and rank-1."""
+        from matplotlib.figure import Figure  # slow to import
+
+        heights = [1.0 + 0.34 * len(panel.rows) for panel in self.panels]
+        size = (10.0, 1.1 + sum(heights))
+        figure = Figure(figsize=size, dpi=110, layout="constrained", facecolor="white")
+        figure.suptitle(self.title, fontsize=13, weight="bold")
+        axes = figure.subplots(len(self.panels), len(COMPARED), squeeze=False, height_ratios=heights)
+        for panel, line in zip(self.panels, axes, strict=True):
+            for place, (metric, name) in zip(line, COMPARED.items(), strict=True):
+                _draw_panel(place, panel.rows, panel.differences[metric])
+                place.set_title(f"{panel.title}: {name}", fontsize=10)
+            line[1].tick_params(labelleft=False)
+        figure.supxlabel(_NOTE, fontsize=8, color=GREY)
+        with replacing(path) as temporary:
+            metadata = {"Description": self.digest, "Software": None}
+            figure.savefig(temporary, format="png", metadata=metadata)
+
+
+def _content(panel: Panel) -> list[object]:
+    return [
+        panel.title,
+        panel.rows,
+        {key: list(map(_numbers, ones)) for key, ones in panel.differences.items()},
+    ]
+
+
+def _numbers(one: Difference) -> list[float]:
+    """Rounded, so that another machine's last digits make no other figure."""
+    return [round(value, 5) for value in (one.mean, one.low, one.high, *one.by_seed.values())]
+
+
+def _draw_panel(axes: "Axes", rows: Sequence[str], differences: Sequence[Difference]) -> None:
+    for place, one in enumerate(differences):
+        mean, low, high = (100 * value for value in (one.mean, one.low, one.high))
+        style = (
+            ":" if one.test_set_only else "-"
+        )  # without the seeds' spread it is the shorter line, not the surer
+        axes.hlines(place, low, high, color=BLUE, linewidth=1.8, linestyle=style, zorder=2)
+        filled = "white" if one.test_set_only else BLUE
+        axes.plot(mean, place, "o", color=BLUE, markerfacecolor=filled, markersize=8, zorder=3)
+        if not one.test_set_only:
+            seeds = [100 * value for value in one.by_seed.values()]
+            axes.plot(seeds, [place + 0.22] * len(seeds), ".", color=GREY, markersize=6, zorder=3)
+    axes.axvline(0, color="black", linewidth=1, zorder=1)
+    axes.set_yticks(range(len(rows)), rows, fontsize=9)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.grid(axis="x", color="#DDDDDD", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+
+
+def figures(folder: Path) -> dict[Path, DifferenceFigure]:
+    """The figure of each question that a recorded run answers, by the file in ``folder`` it belongs in."""
+    settings = read_settings(folder)
+    found = {}
+    for name, question in QUESTIONS.items():
+        panels = [
+            _panel(setting, rows) for setting in settings if (rows := tuple(rows_of(question, setting)))
+        ]
+        if panels:
+            found[folder / f"{name}.png"] = DifferenceFigure(question.title, tuple(panels))
+    return found
+
+
+def _panel(setting: Setting, rows: tuple[str, ...]) -> Panel:
+    differences = {
+        metric: tuple(one for row in rows if (one := setting.difference(row, "baseline", metric)) is not None)
+        for metric in COMPARED
+    }
+    return Panel(setting.title, rows, differences)

@@ -1,0 +1,171 @@
+"""Which row of a comparison a run is, and what else it was trained with: functions of its config."""
+
+import re
+from functools import cache
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from sharpreid.hydra_files import CONF_DIR
+from sharpreid.recipe import composed, departures
+from sharpreid.report.gather import class_of, left_open
+
+_KINDS = {
+    "SigmoidGate": ("sigmoid", "blocks_1234"),
+    "SigmoidConvGate": ("sigmoid_conv", "blocks_1234"),
+    "ResidualAttentionMask": ("residual", "blocks_123_cu_123"),
+}
+"""Soft attentions: class -> its name, and the blocks of the paper's comparison, which the name leaves out."""
+
+_MODEL_PARTS = ("sampler", "context_unit", "trunk", "head")
+
+_READINGS = {
+    "model": (
+        "model/sharp_resnet50",
+        ("defaults", "_target_", "_convert_", "blocks", "context_blocks", *_MODEL_PARTS),
+    ),
+    "model.sampler": (
+        "model/sampler/sharp",
+        ("_target_", "_partial_", "implementation", "gradient", "draws", "seed"),
+    ),
+    "model.context_unit": ("model/context_unit/context_aware", ("_target_", "_partial_", "strides")),
+    "schedule": ("schedule/paper", ("temperature", "learning_rate_factor", "beta1")),
+}
+"""Part of the config -> its file in conf/, and the keys that are no reading of the paper or are named apart.
+
+All other keys of these parts are said by a row's name where they differ from the file.
+"""
+
+
+def row_of(config: DictConfig) -> str:
+    """Name the row of a run: its attention, the mask's gradient, and in what else the mask is unusual.
+
+    For example ``baseline``; ``blocks_12-none``, blocks 1 and 2 with ``gradient=none``; ``cu_tv-whole``, the
+    four blocks with context-aware units and the total variation of ``objective=tv``;
+    ``blocks_1234-none-noise_free``; ``sigmoid``. What the name does not say is in `conditions_of`.
+
+    >>> config = {"model": {"blocks": [], "sampler": {}}, "objective": {"mu": 0.0}}
+    >>> row_of(OmegaConf.create(config))
+    'baseline'
+    """
+    model = config.model
+    if not model.blocks:
+        return "baseline"
+    context = sorted(model.get("context_blocks") or [])
+    attention = "blocks_" + "".join(map(str, sorted(model.blocks)))
+    attention += "_cu_" + "".join(map(str, context)) if context else ""
+    sampler = class_of(model.sampler)
+    unit = class_of(model.context_unit) if context else ""
+    for kind in (one for one in (sampler, unit) if one not in ("", "MaskSampler", "ContextUnit", "Identity")):
+        name, usual = _KINDS.get(kind, (kind, ""))
+        attention = name if attention == usual else f"{name}_{attention}"
+    if attention == "blocks_1234_cu_123":
+        attention = "cu"
+    parts = [attention + _total_variation(config.objective)]
+    if sampler == "MaskSampler":
+        parts.append(str(model.sampler.get("gradient", "whole")))
+    return "-".join([*parts, *_temperature(config.schedule.temperature), *_readings(config)])
+
+
+def _total_variation(objective: DictConfig) -> str:
+    if not objective.mu:
+        return ""
+    usual = _file("objective/tv")
+    if (objective.mu, objective.reduction) == (usual.mu, usual.reduction):
+        return "_tv"
+    return f"_tv_{objective.reduction}_{objective.mu:g}"
+
+
+def _temperature(temperature: DictConfig) -> list[str]:
+    if class_of(temperature) == "cosine_temperature":
+        return ["cosine_tau"]
+    return ["constant_tau"] if temperature.floor == 1 else []
+
+
+def _parts(config: DictConfig) -> list[str]:
+    """The parts of `_READINGS` that a run makes use of."""
+    unused = [] if class_of(config.model.sampler) == "MaskSampler" else ["model.sampler"]
+    if not config.model.get("context_blocks") or class_of(config.model.context_unit) != "ContextUnit":
+        unused.append("model.context_unit")
+    return [part for part in _READINGS if part not in unused]
+
+
+def _readings(config: DictConfig) -> list[str]:
+    """In what a run reads the paper otherwise than the files of conf/ do."""
+    found = []
+    for part in _parts(config):
+        node = OmegaConf.select(config, part)
+        file, aside = _READINGS[part]
+        found += [
+            _reading(key, value, node)
+            for key, value in node.items()
+            if key not in aside and value != _file(file).get(key)
+        ]
+    return found
+
+
+def _reading(key: str, value: Any, node: DictConfig) -> str:
+    if OmegaConf.is_config(value) and "_target_" in value:
+        name = class_of(value)
+        return name if name.startswith(key.partition("_")[0]) else f"{key}_{name}"
+    if key in ("train_mask", "upsample"):
+        return str(value)
+    if key == "test_mask":
+        return f"test_{value}" + (f"_{node.draws}" if value == "sample" else "")
+    return re.sub(r"[^\w.]+", "_", f"{key}_{value}").strip("_")
+
+
+def conditions_of(config: DictConfig) -> str:
+    """Say how a run departs from the paper's recipe in what its row's name does not say, in one line.
+
+    Runs may be compared only if this is the same. What the paper leaves open and is no departure, such as
+    the strides, is said as well.
+    """
+    return ", ".join([_conditions(config), *left_open(config)]).removeprefix(", ")
+
+
+def recipe_of(config: DictConfig) -> str | None:
+    """Find the ``recipe=`` that a config agrees with, its row aside; None if there is none."""
+    name = str(config.data.source.name)
+    data = name if (CONF_DIR / "data" / f"{name}.yaml").is_file() else "market1501"
+    found = _conditions(config)
+    return next((recipe for recipe, conditions in _recipes(data).items() if conditions == found), None)
+
+
+@cache
+def _recipes(data: str) -> dict[str, str]:
+    """Recipe -> `_conditions` on a data set; of those that others start from, only the others."""
+    files = {path.stem: _file(f"recipe/{path.stem}") for path in sorted((CONF_DIR / "recipe").glob("*.yaml"))}
+    bases = (str(base) for file in files.values() for base in file.get("defaults", []))
+    started_from = {base.rpartition("/")[2] for base in bases}
+    return {
+        name: _conditions(composed(f"data={data}", f"recipe={name}"))
+        for name in files
+        if name not in started_from
+    }
+
+
+def _conditions(config: DictConfig) -> str:
+    """The departures of a run once all that its row's name says is set to what conf/ has.
+
+    Keys that an early run lacks are set, too.
+    """
+    neutral = config.copy()
+    OmegaConf.set_struct(neutral, False)
+    for part in _parts(config):
+        file, aside = _READINGS[part]
+        node = OmegaConf.select(neutral, part)
+        for key in {*node, *_file(file)}.difference(aside):
+            node[key] = _file(file).get(key)
+    if "gradient" in neutral.model.sampler:
+        neutral.model.sampler.gradient = _file("model/sampler/sharp").gradient
+    usual = _file("schedule/paper").temperature
+    neutral.schedule.temperature.merge_with({"_target_": usual["_target_"], "floor": usual.floor})
+    triplet = _file("objective/triplet")
+    neutral.objective.merge_with({"mu": triplet.mu, "reduction": triplet.reduction})
+    return departures(neutral)
+
+
+@cache
+def _file(name: str) -> Any:
+    return OmegaConf.load(CONF_DIR / f"{name}.yaml")

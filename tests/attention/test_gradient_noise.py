@@ -1,0 +1,55 @@
+"""How alike the gradients of one batch are under two noises: experiments/mask_gradient/measure.py."""
+
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from sharpreid.attention.block import SharpAttentionBlock
+from sharpreid.attention.mask import Gradient, MaskSampler
+
+MEASURE = runpy.run_path(str(Path(__file__).parents[2] / "experiments" / "mask_gradient" / "measure.py"))
+
+
+@pytest.mark.parametrize("tau", [1.0, 0.5])
+def test_without_the_masks_gradient_two_noises_agree_more(tau: float) -> None:
+    """Gradients by features as a ReLU leaves them, of a loss that is linear in a block's output."""
+    generator = torch.Generator().manual_seed(0)
+    trunk = torch.randn(4, 32, 16, 8, generator=generator).relu()
+    upstream = torch.randn(trunk.shape, generator=generator)
+    cosine = {}
+    for gradient in get_args(Gradient):
+        block = SharpAttentionBlock(sampler=MaskSampler(eps=1e-6, gradient=gradient), context=None)
+        block.sampler.set_temperature(tau)
+        gradients = []
+        for seed in (0, 1):
+            block.sampler.noise_seed = seed
+            features = trunk.clone().requires_grad_()
+            output, _ = block.attend(features, variation=False)
+            gradients.append(torch.autograd.grad(output, features, upstream)[0].flatten())
+        cosine[gradient] = float(torch.cosine_similarity(*gradients, dim=0))
+    assert cosine["whole"] == min(cosine.values())
+    for gradient in ("none", "expected", "straight_through_pi"):
+        assert 1 - cosine["whole"] > 1.8 * (1 - cosine[gradient])
+
+
+def test_without_noise_all_gradients_agree(composed: Callable[..., DictConfig]) -> None:
+    rows = MEASURE["cosines"](composed("data.num_workers=0", "model.sampler.train_mask=noise_free"), noises=2)
+    assert len(rows) == 6 * 5
+    assert min(row["cosine"] for row in rows) > 0.999
+
+
+def test_the_figure_has_both_measurements() -> None:
+    spread = MEASURE["spread"](draws=100)
+    cosine = [
+        {"gradient": gradient, "part": part, "cosine": 0.5}
+        for gradient in ("whole", "range_detached", "straight_through_pi", "clipped", "expected", "none")
+        for part in ("stage 1", "head")
+    ]
+    left, right = MEASURE["draw"](spread, cosine, "title").axes
+    assert len(left.get_lines()) == 5  # two gradients at two temperatures, and a line at 1
+    assert len(right.patches) == 12
