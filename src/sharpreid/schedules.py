@@ -51,7 +51,7 @@ def noise_ramp(epoch: int, end: int) -> float:
 
     Raises:
         ValueError: an argument is out of range.
-    Source: Ghiasi et al., DropBlock (2018), Sec. 3: strong noise early hurts, and a ramp does not.
+    Source: the idea is that of Ghiasi et al., DropBlock (2018), who raise their drop rate gradually.
 
     >>> [noise_ramp(epoch, end=50) for epoch in (0, 10, 50, 149)]
     [0.0, 0.2, 1.0, 1.0]

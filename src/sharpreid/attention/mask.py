@@ -182,12 +182,11 @@ class MaskSampler(nn.Module):
     - ``straight_through``: that draw rounded to 0 or 1, which is Eq. 4's, with the gradient of Eq. 5;
     - ``noise_free``: Eq. 5 without noise at the current tau.
 
-    What flows back through the mask the paper leaves open ("the error signals can be backpropagated directly
+    The paper does not specify the gradient through the mask ("the error signals can be backpropagated directly
     through the sampled A", Sec. III). The gradient through the product of Eq. 1 is never touched; of that
     through the mask, dM/dx = dM/dpi * dpi/dx, ``gradient`` passes on
 
-    - ``whole``: all of it. One draw of dM/dpi = M (1 - M) / (tau pi (1 - pi)) has no finite mean as pi goes
-      to 0, where most activations after a ReLU are;
+    - ``whole``: all of it. One draw of dM/dpi = M (1 - M) / (tau pi (1 - pi)) has no bound as pi goes to 0;
     - ``range_detached``: all but the part through the minimum and maximum of Eq. 3;
     - ``none``: nothing: a `SharpAttentionBlock` gives its mask branch a detached input. A context-aware unit,
       which comes after that cut, still learns by the whole gradient;
