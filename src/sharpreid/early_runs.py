@@ -12,6 +12,8 @@ LATER_KEYS: Mapping[str, tuple[str, Any]] = {
     "model.context_unit.q": ("model.context_unit.upsample", 1),
     "model.sampler.gradient": ("model.sampler.train_mask", "whole"),
     "model.sampler.sample_noise": ("model.sampler.draws", "shared"),
+    "data.training_identities": ("data.identities_per_batch", None),
+    "schedule.noise_scale": ("schedule.temperature", None),
     "data.normalise": ("data.identities_per_batch", "imagenet"),
     "data.epoch": ("data.identities_per_batch", "identities"),
 }
