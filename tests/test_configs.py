@@ -117,7 +117,7 @@ def test_everything_of_an_experiment_can_be_built(path: Path, tmp_path: Path) ->
     cfg.model.trunk.weights = "none"
     cfg.callbacks.progress.label = "label"
     assert build_module(cfg).network.head[-1].out_features == 128
-    assert build_data(cfg).images_per_identity == 4
+    assert build_data(cfg).images_per_identity == cfg.data.images_per_identity
     assert build_trainer(cfg, training=True).max_epochs == cfg.trainer.max_epochs
     summary: Any = hydra.utils.instantiate(cfg.hydra.callbacks.summary)
     assert isinstance(summary, SweepSummary)
@@ -201,6 +201,8 @@ def test_block_ablation_sweeps_the_paper_s_combinations_and_knows_its_baseline()
     assert hydra.mode.name == "MULTIRUN"
     assert hydra.sweeper.params["model.blocks"] == "[],[1],[2],[3],[4],[1,2],[1,2,3],[1,2,3,4]"
     assert hydra.callbacks.summary.baseline == "model.blocks=[]"
+    repeats = [["model.blocks=[]", "seed=1"], ["model.blocks=[1,2,3,4]", "seed=1"]]
+    assert hydra.sweeper.repeats == repeats
 
 
 PAPER = {
@@ -219,7 +221,7 @@ PAPER = {
     "data.identities_per_batch": 64,
     "data.images_per_identity": 4,
     "data.validation_identities": 0,
-    "model.trunk": {"depths": [3, 4, 6, 3], "strides": "v1.5", "weights": "imagenet"},
+    "model.trunk": {"depths": [3, 4, 6, 3], "width": 64, "strides": "v1.5", "weights": "imagenet"},
     "model.head": {"in_features": 2048, "hidden_features": 1024, "embedding_dim": 128, "init_std": 0.001},
     "model.blocks": [1, 2, 3, 4],
     "model.context_blocks": [],

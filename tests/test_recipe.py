@@ -40,9 +40,9 @@ def test_the_paper_s_recipe_departs_in_nothing(overrides: tuple[str, ...]) -> No
 def test_the_demo_names_all_that_it_shrinks() -> None:
     assert departures(composed_plainly()) == (
         "64 x 32 images (paper: 256 x 128), bottlenecks per stage 1 1 1 1 (3 4 6 3), "
-        "weights none (imagenet), P 16 (64), held-out identities 20 (0), test views plain (ten_crop), "
-        "learning rate 0.0005 (0.0002), tau's rate 0.06 (0.008), decay from epoch 14 (100), "
-        "decay to epoch 20 (150), epochs 20 (150)"
+        "channels of the stem 32 (64), weights none (imagenet), P 20 (64), K 2 (4), "
+        "test views plain (ten_crop), learning rate 0.0008 (0.0002), weight decay 0.0 (0.0005), "
+        "tau's rate 0.01 (0.008), decay from epoch 80 (100), decay to epoch 120 (150), epochs 120 (150)"
     )
 
 

@@ -1,5 +1,6 @@
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from sharpreid.config import build_data, build_module
+from sharpreid.data.datamodule import ReIDDataModule
+from sharpreid.data.reid_data import HardPair, ReIDData
 from sharpreid.report.pictures import attend
-from sharpreid.visualize import main, read_views, visualize
+from sharpreid.visualize import main, read_hard_pair, read_views, visualize
 
 
 @pytest.fixture
@@ -122,3 +125,44 @@ def test_attending_leaves_every_part_in_its_mode(composed: Callable[..., DictCon
     modes = [module.training for module in network.modules()]
     assert len(attend(network, read_views(cfg, None, 1))) == 1
     assert [module.training for module in network.modules()] == modes
+
+
+def test_a_hard_pair_is_drawn_by_the_cameras_that_saw_both(
+    composed: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = composed()
+    pairs = (HardPair((9, 10), "hat"),)
+    data = build_data(cfg)
+    data.setup("test")
+    whole = replace(data.data, hard_pairs=pairs)
+    seen_once = [sample for sample in whole.query if (sample.pid, sample.camid) != (10, 1)]
+    for queries, names in (
+        (whole.query, ["person 9", "person 10"] * 2),
+        (tuple(seen_once), ["person 9", "person 10"]),
+    ):
+        known = replace(whole, query=queries)
+        monkeypatch.setattr("sharpreid.visualize.build_data", lambda _, known=known: _Known(known, data))
+        images, found = read_hard_pair(cfg, "hat", 4)
+        assert found == names
+        assert images.shape == (len(names), 3, 32, 16)
+    with pytest.raises(ValueError, match=r"hard_pair=bag: market1501 has no such pair; it has \['hat'\]"):
+        read_hard_pair(cfg, "bag", 4)
+
+
+class _Known:
+    """A data module of data that are read already."""
+
+    def __init__(self, data: ReIDData, module: ReIDDataModule) -> None:
+        self.data = data
+        self.eval_transform = module.eval_transform
+
+    def setup(self, stage: str) -> None:
+        """Have nothing to do."""
+
+
+def test_another_network_s_masks_are_drawn_beside(run: Callable[..., Path], tmp_path: Path) -> None:
+    checkpoint = run("model.blocks=[1]")
+    alone = visualize([f"checkpoint={checkpoint}", "count=1", f"output={tmp_path / 'alone.png'}"])
+    both = [f"checkpoint={checkpoint}", f"beside={checkpoint}", "count=1", f"output={tmp_path / 'both.png'}"]
+    with Image.open(alone) as one, Image.open(visualize(both)) as other:
+        assert one.height == other.height

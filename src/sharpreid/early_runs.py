@@ -6,6 +6,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 LATER_KEYS: Mapping[str, tuple[str, Any]] = {
+    "model.trunk.width": ("model.trunk.depths", 64),
     "model.combine": ("model.blocks", "add"),
     "model.context_unit.init": ("model.context_unit.upsample", "random"),
     "model.context_unit.p": ("model.context_unit.upsample", 1),

@@ -99,6 +99,7 @@ def run_job(cfg: DictConfig, output_dir: Path) -> float:
         "started": time.time(),
         "name": cfg.name,
         "overrides": list(HydraConfig.get().overrides.task),
+        "number": HydraConfig.get().job.num if _in_a_sweep() else None,
         "error": None,
         "process": PROCESS,
         "wandb_id": secrets.token_hex(4),

@@ -146,6 +146,7 @@ class ReIDModule(pl.LightningModule):
         if self._data is not None:
             self.test_metric.expected = len(self._data.test)
             self.test_metric.pooled_into = self._data.test.pooled_into
+            self.test_metric.hard_pairs = self._data.data.hard_pairs
 
     def test_step(self, batch: EvalBatch, batch_idx: int) -> None:
         """Embed query and gallery images."""
@@ -213,4 +214,6 @@ class ReIDModule(pl.LightningModule):
         self.log_dict({f"{stage}/{name}": value for name, value in plain.as_dict().items()})
         if scores.plain is not None:
             self.log_dict({f"{stage}/re_ranked/{name}": value for name, value in scores.as_dict().items()})
+        if scores.hard_pairs is not None:
+            self.log(f"{stage}/hard_pair_rank1", scores.hard_pairs.rank1)
         return scores

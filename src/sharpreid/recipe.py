@@ -26,7 +26,8 @@ _NO_DEPARTURE = (
     *("model.trunk.strides", "schedule.beta1", "data.source"),
     *("model.sampler.test_mask", "model.sampler.draws", "model.sampler.seed"),  # said with the protocol
     "model.sampler.sample_noise",  # said with the protocol
-    # said otherwise: with the size of the images, and with the seed
+    # said otherwise: with the channels of the stem, the size of the images, and the seed
+    "model.head.in_features",
     *("data.train_transform.height", "data.train_transform.width", "data.seed"),
     *("data.eval_transform.height", "data.eval_transform.width"),
     # what changes a score by rounding at most
@@ -47,6 +48,7 @@ _NO_DEPARTURE = (
 
 _TITLES = {
     "model.trunk.depths": "bottlenecks per stage",
+    "model.trunk.width": "channels of the stem",
     "model.trunk.weights": "weights",
     "model.combine": "combination",
     "data.identities_per_batch": "P",

@@ -206,11 +206,12 @@ def describe_scores(
 ) -> dict[str, Any]:
     """Scores with what they mean nothing without: protocol, test-time views, mask, data set, reductions.
 
-    Re-ranked scores have those without re-ranking beside them.
+    Re-ranked scores have those without re-ranking beside them. Data that names hard pairs has their rank-1.
     """
     return {
         "scores": scores.as_dict(),
         "not_re_ranked": scores.plain and scores.plain.as_dict(),
+        **({"hard_pairs": scores.hard_pairs.as_dict()} if scores.hard_pairs else {}),
         **describe_rules(cfg, protocol, data, scores.re_ranking),
         "seed": cfg.seed,
     }

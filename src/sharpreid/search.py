@@ -26,7 +26,7 @@ class CheckSearch(Callback):
         """
         for key in ("launcher", "sweeper"):
             _refuse_missing(key, str(config.hydra[key]["_target_"]))
-        if str(config.hydra.sweeper["_target_"]).endswith(".BasicSweeper"):
+        if str(config.hydra.sweeper["_target_"]).endswith("BasicSweeper"):
             return
         if not config.data.validation_identities:
             raise SystemExit(

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,13 @@ from hydra.core.override_parser.types import ValueType
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from sharpreid.repeats import key_of, wanted_repeats
+
 
 def count_choices(config: DictConfig) -> dict[str, int] | None:
-    """How many values Hydra's basic sweeper goes through for each key; None for other sweepers and for globs.
+    """Count the values of each key in the basic sweeper's grid; None for other sweepers and for globs.
+
+    Repeats (`hydra/sweeper=repeating`) are not counted.
 
     Args:
         config: the sweep's composed config, with its ``hydra`` node.
@@ -34,13 +38,31 @@ def count_choices(config: DictConfig) -> dict[str, int] | None:
     return choices
 
 
+def repeats_of(config: DictConfig) -> list[list[str]]:
+    """The overrides of each repeat of a sweep by `hydra/sweeper=repeating`; empty for other sweepers."""
+    return wanted_repeats(config.hydra.sweeper.get("repeats") or (), config.hydra.overrides.task)
+
+
+def count_repeats(repeats: Sequence[Sequence[str]], choices: Mapping[str, int]) -> int:
+    """Count the jobs of repeats: each goes through the grid over the keys that it does not set itself.
+
+    >>> count_repeats([["model.blocks=[]", "seed=1"]], {"model.blocks": 8, "optimizer.lr": 2})
+    2
+    """
+    set_by = [set(map(key_of, repeat)) for repeat in repeats]
+    return sum(
+        math.prod(count for key, count in choices.items() if key_of(key) not in keys) for keys in set_by
+    )
+
+
 _choices: dict[str, int] | None = None
+_repeats = 0
 _swept: set[str] = set()
 
 
 def planned_jobs() -> int | None:
     """How many jobs the sweep that runs in this process has; None in a job's own process, or if unknown."""
-    return None if _choices is None else math.prod(_choices.values())
+    return None if _choices is None else math.prod(_choices.values()) + _repeats
 
 
 def swept_keys() -> set[str]:
@@ -81,10 +103,13 @@ class SweepSummary(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Note the time: jobs that started earlier belong to another sweep."""
-        global _choices, _swept
+        global _choices, _repeats, _swept
         self.since = time.time()
         _choices = count_choices(config)
+        repeats = repeats_of(config)
+        _repeats = count_repeats(repeats, _choices or {})
         _swept = self.swept = {key.lstrip("+") for key, count in (_choices or {}).items() if count > 1}
+        _swept |= {key_of(override) for repeat in repeats for override in repeat}
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Make known what varies in a job's own process too, to which its launcher sends this callback."""

@@ -11,11 +11,12 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from sharpreid.config import build_data
-from sharpreid.data.reid_data import image_files
+from sharpreid.data.datamodule import picture_of
+from sharpreid.data.reid_data import Sample, image_files
 from sharpreid.data.transforms import read_image
 from sharpreid.files import replacing
 from sharpreid.job import quieten, reason
-from sharpreid.report.pictures import attend, draw_masks, sharpness
+from sharpreid.report.pictures import attend, draw_beside_each_other, draw_masks, sharpness
 from sharpreid.scoring import load_config, load_network, parse_arguments
 
 USAGE = """\
@@ -25,6 +26,8 @@ Draws each attention block's mask over the photo: its mean over channels, then t
 most. With each mean stands the share of mask values below 0.1 or above 0.9.
 
   images=PHOTO.jpg | images=FOLDER       what to draw; by default the first queries of the run's test set
+  hard_pair=knapsack                     instead: two test people who differ in this alone (synthetic data)
+  beside=RUN/checkpoints/final.ckpt      another network's masks beside these, such as method=sigmoid_gate's
   count=4                                how many images of a folder or a test set
   channels=3                             how many single channels
   output=masks.png                       where to; by default masks.png beside config.yaml of the run
@@ -55,7 +58,10 @@ def visualize(arguments: Sequence[str]) -> Path:
         ValueError: an argument is unknown or out of range, or the network has no attention.
     """
     given = parse_arguments(arguments, USAGE)
-    known = ("checkpoint", "images", "count", "channels", "output", "test_mask", "data_root")
+    known = (
+        *("checkpoint", "images", "hard_pair", "beside", "count", "channels", "output", "test_mask"),
+        "data_root",
+    )
     if unknown := sorted(set(given) - set(known)):
         raise ValueError(f"{', '.join(unknown)}: no such argument; known are {', '.join(known)}\n{USAGE}")
     if "checkpoint" not in given:
@@ -78,9 +84,20 @@ def visualize(arguments: Sequence[str]) -> Path:
         if "test_mask" not in cfg.model.sampler:
             raise ValueError(f"{checkpoint}: test_mask does not concern its soft attention")
         cfg.model.sampler.test_mask = given["test_mask"]
-    images = read_views(cfg, given.get("images"), count)
+    if "hard_pair" in given:
+        images, names = read_hard_pair(cfg, str(given["hard_pair"]), count)
+    else:
+        images = read_views(cfg, given.get("images"), count)
+        names = [f"image {number}" for number in range(1, len(images) + 1)]
     attention = attend(load_network(checkpoint, cfg).network, images)
-    sheet = draw_masks(images, attention, channels=channels)
+    if "beside" in given:
+        other = Path(str(given["beside"]))
+        other_cfg = load_config(other)
+        other_attention = attend(load_network(other, other_cfg).network, images)
+        networks = {_kind(other_cfg): other_attention, _kind(cfg): attention}
+        sheet = draw_beside_each_other(images, names, networks)
+    else:
+        sheet = draw_masks(images, attention, channels=channels)
     with replacing(output) as temporary:
         sheet.save(temporary)
     for block, (decided, entropy) in sharpness(attention).items():
@@ -110,6 +127,42 @@ def read_views(cfg: DictConfig, place: object, count: int) -> Tensor:
         return torch.cat([data.eval_transform(read_image(file)) for file in files])
     data.setup("test")
     return torch.cat([data.test[index].views for index in range(min(count, data.test.num_query))])
+
+
+def read_hard_pair(cfg: DictConfig, detail: str, count: int) -> tuple[Tensor, list[str]]:
+    """Load images of two test people who differ in ``detail``: the pair that most cameras saw both of.
+
+    Returns:
+        Up to ``count`` images, normalised, (B, 3, H, W), by turns of the one and the other, each two by the
+        same camera; and what to call them.
+
+    Raises:
+        ValueError: the data set has no such pair, or no camera saw both people.
+    """
+    cfg = cfg.copy()
+    cfg.data.eval_transform.crops = "plain"
+    data = build_data(cfg)
+    data.setup("test")
+    pairs = [pair for pair in data.data.hard_pairs if pair.detail == detail]
+    if not pairs:
+        known = sorted({pair.detail for pair in data.data.hard_pairs})
+        raise ValueError(f"hard_pair={detail}: {data.data.name} has no such pair; it has {known or 'none'}")
+    chosen = max((_seen_by_the_same(data.data.query, pair.pids) for pair in pairs), key=len)
+    if not chosen:
+        raise ValueError(f"hard_pair={detail}: no camera saw both people of a pair")
+    images = torch.cat([data.eval_transform(picture_of(sample)) for sample in chosen[:count]])
+    return images, [f"person {sample.pid}" for sample in chosen[:count]]
+
+
+def _seen_by_the_same(queries: Sequence[Sample], pids: tuple[int, int]) -> list[Sample]:
+    """Queries of two people by turns, one each of every camera that saw both."""
+    one, other = ({sample.camid: sample for sample in queries if sample.pid == pid} for pid in pids)
+    return [seen[camera] for camera in sorted(one.keys() & other.keys()) for seen in (one, other)]
+
+
+def _kind(cfg: DictConfig) -> str:
+    """What to call a network's masks in a picture."""
+    return "sharp" if str(cfg.model.sampler.get("_target_", "")).endswith(".MaskSampler") else "soft"
 
 
 def _positive(name: str, value: object) -> int:

@@ -95,6 +95,17 @@ def test_layout_is_that_of_market1501(root: Path) -> None:
             assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (64, 128))
 
 
+def test_the_hard_pairs_of_the_test_people_are_known_to_who_reads_the_data(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(synthetic, "ensure", lambda *_, **__: root)
+    pairs = load_synthetic(root=root, seed=0, progress=lambda *_: None).hard_pairs
+    assert len(pairs) == SMALL.test_hard_pairs
+    assert [pair.detail for pair in pairs] == list(DETAILS[:2])
+    tested = identities(load(root).query)
+    assert all(set(pair.pids) <= tested for pair in pairs)
+
+
 def test_counts_are_recorded_and_those_of_the_files(root: Path) -> None:
     counts = json.loads((root / "synthetic.json").read_text())["counts"]
     data = load(root)

@@ -40,6 +40,20 @@ def test_v1_5_is_torchvisions() -> None:
     ]
 
 
+def test_a_narrow_trunk_has_the_same_keys_and_fewer_channels() -> None:
+    narrow, usual = trunk_on_meta(width=16, depths=(1, 2, 1, 1)), trunk_on_meta(depths=(1, 2, 1, 1))
+    assert list(narrow.state_dict()) == list(usual.state_dict())
+    assert narrow.channels == (64, 128, 256, 512)
+    assert strides_of(narrow) == strides_of(usual)
+    trunk = ResNetTrunk(depths=TINY, strides="v1.5", weights="none", width=8)
+    x = trunk.stem(torch.randn(2, 3, 64, 32))
+    for stage, channels in zip(trunk.stages, trunk.channels, strict=True):
+        x = stage(x)
+        assert x.shape[1] == channels
+    with pytest.raises(ValueError, match="width must be a positive number of channels, got 0"):
+        trunk_on_meta(width=0)
+
+
 @pytest.mark.parametrize("depths", [TINY, (3, 4, 6, 3)])
 def test_keys_and_shapes_are_torchvisions_without_the_classifier(depths: tuple[int, ...]) -> None:
     with torch.device("meta"):

@@ -11,6 +11,7 @@ from sharpreid.report.pictures import (
     Found,
     attend,
     draw_before_and_after,
+    draw_beside_each_other,
     draw_masks,
     draw_ranked_lists,
     overlay,
@@ -113,3 +114,15 @@ def test_matches_are_green_others_red_and_junk_grey_without_a_rank() -> None:
 
 def test_sharpness_of_a_decided_mask() -> None:
     assert sharpness([attention(4)]) == {4: (1.0, 0.0)}
+
+
+def test_masks_of_two_networks_stand_beside_each_other(network: SharpAttentionNetwork) -> None:
+    images = torch.randn(2, 3, 64, 32)
+    sharp = attend(network, images)
+    soft = [one._replace(mask=torch.ones_like(one.mask)) for one in sharp]
+    sheet = draw_beside_each_other(images, ["a", "b"], {"soft": soft, "sharp": sharp})
+    assert sheet.height == 2 * 178 + 4, "one line per image"
+    alone = draw_beside_each_other(images, ["a", "b"], {"sharp": sharp})
+    assert sheet.width > alone.width
+    with pytest.raises(ValueError, match="must have the same attention blocks"):
+        draw_beside_each_other(images, ["a", "b"], {"soft": soft[:1], "sharp": sharp})

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from rich.console import Console
@@ -94,6 +96,20 @@ def test_jobs_come_back_in_the_order_they_were_started(tmp_path: Path) -> None:
     assert [one.overrides for one in jobs] == [one.overrides for one in block_sweep()]
     assert jobs[0].score("mAP") == 0.41
     assert jobs[3].error == "ValueError: loss is not finite"
+
+
+def test_jobs_that_ran_at_the_same_time_come_back_by_their_numbers(tmp_path: Path) -> None:
+    def written(*numbers: int) -> list[tuple[str, ...]]:
+        for place, (number, told) in enumerate(zip(numbers, block_sweep(), strict=False)):
+            path = tmp_path / str(place) / "job.json"
+            if not path.exists():
+                put(path.parent, told)
+            path.write_text(json.dumps({**json.loads(path.read_text()), "number": number}))
+        return [one.overrides[1:] for one in load_jobs(tmp_path)]
+
+    in_time = [one.overrides[1:] for one in block_sweep()[:3]]
+    assert written(0, 2, 1) == [in_time[0], in_time[2], in_time[1]]
+    assert written(0, 0, 1) == in_time, "of two sweeps: by time"
 
 
 def test_jobs_of_an_older_sweep_and_earlier_runs_are_left_out(tmp_path: Path) -> None:
@@ -364,6 +380,89 @@ def test_figure_shows_differences_and_names_its_baseline_and_data(
     assert "Synthetic" not in shown
     with Image.open(tmp_path / "summary.png") as image:
         assert image.width > 800
+
+
+def bars_of(
+    monkeypatch: pytest.MonkeyPatch, path: Path, jobs: list[Job], baseline: str
+) -> list[list[tuple[float, bool]]]:
+    """Of each panel the height of every bar and whether it is filled."""
+    seen: list[list[tuple[float, bool]]] = []
+    save = Figure.savefig
+
+    def spy(figure: Figure, *args: Any, **settings: Any) -> None:
+        save(figure, *args, **settings)
+        for axes in figure.findobj(Axes):
+            bars = [bar for container in axes.containers for bar in container if isinstance(bar, Rectangle)]
+            seen.append([(bar.get_height(), bar.get_facecolor()[3] > 0) for bar in bars])
+
+    monkeypatch.setattr(Figure, "savefig", spy)
+    draw(summarise(jobs, baseline), path)
+    return seen
+
+
+def two_seeds_of_some() -> list[Job]:
+    pairs = {"rank1": 0.6, "chance": 0.49, "num_queries": 160, "details": {}}
+    return [
+        job("k=a", "seed=0", mAP=0.40, seed=0, untrained=None, hard_pairs=pairs),
+        job("k=b", "seed=0", mAP=0.43, seed=0, untrained=None, hard_pairs=pairs | {"rank1": 0.7}),
+        job("k=c", "seed=0", mAP=0.38, seed=0, untrained=None, hard_pairs=pairs | {"rank1": 0.5}),
+        job("k=a", "seed=1", mAP=0.42, seed=1, untrained=None, hard_pairs=pairs | {"rank1": 0.64}),
+        job("k=c", "seed=1", mAP=0.36, seed=1, untrained=None, hard_pairs=pairs | {"rank1": 0.5}),
+    ]
+
+
+def test_a_bar_of_one_run_is_hollow_and_one_of_several_is_filled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = two_seeds_of_some()
+    panels = bars_of(monkeypatch, tmp_path / "summary.png", jobs, "k=a")
+    assert panels == [
+        [(pytest.approx(2.0), False), (pytest.approx(-4.0), True)],
+        [(pytest.approx(2.0), False), (pytest.approx(-4.0), True)],
+        [(pytest.approx(8.0), False), (pytest.approx(-12.0), True)],
+    ]
+    shown = texts_of_figure(monkeypatch, tmp_path / "summary.png", jobs, "k=a")
+    assert "Hollow bars: one run each" in shown
+    assert "rank-1 on hard pairs (baseline: 62.0 %)" in shown
+
+
+def test_hard_pairs_have_columns_where_the_data_set_knows_them(tmp_path: Path) -> None:
+    rows = summarise(two_seeds_of_some(), "k=a")
+    write_csv(rows, tmp_path / "summary.csv")
+    lines = table(tmp_path / "summary.csv")
+    assert [line["hard_pair_rank1"] for line in lines] == ["0.6", "0.7", "0.5", "0.64", "0.5"]
+    assert [line["delta_hard_pair_rank1_points"] for line in lines] == [
+        "-2.0",
+        "8.0",
+        "-12.0",
+        "2.0",
+        "-12.0",
+    ]
+    write_markdown(rows, tmp_path / "summary.md")
+    page = (tmp_path / "summary.md").read_text()
+    assert "| rank-1 on hard pairs % | rank-1 on hard pairs gain | rank-1 on hard pairs std |" in page
+    assert "| a (baseline) | 2 of 2 | 41.0 (40.0 to 42.0) |" in page
+    assert "| b | 1 of 1 | 43.0 | +2.0 | - |" in page
+    assert "A random ranking reaches 49.0 %." in page
+    write_csv(summarise(block_sweep(), None), tmp_path / "others.csv")
+    assert "hard_pair_rank1" not in table(tmp_path / "others.csv")[0]
+
+
+def test_the_screen_gives_hard_pairs_and_leaves_out_untrained_scores_that_were_not_taken(
+    tmp_path: Path,
+) -> None:
+    for number, written in enumerate(two_seeds_of_some()):
+        put(tmp_path / str(number), written)
+    text, code = reported(tmp_path, baseline="k=a")
+    assert code == 0
+    headings = text.split("\N{BOX DRAWINGS LIGHT HORIZONTAL}")[0]
+    assert "hard" in headings
+    assert "62.0 \N{PLUS-MINUS SIGN} 2.8" in text
+    assert "A random ranking reaches 49.0 %." in text
+    assert "untrained" not in text
+    for number, written in enumerate(block_sweep()[:2]):
+        put(tmp_path / "other" / str(number), written)
+    assert "untrained" in reported(tmp_path / "other", baseline="model.blocks=[]")[0]
 
 
 def test_figure_of_synthetic_data_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

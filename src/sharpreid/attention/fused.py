@@ -3,7 +3,7 @@
 Written out in tensor operations, sharp attention makes about a hundred passes over memory and keeps seven
 float32 tensors of the size of the activations. Here the forward pass keeps the activations, which the ReLU
 before them keeps anyway, and the seed of the noise; the backward pass computes the mask again. Both go
-through the batch in parts, on a CPU image by image, so that all that lies between stays in the cache.
+through the batch in parts, on a CPU in parts that fit in its cache.
 
 The mask is that of `MaskSampler` for the same seed, up to rounding: with ``a = x - min`` and ``b = max - x``
 of Eq. 3, and a uniform draw u,
@@ -31,6 +31,9 @@ from sharpreid.losses.total_variation import Variation, gradient_of_variation, v
 
 _AT_A_TIME = 2**25
 """Activations on a GPU: enough to keep it busy, while up to 13 float32 tensors of them are held."""
+
+_AT_A_TIME_IN_CACHE = 2**17
+"""Activations on a CPU, but at least one image: few enough for its cache, enough to outweigh the calls."""
 
 _kept = threading.local()  # of each thread that trains
 
@@ -292,7 +295,8 @@ def _for_each_piece(trunk: Tensor, source: Tensor, recipe: Recipe, work: Callabl
 
 
 def _images_at_a_time(x: Tensor) -> int:
-    return 1 if x.device.type == "cpu" else max(1, _AT_A_TIME // max(1, x.shape[1:].numel()))
+    at_a_time = _AT_A_TIME_IN_CACHE if x.device.type == "cpu" else _AT_A_TIME
+    return max(1, at_a_time // max(1, x.shape[1:].numel()))
 
 
 def _words(x: Tensor) -> Tensor:

@@ -33,6 +33,14 @@ class Sample(NamedTuple):
     """The person's place in the file; None is the whole image."""
 
 
+class HardPair(NamedTuple):
+    """Two test identities that differ in one small detail only."""
+
+    pids: tuple[int, int]
+    detail: str
+    """Such as ``knapsack``."""
+
+
 @dataclass(frozen=True)
 class ReIDData:
     """A data set: training images, and the query and gallery images of one test split.
@@ -50,6 +58,7 @@ class ReIDData:
         cameras_known: False if the images come without camera ids: then no ranking leaves anything out.
         multi_query: for each of ``query`` the further images that its embedding is the mean of, itself not
             among them; None is single-query.
+        hard_pairs: test identities that differ in one detail, for data sets that know them.
     """
 
     name: str
@@ -63,6 +72,7 @@ class ReIDData:
     variant: str | None = None
     cameras_known: bool = True
     multi_query: tuple[tuple[Sample, ...], ...] | None = None
+    hard_pairs: tuple[HardPair, ...] = ()
 
     def counts(self) -> dict[str, int]:
         """Numbers of images and identities, as recorded with scores."""

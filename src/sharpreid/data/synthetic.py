@@ -13,7 +13,8 @@ import os
 import secrets
 import shutil
 from collections import Counter
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from PIL import Image
 
 from sharpreid.data.market1501 import load_market1501
 from sharpreid.data.progress_bar import Progress, progress_bar
-from sharpreid.data.reid_data import DataError, ReIDData
+from sharpreid.data.reid_data import DataError, HardPair, ReIDData
 from sharpreid.data.synthetic_cameras import Pixels
 from sharpreid.data.synthetic_sheet import contact_sheet
 from sharpreid.data.synthetic_world import (
@@ -74,8 +75,15 @@ def load_synthetic(
     else:
         with progress_bar("drawing the synthetic data set") as progress:
             place = ensure(Path(root), seed=seed, progress=progress)
-    counts = _read_record(place)["counts"]
-    return load_market1501(root=place, name=name, expected=counts, synthetic=True)
+    record = _read_record(place)
+    data = load_market1501(root=place, name=name, expected=record["counts"], synthetic=True)
+    return replace(data, hard_pairs=_test_pairs(record))
+
+
+def _test_pairs(record: Mapping[str, Any]) -> tuple[HardPair, ...]:
+    """The hard pairs among the test people."""
+    pairs = (pair for pair in record.get("hard_pairs", ()) if pair["split"] == "test")
+    return tuple(HardPair(tuple(pair["pids"]), pair["detail"]) for pair in pairs)
 
 
 def ensure(

@@ -1,6 +1,7 @@
 """The ranking scores as a metric that is fed in batches, on any number of processes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import wraps
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from sharpreid.evaluation.hard_pairs import Pair, score_hard_pairs
 from sharpreid.evaluation.ranking import Protocol, RankingScores, ReRanking, evaluate_ranking
 
 
@@ -27,6 +29,7 @@ class ReIDMetric(Metric):
         pooled_into: multi-query: for each index the lower one whose embedding its own is averaged with, or
             itself, integer, (expected,), see `pool`. None pools nothing.
         re_ranking: such as `KReciprocal(...)`; None ranks by distance alone. Not for choosing a model.
+        hard_pairs: people who differ in one detail, see `score_hard_pairs`; empty does not score them.
         kwargs: those of `torchmetrics.Metric`; `compute_on_cpu=True` holds the embeddings in main memory
             and ranks there (with several processes this needs a backend that gathers on the CPU, so not
             NCCL alone).
@@ -57,6 +60,7 @@ class ReIDMetric(Metric):
         expected: int | None = None,
         pooled_into: Tensor | None = None,
         re_ranking: ReRanking | None = None,
+        hard_pairs: Sequence[Pair] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -64,6 +68,7 @@ class ReIDMetric(Metric):
         self.expected = expected
         self.pooled_into = pooled_into
         self.re_ranking = re_ranking
+        self.hard_pairs = hard_pairs
         for state in ("embeddings", "pids", "camids", "is_query", "index"):
             self.add_state(state, default=[], dist_reduce_fx="cat")
 
@@ -123,16 +128,18 @@ class ReIDMetric(Metric):
             raise ValueError(
                 f"need queries and gallery, got {int(query.sum())} queries of {len(query)} samples"
             )
-        return evaluate_ranking(
+        items = (
             embeddings[query],
             labels[query, 0],
             labels[query, 1],
             embeddings[~query],
             labels[~query, 0],
             labels[~query, 1],
-            protocol=self.protocol,
-            re_ranking=self.re_ranking,
         )
+        scores = evaluate_ranking(*items, protocol=self.protocol, re_ranking=self.re_ranking)
+        if not self.hard_pairs:
+            return scores
+        return replace(scores, hard_pairs=score_hard_pairs(*items, pairs=self.hard_pairs))
 
     def _wrap_compute(self, compute: Callable[[], RankingScores]) -> Callable[[], RankingScores]:
         """As in the base class, with the scores in a box: torchmetrics refuses to walk a frozen dataclass."""

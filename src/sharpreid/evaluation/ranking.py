@@ -23,12 +23,15 @@ import typing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from sharpreid.evaluation.hard_pairs import HardPairScores
 
 Array = Tensor | npt.NDArray[Any]
 Exclusion = Literal["same_identity_and_camera", "same_camera"]
@@ -196,6 +199,8 @@ class RankingScores:
     num_invalid_queries: int
     re_ranking: str = "none"
     plain: "RankingScores | None" = None
+    hard_pairs: "HardPairScores | None" = None
+    """Rank-1 on pairs of people who differ in one detail; None for data that names none. Never re-ranked."""
     queries: QueryScores | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def rank(self, k: int) -> float:

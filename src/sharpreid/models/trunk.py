@@ -10,12 +10,16 @@ from sharpreid.models.weights import Coverage, WeightsError, load_strictly, read
 
 NUM_STAGES = 4
 
+WIDTH = 64
+"""Channels of ResNet-50's stem."""
+
 
 class ResNetTrunk(nn.Module):
     """Stem and four stages of a bottleneck ResNet; keys as torchvision's.
 
     Args:
         depths: bottlenecks per stage, four numbers >= 1; (3, 4, 6, 3) is ResNet-50.
+        width: channels of the stem; stage i ends with ``4 * width * 2 ** (i - 1)``. 64 is ResNet-50's.
         strides: ``v1`` (the paper's [4]: a down-sampling bottleneck's stride sits on its first 1x1) or
             ``v1.5`` (on its 3x3; what torchvision's weights expect).
         weights: ``imagenet`` (torchvision's; needs v1.5), a .pth or .safetensors file, or ``none``.
@@ -26,14 +30,17 @@ class ResNetTrunk(nn.Module):
         WeightsError: the weights do not fit, or cannot be had.
     """
 
-    channels: tuple[int, ...] = (256, 512, 1024, 2048)
-    """Channels at the end of each stage."""
+    channels: tuple[int, ...]
+    """Channels at the end of each stage; (256, 512, 1024, 2048) for a width of 64."""
 
-    def __init__(self, *, depths: Sequence[int], strides: Strides, weights: str) -> None:
+    def __init__(self, *, depths: Sequence[int], strides: Strides, weights: str, width: int = WIDTH) -> None:
         super().__init__()
         if len(depths) != NUM_STAGES or min(depths) < 1:
             raise ValueError(f"depths must be {NUM_STAGES} numbers >= 1, got {list(depths)}")
-        resnet = ResNet(Bottleneck, list(depths))
+        if width < 1:
+            raise ValueError(f"width must be a positive number of channels, got {width}")
+        resnet = ResNet(Bottleneck, list(depths)) if width == WIDTH else _resnet_of_width(depths, width)
+        self.channels = tuple(width * Bottleneck.expansion * 2**stage for stage in range(NUM_STAGES))
         self.conv1, self.bn1, self.relu, self.maxpool = resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = (
             resnet.layer1,
@@ -58,6 +65,22 @@ class ResNetTrunk(nn.Module):
         return self.layer1, self.layer2, self.layer3, self.layer4
 
     def stem(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) normalised images to (B, 64, H/4, W/4)."""
+        """(B, 3, H, W) normalised images to (B, width, H/4, W/4)."""
         x: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         return x
+
+
+def _resnet_of_width(depths: Sequence[int], width: int) -> ResNet:
+    """Build torchvision's bottleneck ResNet with another number of channels in the stem and every stage."""
+    resnet = ResNet(Bottleneck, [1] * NUM_STAGES)
+    resnet.conv1 = nn.Conv2d(3, width, kernel_size=7, stride=2, padding=3, bias=False)
+    resnet.bn1 = nn.BatchNorm2d(width)
+    resnet.inplanes = width
+    resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4 = (
+        resnet._make_layer(Bottleneck, width * 2**stage, depth, stride=1 if stage == 0 else 2)
+        for stage, depth in enumerate(depths)
+    )
+    for module in resnet.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return resnet

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 from sharpreid.files import replacing
 from sharpreid.report.comparison import (
     COMPARED,
+    HARD_PAIRS,
     Configuration,
     Row,
     all_caveats,
+    compared_metrics,
     configurations,
     describe_data,
     keys_within,
@@ -52,10 +54,15 @@ def _draw_bars(axes: "Axes", compared: Sequence[Configuration], metric: str, rel
             continue
         mean, low, high = fmean(values), min(values), max(values)
         up = mean >= 0
-        axes.bar(position, mean, width=0.62, color=BLUE if up else VERMILION, zorder=2)
-        if len(values) > 1:
+        colour, repeated = BLUE if up else VERMILION, len(values) > 1
+        style = (
+            {"color": colour} if repeated else {"facecolor": "none", "edgecolor": colour, "linewidth": 1.6}
+        )
+        axes.bar(position, mean, width=0.62, zorder=2, **style)
+        if repeated:
             whiskers = ([mean - low], [high - mean])
             axes.errorbar(position, mean, yerr=whiskers, fmt="none", ecolor="black", capsize=4, zorder=3)
+            axes.plot([position] * len(values), values, "o", color="black", markersize=3, zorder=3)
         axes.annotate(
             (points(mean) if relative else f"{mean:.1f}").replace("-", "\N{MINUS SIGN}"),
             (position, max(high, 0.0) if up else min(low, 0.0)),
@@ -70,17 +77,18 @@ def _draw_bars(axes: "Axes", compared: Sequence[Configuration], metric: str, rel
 def _draw_panel(
     axes: "Axes", compared: Sequence[Configuration], metric: str, *, relative: bool, inches: float
 ) -> None:
+    title = (COMPARED | HARD_PAIRS)[metric]
     baselines = [one for one in compared if one.is_baseline]
     bars = [one for one in compared if not (relative and one.is_baseline)]
     _draw_bars(axes, bars, metric, relative)
     means = [100 * fmean(scores) for one in baselines if (scores := one.scores(metric))]
     if relative and means:
         value = f"{min(means):.1f} %" if len(means) == 1 else f"{min(means):.1f} to {max(means):.1f} %"
-        axes.set_title(f"{COMPARED[metric]} (baseline: {value})", fontsize=11)
+        axes.set_title(f"{title} (baseline: {value})", fontsize=11)
         spread = [delta for one in baselines for delta in one.deltas(metric)]
         axes.axhspan(min(spread), max(spread), color=GREY, alpha=0.2, linewidth=0, zorder=0)
     else:
-        axes.set_title(COMPARED[metric], fontsize=11)
+        axes.set_title(title, fontsize=11)
     axes.axhline(0, color="black", linewidth=1, zorder=4)
     _name_bars(axes, [one.label for one in bars], int(13 * inches / max(len(bars), 1)) - 1)
     axes.set_xlim(-0.6, max(len(bars), 1) - 0.4)
@@ -96,19 +104,21 @@ def _draw_part(
 ) -> None:
     compared = configurations(part, labels)
     relative = any(row.delta for row in part)
-    panels = figure.subplots(1, 2, sharey=True)
+    metrics = compared_metrics(part)
+    panels = figure.subplots(1, len(metrics), sharey=True)
     keys = keys_within(part)
-    for axes, metric in zip(panels, COMPARED, strict=True):
-        _draw_panel(axes, compared, metric, relative=relative, inches=inches / 2 - 0.6)
+    for axes, metric in zip(panels, metrics, strict=True):
+        _draw_panel(axes, compared, metric, relative=relative, inches=inches / len(metrics) - 0.6)
         axes.set_xlabel(keys[0] if len(keys) == 1 and not labels else "")
     panels[0].set_ylabel("difference to the baseline\n(percentage points)" if relative else "score (%)")
     repeats = max(len(one.done) for one in compared)
     notes = []
     if repeats > 1:
         band = "; grey band: the baseline's" if relative else ""
-        notes.append(
-            f"Bars: mean of up to {repeats} seeds or test splits; whiskers: lowest to highest{band}."
-        )
+        runs = f"mean of up to {repeats} seeds or test splits (dots)"
+        notes.append(f"Filled bars: {runs}; whiskers: lowest to highest{band}.")
+    if any(len(one.done) == 1 for one in compared if not (relative and one.is_baseline)):
+        notes.append("Hollow bars: one run each, so they may lie off by as much as two seeds differ.")
     if not relative and any(one.is_baseline for one in compared):
         notes.append("The baseline has no score, so these are not differences.")
     figure.suptitle(textwrap.fill(describe_data(part), int(LETTERS_PER_INCH * inches)), fontsize=10)
@@ -118,7 +128,10 @@ def _draw_part(
 def draw(
     rows: Sequence[Row], path: Path, *, title: str = "", labels: Mapping[str, str] | None = None
 ) -> None:
-    """The sweep as a figure: mAP and rank-1 as differences to the baseline, as in Fig. 5 (a, b).
+    """Draw mAP and rank-1 of a sweep as differences to the baseline, as in Fig. 5 (a, b).
+
+    A configuration of one run has a hollow bar. Where the data set names hard pairs, their rank-1 has a
+    panel of its own.
 
     Without a scored baseline the bars are the scores themselves. One line of panels per data set and
     protocol. Several seeds or test splits: the mean, with whiskers from the lowest to the highest. A job
@@ -129,7 +142,8 @@ def draw(
 
     parts = split_by_data(rows)
     most = max(len(configurations(part, labels)) for part in parts)
-    width = min(max(9.0, 2 * (1.2 + 0.62 * most)), 24.0)
+    panels = max(len(compared_metrics(part)) for part in parts)
+    width = min(max(4.5 * panels, panels * (1.2 + 0.62 * most)), 24.0)
     warnings = [textwrap.fill(caveat, int(0.85 * LETTERS_PER_INCH * width)) for caveat in all_caveats(rows)]
     lines = sum(1 + warning.count("\n") for warning in warnings)
     head = 0.5 + (0.25 + 0.18 * lines if lines else 0)

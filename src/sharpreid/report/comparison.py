@@ -12,6 +12,8 @@ from sharpreid.report.table import caveats, dataset_line, protocol_line, score_o
 
 METRICS = ("mAP", "mAP_trapezoid", "rank1", "rank5", "rank10", "rank20")
 COMPARED = {"mAP": "mAP", "rank1": "rank-1"}
+HARD_PAIRS = {"hard_pair_rank1": "rank-1 on hard pairs"}
+"""Compared besides where the data set names pairs of people who differ in one detail."""
 REPLICATES = ("seed", "data.source.split")
 """Override keys that make no configuration of their own: jobs that differ in nothing else are averaged."""
 
@@ -27,6 +29,7 @@ class Job:
     overrides: tuple[str, ...]
     error: str | None
     record: Mapping[str, Any] | None  # scores.json; None unless done
+    number: int | None = None  # in its sweep
 
     @property
     def settings(self) -> dict[str, str]:
@@ -64,6 +67,8 @@ class Job:
 
     def score(self, metric: str) -> float | None:
         """A trained score in [0, 1]; None if the job has none."""
+        if metric in HARD_PAIRS:
+            return score_of(self.record and self.record.get("hard_pairs"), "rank1")
         return score_of(self.record and self.record.get("scores"), metric)
 
     def untrained(self, metric: str) -> float | None:
@@ -146,22 +151,28 @@ def _read_job(path: Path) -> Job:
     elif status == "running":
         reason = reason or "still marked as running: it has not ended, or its process died"
     overrides = tuple(str(override) for override in told.get("overrides") or ())
-    return Job(folder, str(told.get("name", folder.name)), status, started, overrides, reason, record)
+    name, number = str(told.get("name", folder.name)), told.get("number")
+    number = number if isinstance(number, int) else None
+    return Job(folder, name, status, started, overrides, reason, record, number)
 
 
 def load_jobs(folder: Path, since: float = 0.0) -> list[Job]:
-    """All jobs recorded below a folder, in the order they were started.
+    """Load all jobs recorded below a folder, in the order of their sweep.
 
     Args:
         folder: where a sweep wrote to; searched at any depth for ``job.json``, but not in folders named
             ``previous``, where a repeated run sets its earlier self aside.
         since: Unix seconds; jobs started earlier, of an older sweep in the same folder, are left out.
     Returns:
-        One Job per ``job.json``. A file that cannot be read is a failed job, not an absent one.
+        One Job per ``job.json``, by their numbers, since jobs that run at the same time start in any order;
+        jobs of several sweeps, or without a number, by the time at which they started. A file that cannot be
+        read is a failed job, not an absent one.
     """
     found = sorted(folder.rglob("job.json"))
     jobs = [_read_job(path) for path in found if "previous" not in path.relative_to(folder).parts]
-    return sorted((job for job in jobs if job.started >= since), key=lambda job: (job.started, job.folder))
+    kept = sorted((job for job in jobs if job.started >= since), key=lambda job: (job.started, job.folder))
+    numbered = {job.number: job for job in kept if job.number is not None}
+    return [job for _, job in sorted(numbered.items())] if len(numbered) == len(kept) else kept
 
 
 def unfinished(jobs: Iterable[Job]) -> list[Job]:
@@ -221,13 +232,25 @@ def summarise(jobs: Sequence[Job], baseline: str | None) -> list[Row]:
 
     def delta(row: Row) -> dict[str, float]:
         found = {}
-        for metric in COMPARED:
+        for metric in COMPARED | HARD_PAIRS:
             score, reference = row.job.score(metric), _baseline_scores(row, baselines, key, metric)
             if score is not None and reference:
                 found[metric] = 100 * (score - fmean(reference))
         return found
 
     return [Row(row.job, row.settings, row.is_baseline, delta(row)) for row in rows]
+
+
+def compared_metrics(rows: Sequence[Row]) -> dict[str, str]:
+    """The metrics that these rows are compared by, and what to call them."""
+    known = any(row.job.score(metric) is not None for row in rows for metric in HARD_PAIRS)
+    return COMPARED | HARD_PAIRS if known else COMPARED
+
+
+def chance_on_hard_pairs(rows: Sequence[Row]) -> float | None:
+    """Rank-1 on hard pairs of a random ranking, in [0, 1]; None where no row has hard pairs."""
+    chances = (score_of(row.job.record and row.job.record.get("hard_pairs"), "chance") for row in rows)
+    return next((chance for chance in chances if chance is not None), None)
 
 
 def split_by_data(rows: Sequence[Row]) -> list[list[Row]]:

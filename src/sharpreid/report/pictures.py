@@ -153,6 +153,38 @@ def draw_masks(images: Tensor, attention: Sequence[Attention], *, channels: int)
     return _sheet(lines)
 
 
+def draw_beside_each_other(
+    images: Tensor, names: Sequence[str], networks: Mapping[str, Sequence[Attention]]
+) -> Image.Image:
+    """Draw one line per image: the photo, then each block's mean mask over channels, network by network.
+
+    Masks are not stretched: a mask that is the same everywhere is one colour, black for 0 and white for 1.
+
+    Args:
+        images: normalised, (B, 3, H, W).
+        names: what to call each image.
+        networks: what to call it -> `attend` of a network for the images; all have the same blocks.
+
+    Raises:
+        ValueError: the networks have different blocks, or none.
+    """
+    blocks = {name: [one.block for one in attention] for name, attention in networks.items()}
+    if not all(blocks.values()) or len(set(map(tuple, blocks.values()))) != 1:
+        raise ValueError(f"the networks must have the same attention blocks, got {blocks}")
+    lines = []
+    for number, (image, name) in enumerate(zip(images, names, strict=True)):
+        picture = _sized(photo(image))
+        cells = [(picture, name)]
+        for attentions in zip(*networks.values(), strict=True):
+            for network, one in zip(networks, attentions, strict=True):
+                mask = one.mask[number]
+                decided = 100 * share_decided(mask).item()
+                shown = heat(mask.mean(0)).resize(picture.size, Image.Resampling.NEAREST)
+                cells.append((shown, f"{network} {one.block}: {decided:.0f}% sharp"))
+        lines.append(cells)
+    return _sheet(lines)
+
+
 def draw_before_and_after(
     images: Tensor, networks: Mapping[str, Sequence[Attention]], *, block: int
 ) -> Image.Image:

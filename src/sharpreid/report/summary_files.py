@@ -11,11 +11,13 @@ from typing import Any
 
 from sharpreid.files import replacing
 from sharpreid.report.comparison import (
-    COMPARED,
+    HARD_PAIRS,
     METRICS,
     Configuration,
     Row,
     all_caveats,
+    chance_on_hard_pairs,
+    compared_metrics,
     configurations,
     describe_data,
     names,
@@ -25,10 +27,17 @@ from sharpreid.report.comparison import (
 )
 from sharpreid.report.table import mean_and_range, percent
 
+HARD_PAIR_NOTE = (
+    "Hard pairs are two people who differ in one detail. Rank-1 on them: how often a query is nearer to an "
+    "image of its own identity than to any of its twin, among these two people's images by other cameras."
+)
+
 _NUMBER = re.compile(r"[+-]?\d|-?$")
 
 
-def _csv_row(row: Row, configuration: Configuration, place: Path) -> dict[str, Any]:
+def _csv_row(
+    row: Row, configuration: Configuration, place: Path, compared: Mapping[str, str]
+) -> dict[str, Any]:
     job, record = row.job, row.job.record or {}
     dataset, protocol = record.get("dataset", {}), record.get("protocol", {})
     return {
@@ -36,11 +45,12 @@ def _csv_row(row: Row, configuration: Configuration, place: Path) -> dict[str, A
         "status": job.status,
         "baseline": row.is_baseline,
         **{metric: job.score(metric) for metric in METRICS},
+        **{metric: job.score(metric) for metric in HARD_PAIRS if metric in compared},
         "untrained_mAP": job.untrained("mAP"),
         "untrained_rank1": job.untrained("rank1"),
         "held_out_mAP": job.held_out,
-        **{f"delta_{metric}_points": _rounded(row.delta.get(metric)) for metric in COMPARED},
-        **_mean_and_deviation(configuration),
+        **{f"delta_{metric}_points": _rounded(row.delta.get(metric)) for metric in compared},
+        **_mean_and_deviation(configuration, compared),
         "dataset": dataset.get("name"),
         "synthetic": dataset.get("synthetic"),
         "subset": dataset.get("subset"),
@@ -62,9 +72,9 @@ def _csv_row(row: Row, configuration: Configuration, place: Path) -> dict[str, A
     }
 
 
-def _mean_and_deviation(configuration: Configuration) -> dict[str, float | None]:
+def _mean_and_deviation(configuration: Configuration, compared: Mapping[str, str]) -> dict[str, float | None]:
     cells: dict[str, float | None] = {}
-    for metric in COMPARED:
+    for metric in compared:
         scores = configuration.scores(metric)
         cells[f"{metric}_mean"] = _rounded(fmean(scores)) if scores else None
         cells[f"{metric}_std"] = _rounded(configuration.deviation(metric))
@@ -89,7 +99,8 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
         for one in configurations(part)
         for row in one.rows
     }
-    lines = [_csv_row(row, home[id(row)], path.parent) for row in rows]
+    compared = compared_metrics(rows)
+    lines = [_csv_row(row, home[id(row)], path.parent, compared) for row in rows]
     fixed = list(lines[0]) if lines else []
     settings = list(rows[0].settings) if rows else []
     titles = [f"{key} (override)" if key in fixed else key for key in settings]
@@ -107,7 +118,9 @@ def points(value: float) -> str:
     return f"{round(value, 1) + 0.0:+.1f}"  # adding 0.0 turns -0.0 into 0.0
 
 
-def _summary_cells(configuration: Configuration, *, repeated: bool, held_out: bool) -> dict[str, str]:
+def _summary_cells(
+    configuration: Configuration, compared: Mapping[str, str], *, repeated: bool, held_out: bool
+) -> dict[str, str]:
     """Column title -> text of one line of the Markdown table; with deviations if jobs were repeated."""
     done = configuration.done
     minutes = [
@@ -119,7 +132,7 @@ def _summary_cells(configuration: Configuration, *, repeated: bool, held_out: bo
     }
     if held_out:
         cells["held-out mAP %"] = mean_and_range(configuration.held_out(), percent)
-    for metric, title in COMPARED.items():
+    for metric, title in compared.items():
         cells[f"{title} %"] = mean_and_range(configuration.scores(metric), percent)
         cells[f"{title} gain"] = mean_and_range(configuration.deltas(metric), points)
         if repeated:
@@ -161,11 +174,14 @@ def write_markdown(
     for part in split_by_data(rows) if rows else ():
         page += ["", f"Scored on {describe_data(part)}.", ""]
         page += [f"- **{caveat}**" for caveat in all_caveats(part)]
-        compared = configurations(part, labels)
-        compared = ranked(compared) if by_held_out else compared
-        repeated = any(len(one.done) > 1 for one in compared)
-        lines = [_summary_cells(one, repeated=repeated, held_out=by_held_out) for one in compared]
+        gathered = configurations(part, labels)
+        gathered = ranked(gathered) if by_held_out else gathered
+        repeated = any(len(one.done) > 1 for one in gathered)
+        metrics = compared_metrics(part)
+        lines = [_summary_cells(one, metrics, repeated=repeated, held_out=by_held_out) for one in gathered]
         page += ["", *markdown_table(lines)]
+        if (chance := chance_on_hard_pairs(part)) is not None:
+            page += ["", f"{HARD_PAIR_NOTE} A random ranking reaches {percent(chance)} %."]
     page += [
         "",
         "Several seeds or test splits: mean (lowest to highest); std: standard deviation of the sample. "

@@ -18,9 +18,12 @@ from rich.text import Text
 from sharpreid.report.bars import draw
 from sharpreid.report.comparison import (
     COMPARED,
+    HARD_PAIRS,
     Job,
     Row,
     all_caveats,
+    chance_on_hard_pairs,
+    compared_metrics,
     configurations,
     describe_data,
     load_jobs,
@@ -30,7 +33,7 @@ from sharpreid.report.comparison import (
     summarise,
     unfinished,
 )
-from sharpreid.report.summary_files import points, write_csv, write_markdown
+from sharpreid.report.summary_files import HARD_PAIR_NOTE, points, write_csv, write_markdown
 from sharpreid.report.table import percent
 
 
@@ -45,7 +48,11 @@ def _screen_table(
     table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("scores in %", overflow="fold")
     chosen_by = ["held-out mAP"] if by_held_out else []
-    for heading in (*chosen_by, "mAP", "gain", "rank-1", "gain", "untrained mAP", "jobs"):
+    pairs = compared_metrics(rows).keys() & HARD_PAIRS
+    untrained = any(one.untrained("mAP") for one in configurations(rows, labels))
+    headings = [heading for title in COMPARED.values() for heading in (title, "gain")]
+    headings += (["hard pairs"] if pairs else []) + (["untrained mAP"] if untrained else [])
+    for heading in (*chosen_by, *headings, "jobs"):
         table.add_column(heading, justify="right")
     found = configurations(rows, labels)
     for one in ranked(found) if by_held_out else found:
@@ -61,7 +68,8 @@ def _screen_table(
             Text(one.label + (" (baseline)" if one.is_baseline else "")),
             *([_mean(one.held_out(), percent)] if by_held_out else []),
             *compared,
-            _mean(one.untrained("mAP"), percent),
+            *(_mean(one.scores(metric), percent, one.deviation(metric)) for metric in pairs),
+            *([_mean(one.untrained("mAP"), percent)] if untrained else []),
             f"{len(one.done)}/{len(one.rows)}",
             style=None if len(one.done) == len(one.rows) else "red",
         )
@@ -114,6 +122,10 @@ def report(
     for part in split_by_data(rows):
         console.print(_screen_table(part, title or names(rows), labels, by_held_out=by_held_out))
         console.print(Text(describe_data(part)), soft_wrap=True)
+        if (chance := chance_on_hard_pairs(part)) is not None:
+            console.print(
+                Text(f"{HARD_PAIR_NOTE} A random ranking reaches {percent(chance)} %."), soft_wrap=True
+            )
         for caveat in all_caveats(part):
             console.print(Text(caveat, style="bold yellow"), soft_wrap=True)
     for path in files.values():

@@ -147,6 +147,20 @@ def _queries_left_out(record: Mapping[str, Any]) -> str:
     return f", {left_out} queries without a match left out" if left_out else ""
 
 
+def hard_pair_line(scores: Mapping[str, Any]) -> str:
+    """Rank-1 on pairs of people who differ in one detail, with its chance and that of each detail.
+
+    >>> hard_pair_line({"rank1": 0.62, "chance": 0.49, "num_queries": 50,
+    ...                 "details": {"hat": {"rank1": 0.7, "num_queries": 20}}})
+    'rank-1 62.0 % of 50 queries (chance 49.0 %); hat 70.0 %'
+    """
+    details = "".join(f"; {name} {percent(one['rank1'])} %" for name, one in scores["details"].items())
+    return (
+        f"rank-1 {percent(scores['rank1'])} % of {scores['num_queries']} queries "
+        f"(chance {percent(scores['chance'])} %){details}"
+    )
+
+
 def print_run_table(record: Mapping[str, Any], console: Console | None = None) -> None:
     """Print what one training run reached, and what its scores were taken on.
 
@@ -157,7 +171,9 @@ def print_run_table(record: Mapping[str, Any], console: Console | None = None) -
     console = console or Console()
     console.print(_score_table(record))
     minutes = record.get("minutes")
+    pairs = record.get("hard_pairs")
     lines = {
+        **({"hard pairs": hard_pair_line(pairs)} if pairs else {}),
         "data set": dataset_line(record.get("dataset", {})),
         "protocol": protocol_line(record.get("protocol", {})) + _queries_left_out(record),
         "seed": str(record.get("seed", "-")),
