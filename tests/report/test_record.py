@@ -56,14 +56,6 @@ def test_a_row_s_name_says_all_of_its_config_but_the_conditions(overrides: str, 
     assert conditions_of(one) == conditions_of(config("recipe=miniature", "method=baseline"))
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "row"),
-    [
-        ("schedule.noise", {"_target_": "sharpreid.schedules.ramp"}, "blocks_1234-whole-noise_ramp"),
-        ("model.sampler.eps", 0.001, "blocks_1234-whole-eps_0.001"),
-        ("model.scale", "mask only", "blocks_1234-whole-scale_mask_only"),
-    ],
-)
 def test_ramps_and_floors_that_differ_are_different_rows() -> None:
     rows = [
         row_of(config("recipe=miniature", *overrides.split()))
@@ -91,6 +83,14 @@ def test_a_reading_of_the_context_unit_is_no_condition() -> None:
     assert "init_next_stage" in row_of(unit)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "row"),
+    [
+        ("schedule.noise", {"_target_": "sharpreid.schedules.ramp"}, "blocks_1234-whole-noise_ramp"),
+        ("model.sampler.eps", 0.001, "blocks_1234-whole-eps_0.001"),
+        ("model.scale", "mask only", "blocks_1234-whole-scale_mask_only"),
+    ],
+)
 def test_a_reading_that_came_later_names_a_row_and_is_no_condition(key: str, value: object, row: str) -> None:
     one = config("recipe=miniature")
     OmegaConf.update(one, key, value, force_add=True)

@@ -129,7 +129,7 @@ def conditions_of(config: DictConfig) -> str:
     the strides, is said as well.
     """
     rest = config.copy()
-    OmegaConf.update(rest, "model.context_unit", {})  # its readings are in the row's name
+    OmegaConf.update(rest, "model.context_unit", {}, merge=False)  # its readings are in the row's name
     return ", ".join([_conditions(config), *left_open(rest)]).removeprefix(", ")
 
 
