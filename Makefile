@@ -7,7 +7,7 @@ ARGS ?=
 JOBS ?= 2
 # One thread each: a network as small as the demo's gains little from a second one.
 SIDE_BY_SIDE := hydra/launcher=local hydra.launcher.jobs_at_once=$(JOBS)
-# The paper leaves open what flows back through the mask; docs/attention_gradient.md says why nothing of it may be better.
+# The paper leaves open what flows back through the mask. The figure of the README was made with nothing of it.
 GRADIENT := model.sampler.gradient=none
 
 .DEFAULT_GOAL := help

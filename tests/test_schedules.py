@@ -105,11 +105,11 @@ def test_beta1_changes_where_the_learning_rate_starts_to_fall() -> None:
 
 
 def test_the_noise_rises_evenly_from_nothing_and_then_stays_whole() -> None:
-    ramp = [noise_ramp(epoch, end=4) for epoch in range(7)]
-    assert ramp == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    ramp = [noise_ramp(epoch, epochs=8, share=0.5) for epoch in range(8)]
+    assert ramp == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0]
 
 
-@pytest.mark.parametrize(("epoch", "end"), [(-1, 50), (0, 0)])
-def test_a_noise_ramp_refuses_an_argument_out_of_range(epoch: int, end: int) -> None:
-    with pytest.raises(ValueError, match=f"end >= 1, got {epoch} and {end}"):
-        noise_ramp(epoch, end)
+@pytest.mark.parametrize(("epoch", "epochs", "share"), [(-1, 9, 0.5), (0, 0, 0.5), (0, 9, 0.0), (0, 9, 1.5)])
+def test_a_noise_ramp_refuses_an_argument_out_of_range(epoch: int, epochs: int, share: float) -> None:
+    with pytest.raises(ValueError, match=rf"share in \(0, 1\], got {epoch}, {epochs} and {share}"):
+        noise_ramp(epoch, epochs, share)

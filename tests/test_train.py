@@ -90,11 +90,11 @@ def test_a_run_leaves_its_record_and_evaluate_repeats_its_scores(
     assert several[2]["protocol"]["test_mask"] == "sample (8 draws, seed 0)"
     assert several[2]["scores"] == evaluate([checkpoint, "model.sampler.test_mask=sample"]).as_dict()
     assert several[3]["settings"] == ["model.sampler.test_mask=sample", "model.sampler.seed=1"]
-    once, twice = (evaluate([checkpoint, "recalibrate=16"]).as_dict() for _ in range(2))
+    once, twice = (evaluate([checkpoint, "recalibrate=17"]).as_dict() for _ in range(2))
     assert once == twice
-    evaluate([checkpoint, "recalibrate=16", f"output={tmp_path / 'recalibrated.json'}"])
+    evaluate([checkpoint, "recalibrate=17", f"output={tmp_path / 'recalibrated.json'}"])
     recalibrated = json.loads((tmp_path / "recalibrated.json").read_text())
-    assert recalibrated["protocol"]["batch_norm"] == "recalibrated on 16 training images"
+    assert recalibrated["protocol"]["batch_norm"] == "recalibrated on 17 training images"
     for wrong, message in (("999", "from 2 to the .* training images, got 999"), ("-1", "got -1")):
         with pytest.raises(ValueError, match=message):
             evaluate([checkpoint, f"recalibrate={wrong}"])
@@ -372,6 +372,14 @@ def test_training_sets_tau_and_learning_rate_by_epoch(composed: Callable[..., Di
     assert trainer.callback_metrics["train/lr"].item() == pytest.approx(2e-4 * 0.001 ** (2 / 150))
     for block in module.network.attention.values():
         assert block.sampler.tau.item() == pytest.approx(torch.e**-0.2)
+
+
+def test_the_noise_is_ramped_in_by_epoch(composed: Callable[..., DictConfig]) -> None:
+    """Of four epochs the ramp takes two: in the third the noise is whole."""
+    cfg = composed("schedule=noise_ramp", "trainer.max_epochs=4", "schedule.noise_scale.share=0.5")
+    for epochs, factor in ((1, 0.0), (2, 0.5), (3, 1.0)):
+        _, module, _ = fitted(cfg, max_epochs=epochs)
+        assert {block.sampler.noise_scale for block in module.network.attention.values()} == {factor}
 
 
 def test_beta1_drops_when_the_schedule_says_so(composed: Callable[..., DictConfig]) -> None:

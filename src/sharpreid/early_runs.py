@@ -1,4 +1,4 @@
-"""Keys that the config gained after the first runs were recorded, and what those runs did."""
+"""Fill in config keys that the run folders of older versions lack."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +13,8 @@ LATER_KEYS: Mapping[str, tuple[str, Any]] = {
     "model.context_unit.q": ("model.context_unit.upsample", 1),
     "model.sampler.gradient": ("model.sampler.train_mask", "whole"),
     "model.sampler.sample_noise": ("model.sampler.draws", "shared"),
+    "data.training_identities": ("data.identities_per_batch", None),
+    "schedule.noise_scale": ("schedule.temperature", None),
     "data.normalise": ("data.identities_per_batch", "imagenet"),
     "data.epoch": ("data.identities_per_batch", "identities"),
 }
@@ -20,7 +22,7 @@ LATER_KEYS: Mapping[str, tuple[str, Any]] = {
 
 
 def with_later_keys(config: DictConfig) -> DictConfig:
-    """Return a copy of a run's config in which every missing key of `LATER_KEYS` has its value of then.
+    """Return a copy of a run's config with each missing key of `LATER_KEYS` set to what older versions did.
 
     A key is added only where the one beside it is: a soft gate, for example, has no ``gradient``.
 

@@ -11,8 +11,8 @@ RUN/scores.json, digit for digit on the same machine. What concerns the scoring 
   data.eval_transform.crops=ten_crop     plain | flip | ten_crop | ten_crop_8_7
   model.sampler.test_mask=expected       noise_free | expected | mean | hard | sample
   model.sampler.sample_noise=per_view    shared | per_view, of test_mask=sample
-  recalibrate=2000                       take the batch norms' statistics anew from so many training images,
-                                         under the test mask; 0, the default, keeps those of the training
+  recalibrate=2000                       recompute batch-norm statistics on so many training images, under the
+                                         test mask; 0, the default, keeps those of the training
   re_ranking=k_reciprocal                none | k_reciprocal | query_expansion, with the values of
                                          conf/re_ranking/; then re_ranking.k1=30 changes one of them
   data_root=/path data.source.root=/path trainer.accelerator=cpu data.num_workers=0

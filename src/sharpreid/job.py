@@ -186,6 +186,12 @@ def _refuse_what_does_not_go_together(cfg: DictConfig, trainer: pl.Trainer) -> N
             f"optimizer.fused=true does not go with trainer.precision={cfg.trainer.precision}; take "
             "bf16-mixed, or optimizer.fused=null"
         )
+    expected = OmegaConf.select(cfg, "model.sampler.gradient") == "expected"
+    if expected and OmegaConf.select(cfg, "schedule.noise_scale") is not None:
+        raise ValueError(
+            "model.sampler.gradient=expected is the mean over the whole noise, which schedule.noise_scale "
+            "changes; take another gradient, or schedule.noise_scale=null"
+        )
     device = trainer.strategy.root_device
     if OmegaConf.select(cfg, "model.sampler.implementation") == "triton" and device.type != "cuda":
         raise ValueError(
@@ -283,8 +289,8 @@ def train(
         "parameters": sum(parameter.numel() for parameter in module.network.parameters()),
         "checkpoint": str(final),
     }
-    write_text(output_dir / "queries.csv", describe_queries(data.data.query, scores))
     write_json(output_dir / "scores.json", record)
+    write_text(output_dir / "queries.csv", describe_queries(data.data.query, scores))
     print_run_table(record)
     return record
 

@@ -153,6 +153,8 @@ def _leaves(cfg: DictConfig) -> dict[str, str]:
                     walk(below, node[name])
         elif key == "model.trunk.weights":
             found[key] = "none" if node in (None, "none") else "imagenet"
+        elif key == "schedule.noise_scale" or key.startswith("schedule.noise_scale."):
+            found["schedule.noise_scale"] = "ramped in" if key != "schedule.noise_scale" else "whole"
         elif key == "data.training_identities":
             found[key] = "all" if node is None else str(node)
         elif key == "data.eval_transform.crops":  # the protocol says how far ten crops enlarge, which is open

@@ -228,7 +228,7 @@ def describe_queries(samples: Sequence[Sample], scores: RankingScores) -> str:
         ValueError: the scores hold none of single queries.
     """
     if scores.queries is None:
-        raise ValueError("the scores hold none of single queries; those of evaluate_ranking do")
+        raise ValueError("scores.queries is None; pass scores that evaluate_ranking returned")
     lines = ["image,identity,camera,ap,rank1"]
     for sample, ap, rank1 in zip(samples, *scores.queries, strict=True):
         values = "," if math.isnan(ap) else f"{ap:.6f},{rank1:g}"

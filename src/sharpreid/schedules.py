@@ -42,23 +42,28 @@ def cosine_temperature(epoch: int, rate: float, floor: float) -> float:
     return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def noise_ramp(epoch: int, end: int) -> float:
-    """Factor on the noise of Eq. 5, rising evenly from 0 to 1 in epoch ``end``. Not the paper's.
+def noise_ramp(epoch: int, epochs: int, share: float) -> float:
+    """Factor on the noise of Eq. 5, rising evenly from 0 to 1 over the first part of the training.
+
+    Not the paper's.
 
     Args:
         epoch: 0-based, >= 0.
-        end: first epoch with the whole noise, >= 1.
+        epochs: of the whole training, >= 1.
+        share: of the training, over which the factor rises, in (0, 1].
 
     Raises:
         ValueError: an argument is out of range.
-    Source: Ghiasi et al., DropBlock (2018), Sec. 3: strong noise early hurts, and a ramp does not.
+    Source: the idea is that of Ghiasi et al., DropBlock (2018), who raise their drop rate gradually.
 
-    >>> [noise_ramp(epoch, end=50) for epoch in (0, 10, 50, 149)]
-    [0.0, 0.2, 1.0, 1.0]
+    >>> [noise_ramp(epoch, epochs=150, share=0.4) for epoch in (0, 15, 60, 149)]
+    [0.0, 0.25, 1.0, 1.0]
     """
-    if epoch < 0 or end < 1:
-        raise ValueError(f"expected epoch >= 0 and end >= 1, got {epoch} and {end}")
-    return min(1.0, epoch / end)
+    if epoch < 0 or epochs < 1 or not 0 < share <= 1:
+        raise ValueError(
+            f"expected epoch >= 0, epochs >= 1 and share in (0, 1], got {epoch}, {epochs} and {share}"
+        )
+    return min(1.0, epoch / (share * epochs))
 
 
 def exponential_decay_factor(epoch: int, start: int, end: int, final: float) -> float:

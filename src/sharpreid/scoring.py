@@ -79,7 +79,7 @@ def evaluate(arguments: Sequence[str]) -> RankingScores:
         ValueError: an argument is not key=value, or names a key that the config does not have.
     """
     given = parse_arguments(arguments, USAGE)
-    output, images = given.pop("output", None), given.pop("recalibrate", 0)
+    output, images = given.pop("output", None), _images_to_recalibrate(given)
     scores, record = _score_again(*_checkpoint_and_config(given), images)
     print_run_table(record)
     if output is not None:
@@ -113,7 +113,7 @@ def evaluate_sweep(arguments: Sequence[str]) -> list[dict[str, Any]]:
             named = [checkpoint] if checkpoint else []
             given = {**fixed, **parse_arguments([*named, *setting], USAGE)}
             shown = [*named, *setting] if len(checkpoints) > 1 else setting
-            images = given.pop("recalibrate", 0)
+            images = _images_to_recalibrate(given)
             jobs.append((shown, (*_checkpoint_and_config(given), images)))
     records: list[dict[str, Any]] = []
     for number, (shown, job) in enumerate(jobs, start=1):
@@ -142,6 +142,14 @@ def combinations(arguments: Sequence[str]) -> list[list[str]]:
         texts = override.sweep_string_iterator() if listed else [override.get_value_element_as_str()]
         values.append([f"{override.get_key_element()}={text}" for text in texts])
     return [list(combination) for combination in itertools.product(*values)]
+
+
+def _images_to_recalibrate(given: dict[str, Any]) -> int:
+    """Take ``recalibrate`` out of the arguments; ValueError if it is no number of images."""
+    images = given.pop("recalibrate", 0)
+    if not isinstance(images, int) or isinstance(images, bool) or images < 0:
+        raise ValueError(f"recalibrate must be a number of training images or 0, got {images!r}")
+    return images
 
 
 def _sweeps(experiment: str | None) -> list[list[str]]:
@@ -177,8 +185,6 @@ def _checkpoint_and_config(given: Mapping[str, Any]) -> tuple[Path, DictConfig]:
 
 
 def _score_again(checkpoint: Path, cfg: DictConfig, images: Any) -> tuple[RankingScores, dict[str, Any]]:
-    if not isinstance(images, int) or isinstance(images, bool) or images < 0:
-        raise ValueError(f"recalibrate must be a number of training images or 0, got {images!r}")
     data, module = build_data(cfg), load_network(checkpoint, cfg)
     trainer = build_trainer(cfg, training=False)
     if images:

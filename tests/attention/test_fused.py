@@ -221,9 +221,10 @@ def test_the_reference_is_the_block_as_written_out() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_compiled_equals_the_reference() -> None:
+@pytest.mark.parametrize("gradient", get_args(MaskGradient))
+def test_compiled_equals_the_reference(gradient: Any) -> None:
     trunk, source = features(torch.float32, channels_last=True)
-    recipe = Recipe(torch.tensor(0.5), 1e-6, 3, 0, False)
+    recipe = Recipe(torch.tensor(0.5), 1e-6, 3, 0, False, gradient)
     one, reference = (results(trunk, source, recipe, "mean", how) for how in ("compile", "eager"))
     for found, wanted in zip(one, reference, strict=True):
         assert float((found - wanted).abs().max() / wanted.abs().max()) < 2e-5

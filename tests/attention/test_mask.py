@@ -513,3 +513,25 @@ class TestMaskSampler:
 
     def test_names_its_mode_when_printed(self) -> None:
         assert "test_mask=hard" in repr(MaskSampler(eps=EPS, test_mask="hard"))
+
+
+def test_the_mean_mask_of_the_test_is_the_mean_of_many_draws() -> None:
+    x = torch.rand(1, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    mean, draws = (MaskSampler(eps=EPS, test_mask=mask, draws=4000).eval() for mask in ("mean", "sample"))
+    for sampler in (mean, draws):
+        sampler.set_temperature(0.5)
+    torch.testing.assert_close(mean(x), draws(x), rtol=0, atol=0.03)
+    assert not torch.allclose(mean(x), MaskSampler(eps=EPS).eval()(x), atol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"gradient": "expected", "train_mask": "noise_free"}, "take gradient=whole"),
+        ({"sample_noise": "per_view", "seed": -1}, "seed must be >= 0 with sample_noise=per_view, got -1"),
+        ({"gradient": "half"}, "gradient must be one of whole, .*, none; got 'half'"),
+    ],
+)
+def test_what_a_sampler_cannot_do_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MaskSampler(eps=EPS, **arguments)

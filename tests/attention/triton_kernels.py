@@ -29,7 +29,7 @@ def compare(
         if source is None:
             s = t.detach() if detached else t
         else:
-            s = source.clone(memory_format=torch.preserve_format).requires_grad_()
+            s = source.clone(memory_format=torch.preserve_format).requires_grad_(not detached)
         if by_kernels:
             output, total, square = fused_triton.Attend.apply(t, s, source is None, recipe, True, skip)
         else:
@@ -73,7 +73,7 @@ def gradients() -> None:
     ):
         detached = gradient == "none"
         recipe = Recipe(torch.tensor(0.5), 1e-6, 7, 5, False, "whole" if detached else gradient, scale)
-        options = {"last": last, "own": own or detached, "skip": skip, "detached": detached}
+        options = {"last": last, "own": own, "skip": skip, "detached": detached}
         one_option((2, 5, 7, 3), recipe, **options, generator=generator)
 
 

@@ -291,7 +291,7 @@ def test_the_mean_image_is_that_of_the_resized_pictures_in_any_order() -> None:
 
 
 def test_the_mean_of_no_picture_is_refused() -> None:
-    with pytest.raises(ValueError, match="the mean of no image is wanted"):
+    with pytest.raises(ValueError, match="needs at least one image, got none"):
         mean_image([], height=4, width=4)
 
 

@@ -269,6 +269,19 @@ def test_temperature_reaches_every_block_and_the_state_dict(trunk: ResNetTrunk) 
     assert taus == {"attention.1.sampler.tau": 0.75, "attention.3.sampler.tau": 0.75}
 
 
+def test_a_factor_on_the_noise_reaches_every_block_and_0_is_no_noise(trunk: ResNetTrunk) -> None:
+    made = network(trunk, [1, 3]).train()
+    made.set_noise_scale(0.25)
+    assert [block.sampler.noise_scale for block in made.attention.values()] == [0.25, 0.25]
+    made.set_noise_scale(0.0)
+    sampler = made.attention["1"].sampler
+    x = torch.rand(2, 3, 4, 4)
+    assert sampler.recipe().seed is None
+    assert torch.equal(sampler(x), MaskSampler(eps=sampler.eps, train_mask="noise_free")(x))
+    with pytest.raises(ValueError, match="factor on the noise must be >= 0, got -1"):
+        made.set_noise_scale(-1)
+
+
 def test_temperature_of_soft_attention_has_no_effect(trunk: ResNetTrunk) -> None:
     made = network(trunk, [1], sampler=SigmoidGate)
     made.set_temperature(0.5)

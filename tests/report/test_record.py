@@ -56,10 +56,36 @@ def test_a_row_s_name_says_all_of_its_config_but_the_conditions(overrides: str, 
     assert conditions_of(one) == conditions_of(config("recipe=miniature", "method=baseline"))
 
 
+def test_ramps_and_floors_that_differ_are_different_rows() -> None:
+    rows = [
+        row_of(config("recipe=miniature", *overrides.split()))
+        for overrides in (
+            "schedule=noise_ramp",
+            "schedule=noise_ramp schedule.noise_scale.share=0.5",
+            "schedule.temperature.floor=0.3",
+            "schedule=cosine_tau schedule.temperature.floor=0.3",
+        )
+    ]
+    assert [row.removeprefix("blocks_1234-whole-") for row in rows] == [
+        "noise_ramp",
+        "noise_ramp_share_0.5",
+        "tau_floor_0.3",
+        "cosine_tau-tau_floor_0.3",
+    ]
+
+
+def test_a_reading_of_the_context_unit_is_no_condition() -> None:
+    baseline, unit = (
+        config("recipe=miniature", *overrides.split())
+        for overrides in ("method=baseline", "method=sab_cu model.context_unit.init=next_stage")
+    )
+    assert conditions_of(unit) == conditions_of(baseline)
+    assert "init_next_stage" in row_of(unit)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "row"),
     [
-        ("schedule.noise", {"_target_": "sharpreid.schedules.noise_ramp"}, "blocks_1234-whole-noise_ramp"),
         ("schedule.noise", {"_target_": "sharpreid.schedules.ramp"}, "blocks_1234-whole-noise_ramp"),
         ("model.sampler.eps", 0.001, "blocks_1234-whole-eps_0.001"),
         ("model.scale", "mask only", "blocks_1234-whole-scale_mask_only"),

@@ -5,13 +5,18 @@ function, at l, of a sum of two logistic variables of scales 1 and tau. Only at 
 form. The trapezoid rule on the real line converges exponentially: the integrand is analytic in a strip.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+_Table = Callable[[float, torch.device, torch.dtype], Tensor]
+_uncompiled: Callable[[_Table], _Table] = torch.compiler.disable
+"""Keeps torch.compile from tracing a table, which it would make anew in every step."""
+
 REACH = 20.0
-"""Largest |logit| of the table; beyond, mean and slope are below 1e-8 from their limits."""
+"""Largest |logit| of the table. Beyond it, mean and slope are within 5e-8 of their limits for tau <= 1."""
 STEPS = 1280
 """Intervals of the table. Their width is 1/32, which float32 holds exactly."""
 
@@ -64,12 +69,14 @@ def interpolated_slope(logit: Tensor, tau: float) -> Tensor:
     return left + part * (slopes[index + 1] - left)
 
 
+@_uncompiled
 @lru_cache(maxsize=8)
 def slope_table(tau: float, device: torch.device, dtype: torch.dtype) -> Tensor:
     """`mean_slope` at the nodes -REACH, -REACH + 1/32, ... REACH: (STEPS + 1,)."""
     return mean_slope(_nodes(), tau).to(device, dtype)
 
 
+@_uncompiled
 @lru_cache(maxsize=8)
 def _mean_table(tau: float, device: torch.device, dtype: torch.dtype) -> Tensor:
     return mean_mask(_nodes(), tau).to(device, dtype)

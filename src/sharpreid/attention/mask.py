@@ -182,18 +182,18 @@ class MaskSampler(nn.Module):
     - ``straight_through``: that draw rounded to 0 or 1, which is Eq. 4's, with the gradient of Eq. 5;
     - ``noise_free``: Eq. 5 without noise at the current tau.
 
-    What flows back through the mask the paper leaves open ("the error signals can be backpropagated directly
-    through the sampled A", Sec. III). The gradient through the product of Eq. 1 is never touched; of that
-    through the mask, dM/dx = dM/dpi * dpi/dx, ``gradient`` passes on
+    The paper does not specify the gradient through the mask ("the error signals can be backpropagated
+    directly through the sampled A", Sec. III). The gradient through the product of Eq. 1 is never touched;
+    of that through the mask, dM/dx = dM/dpi * dpi/dx, ``gradient`` passes on
 
-    - ``whole``: all of it. One draw of dM/dpi = M (1 - M) / (tau pi (1 - pi)) has no finite mean as pi goes
-      to 0, where most activations after a ReLU are;
+    - ``whole``: all of it. The variance of dM/dpi = M (1 - M) / (tau pi (1 - pi)) over the noise has no bound
+      as pi goes to 0;
     - ``range_detached``: all but the part through the minimum and maximum of Eq. 3;
     - ``none``: nothing: a `SharpAttentionBlock` gives its mask branch a detached input. A context-aware unit,
       which comes after that cut, still learns by the whole gradient;
     - ``straight_through_pi``: dM/dpi replaced by 1;
     - ``clipped``: all, but 0 where pi is below 0.01 or above 0.99;
-    - ``expected``: dM/dpi replaced by its mean over the noise, which is finite.
+    - ``expected``: dM/dpi replaced by its mean over the whole noise of Eq. 5. Not with a factor on the noise.
 
     ``straight_through_pi``, ``clipped`` and ``expected`` bound the variance; their gradient is not that of
     the drawn mask.
@@ -252,6 +252,13 @@ class MaskSampler(nn.Module):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(known))}; got {value!r}")
         if draws < 1:
             raise ValueError(f"draws must be at least 1, got {draws}")
+        if sample_noise == "per_view" and seed < 0:
+            raise ValueError(f"seed must be >= 0 with sample_noise=per_view, got {seed}")
+        if gradient == "expected" and train_mask == "noise_free":
+            raise ValueError(
+                "gradient=expected is a mean over noise, and train_mask=noise_free draws none; take "
+                "gradient=whole, which has no spread then"
+            )
         self.eps = eps
         self.train_mask: TrainMask = train_mask
         self.gradient: Gradient = gradient

@@ -400,8 +400,11 @@ class ReIDDataModule(pl.LightningDataModule):
             raise ValueError(f"recalibrate must be from 2 to {known}, got {images}")
         order = random_stream("recalibration", self.seed).permutation(len(samples))[:images]
         chosen = EvalImages((), [samples[index] for index in order], self.eval_transform, self.train.read)
-        size = min(self.eval_batch_size, images)
-        return DataLoader(chosen, size, drop_last=True, num_workers=self.num_workers)
+        size = max(2, min(self.eval_batch_size, images))
+        batches = [list(range(start, min(start + size, images))) for start in range(0, images, size)]
+        if len(batches[-1]) == 1:  # too few for a variance
+            batches[-2] += batches.pop()
+        return DataLoader(chosen, batch_sampler=batches, num_workers=self.num_workers)
 
     def _eval_loader(self, images: EvalImages) -> DataLoader[EvalBatch]:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

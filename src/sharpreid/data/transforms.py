@@ -112,7 +112,7 @@ def mean_image(images: Iterable[Image.Image], *, height: int, width: int) -> Ten
         total += np.asarray(image.resize((width, height), Image.Resampling.BILINEAR), np.uint8)
         count += 1
     if not count:
-        raise ValueError("the mean of no image is wanted; expected at least one")
+        raise ValueError("a mean image needs at least one image, got none")
     return torch.from_numpy(total.transpose(2, 0, 1) / (255 * count)).float()
 
 

@@ -175,7 +175,7 @@ class SharpAttentionNetwork(nn.Module):
         return Trained(self.head(x.mean((2, 3))), tuple(variations))
 
     def _double_input_after(self, stage: int) -> None:
-        """Let what reads the output of ``stage`` take it twice."""
+        """Double the input channels of the layers that read the output of ``stage``."""
         if stage < NUM_STAGES:
             reader = cast(Bottleneck, self.trunk.stages[stage][0])
             _double_input(reader.conv1)

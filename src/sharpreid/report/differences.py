@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 _NOTE = (
     "Percentage points over the baseline of the same seeds. Lines: 95 % intervals; dots: single seeds.\n"
-    "Hollow and dotted: one seed, whose interval is of the test set alone. Not comparable with the paper."
+    "Hollow and dotted: one seed; the interval covers the sampling of the test set only. "
+    "Not comparable with the paper."
 )
 
 

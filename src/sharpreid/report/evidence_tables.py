@@ -83,7 +83,12 @@ def _no_evidence(lines: Sequence[Line]) -> list[str]:
         f"{100 * float(line['active_at_end']):.0f} % active, mAP {percent(float(line['mAP']))}"
         for line in lines
     ]
-    return ["No evidence, still on the plateau of the batch-hard loss, in no mean above:", "", *said, ""]
+    return [
+        "Excluded from all means, because they ended on the plateau of the batch-hard loss:",
+        "",
+        *said,
+        "",
+    ]
 
 
 def key_table(experiments: Path) -> list[str]:

@@ -85,7 +85,7 @@ def paired_difference(
     A bootstrap of S = 2 to 5 values also gives too narrow an interval. So the deviations of the seeds'
     differences from their mean are stretched by sqrt(S / (S - 1)) t / 1.96 before they are drawn, where t is
     Student's quantile for S - 1 degrees of freedom. The first factor makes their variance that of a sample,
-    the second makes the width that of Student's interval. The product is 9.2 for two seeds, 2.7 for three,
+    the second makes the width about that of Student's interval. The product is 2.7 for three seeds,
     1.6 for five. So two seeds can show only a difference that is many times as large as their spread.
 
     With one seed the interval is that of the test set alone: it covers other test persons scored by the same
@@ -150,10 +150,14 @@ def _stretch(seeds: int) -> float:
     """Factor on the seeds' deviations; see `paired_difference`.
 
     >>> [round(_stretch(seeds), 2) for seeds in (1, 2, 3, 5)]
-    [1.0, 9.17, 2.69, 1.58]
+    [1.0, 12.71, 2.69, 1.58]
     """
     if seeds == 1:
         return 1.0
+    if (
+        seeds == 2
+    ):  # one resample of four draws the same seed twice: the interval ends at the deviation itself
+        return _STUDENT[0]
     student = _STUDENT[min(seeds - 1, len(_STUDENT)) - 1]
     return float(np.sqrt(seeds / (seeds - 1)) * student / _NORMAL)
 

@@ -168,7 +168,7 @@ def _read_queries(path: Path) -> tuple[Query, ...]:
     if not lines or tuple(lines[0]) != Query._fields or len(lines) == 1:
         raise ValueError(f"{path}: expected the columns {','.join(Query._fields)} and a line per query")
     if any(len(line) != len(Query._fields) for line in lines):
-        raise ValueError(f"{path}: a line has not {len(Query._fields)} values")
+        raise ValueError(f"{path}: every line must have {len(Query._fields)} values")
     queries = sorted(Query(*line) for line in lines[1:])
     if len({query[:3] for query in queries}) < len(queries):
         raise ValueError(f"{path}: a query, by image, identity and camera, comes twice")

@@ -77,9 +77,11 @@ def _total_variation(objective: DictConfig) -> str:
 
 
 def _temperature(temperature: DictConfig) -> list[str]:
-    if class_of(temperature) == "cosine_temperature":
-        return ["cosine_tau"]
-    return ["constant_tau"] if temperature.floor == 1 else []
+    if temperature.floor == 1:
+        return ["constant_tau"]
+    shape = ["cosine_tau"] if class_of(temperature) == "cosine_temperature" else []
+    usual = _file("schedule/paper").temperature.floor
+    return shape if temperature.floor == usual else [*shape, f"tau_floor_{temperature.floor:g}"]
 
 
 def _parts(config: DictConfig) -> list[str]:
@@ -107,7 +109,12 @@ def _readings(config: DictConfig) -> list[str]:
 def _reading(key: str, value: Any, node: DictConfig) -> str:
     if OmegaConf.is_config(value) and "_target_" in value:
         name = class_of(value)
-        return name if name.startswith(key.partition("_")[0]) else f"{key}_{name}"
+        name = name if name.startswith(key.partition("_")[0]) else f"{key}_{name}"
+        path = CONF_DIR / "schedule" / f"{name}.yaml"
+        usual = OmegaConf.select(OmegaConf.load(path), key) if path.is_file() else {}
+        arguments = [argument for argument in value if argument not in ("_target_", "_partial_", "epochs")]
+        unusual = [f"{one}_{value[one]:g}" for one in arguments if value[one] != usual.get(one)]
+        return "_".join([name, *unusual])
     if key in ("train_mask", "upsample"):
         return str(value)
     if key == "test_mask":
@@ -121,7 +128,9 @@ def conditions_of(config: DictConfig) -> str:
     Runs may be compared only if this is the same. What the paper leaves open and is no departure, such as
     the strides, is said as well.
     """
-    return ", ".join([_conditions(config), *left_open(config)]).removeprefix(", ")
+    rest = config.copy()
+    OmegaConf.update(rest, "model.context_unit", {}, merge=False)  # its readings are in the row's name
+    return ", ".join([_conditions(config), *left_open(rest)]).removeprefix(", ")
 
 
 def recipe_of(config: DictConfig) -> str | None:
