@@ -6,6 +6,7 @@ Hydra imports this file in every program that runs in this environment, so nothi
 from collections.abc import Sequence
 from typing import Any
 
+from hydra._internal.core_plugins import basic_sweeper
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
 
@@ -29,7 +30,8 @@ class RepeatingBasicSweeper(BasicSweeper):
         params: dict[str, str] | None = None,
         repeats: Sequence[Sequence[str]] = (),
     ) -> None:
-        super().__init__(max_batch_size, params)
+        # Hydra may execute the module of its sweeper anew, and then super() is refused there
+        vars(self).update(vars(basic_sweeper.BasicSweeper(max_batch_size, params)))
         self.repeats = [list(repeat) for repeat in repeats]
         self._arguments: list[str] = []
 
