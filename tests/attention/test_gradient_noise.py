@@ -2,6 +2,7 @@
 
 import runpy
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import get_args
 
@@ -13,6 +14,23 @@ from sharpreid.attention.block import SharpAttentionBlock
 from sharpreid.attention.mask import Gradient, MaskSampler
 
 MEASURE = runpy.run_path(str(Path(__file__).parents[2] / "experiments" / "mask_gradient" / "measure.py"))
+
+
+def test_one_slope_of_the_mask_has_no_bound_as_pi_goes_to_0_and_the_others_have() -> None:
+    """The problem itself (docs/attention_gradient.md): the spread of dM/dpi over the noise.
+
+    With tau = 0.5 a hundredth of pi raises the spread of the whole gradient tenfold, and its mean stays.
+    """
+    spread = {}
+    for gradient, pi in product(("whole", "expected", "clipped", "straight_through_pi"), (0.1, 0.001)):
+        slopes = MEASURE["slopes"](gradient, pi, tau=0.5, draws=200_000)
+        assert slopes.mean() < 3
+        spread[gradient, pi] = float(slopes.std())
+    assert 1 < spread["whole", 0.1] < 3
+    assert spread["whole", 0.001] > 12
+    for gradient in ("expected", "straight_through_pi"):
+        assert spread[gradient, 0.001] < 1e-6
+    assert spread["clipped", 0.001] == 0
 
 
 @pytest.mark.parametrize("tau", [1.0, 0.5])

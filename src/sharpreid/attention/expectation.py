@@ -7,6 +7,7 @@ form. The trapezoid rule on the real line converges exponentially: the integrand
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,7 +58,8 @@ def interpolated_mean(logit: Tensor, tau: float) -> Tensor:
 
     The gradient is `interpolated_slope`.
     """
-    mean: Tensor = _InterpolatedMean.apply(logit, tau)  # type: ignore[no-untyped-call]
+    operation: Any = _InterpolatedMean  # torch's types do not know apply()
+    mean: Tensor = operation.apply(logit, tau)
     return mean
 
 
@@ -95,9 +97,9 @@ def _place(logit: Tensor) -> tuple[Tensor, Tensor]:
 
 class _InterpolatedMean(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: object, logit: Tensor, tau: float) -> Tensor:
-        ctx.save_for_backward(logit)  # type: ignore[attr-defined]
-        ctx.tau = tau  # type: ignore[attr-defined]
+    def forward(ctx: Any, logit: Tensor, tau: float) -> Tensor:
+        ctx.save_for_backward(logit)
+        ctx.tau = tau
         index, t = _place(logit)
         means = _mean_table(tau, logit.device, logit.dtype)
         slopes = slope_table(tau, logit.device, logit.dtype) * (2 * REACH / STEPS)
@@ -110,6 +112,6 @@ class _InterpolatedMean(torch.autograd.Function):
         return low + curve + t * (1 - t) * ((1 - t) * rise_low - t * rise_high)
 
     @staticmethod
-    def backward(ctx: object, upstream: Tensor) -> tuple[Tensor, None]:
-        (logit,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return upstream * interpolated_slope(logit, ctx.tau), None  # type: ignore[attr-defined]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        (logit,) = ctx.saved_tensors
+        return upstream * interpolated_slope(logit, ctx.tau), None
