@@ -19,12 +19,12 @@ from torch.utils.data import DataLoader
 from benchmarks import command
 from benchmarks.market import write_small_market
 from benchmarks.rows import Row, machine
-from sharpreid.config import build_data
+from sharpreid.config.paths import CONF_DIR
+from sharpreid.config.resolvers import register_resolvers
 from sharpreid.data.datamodule import ReIDDataModule
 from sharpreid.data.pixel_cache import build_cache
 from sharpreid.data.sampler import Draw
-from sharpreid.hydra_files import CONF_DIR
-from sharpreid.resolvers import register_resolvers
+from sharpreid.run.build import build_data
 
 BATCH = 256
 

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from sharpreid.records import describe_code
+from sharpreid.run.records import describe_code
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ import pytorch_lightning as pl
 from benchmarks import command
 from benchmarks.market import write_market
 from benchmarks.rows import Row, machine
-from sharpreid.preparation import prepare
+from sharpreid.run.preparation import prepare
 
 TORCH = 'python -c "import torch"'
 HELP = "sharpreid.train --help"

@@ -31,7 +31,7 @@ from benchmarks.market import write_small_market
 from benchmarks.networks import network
 from benchmarks.process import all_in_turns
 from benchmarks.rows import Row, machine
-from sharpreid.preparation import prepare
+from sharpreid.run.preparation import prepare
 
 SIZE = (256, 128)
 WARM_UP = 3

@@ -11,8 +11,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from PIL import Image
 
-from sharpreid.hydra_files import CONF_DIR
-from sharpreid.resolvers import register_resolvers
+from sharpreid.config.paths import CONF_DIR
+from sharpreid.config.resolvers import register_resolvers
 
 TRAIN_IDENTITIES = range(1, 9)
 TEST_IDENTITIES = range(9, 13)

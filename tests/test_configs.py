@@ -13,14 +13,14 @@ from lightning_fabric.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig, OmegaConf
 
 from sharpreid.callbacks.mask_gallery import MaskGallery
-from sharpreid.config import build_data, build_module, build_trainer
-from sharpreid.config_check import ConfigError, check_config, check_node
+from sharpreid.config.paths import CONF_DIR
+from sharpreid.config.resolvers import register_resolvers, run_label
+from sharpreid.config.validation import ConfigError, check_config, check_node
+from sharpreid.distributed import rank_zero_only
 from sharpreid.evaluation.ranking import Protocol
-from sharpreid.hydra_files import CONF_DIR
-from sharpreid.processes import rank_zero_only
-from sharpreid.recipe import departures
-from sharpreid.resolvers import register_resolvers, run_label
-from sharpreid.sweeps import SweepSummary
+from sharpreid.run.build import build_data, build_module, build_trainer
+from sharpreid.run.paper_recipe import departures
+from sharpreid.sweep.summary_callback import SweepSummary
 
 EXPERIMENTS = sorted(CONF_DIR.glob("experiment/**/*.yaml"))
 CUHK03 = tuple(sorted(path.stem for path in CONF_DIR.glob("data/cuhk03_*.yaml")))
@@ -320,8 +320,8 @@ def test_a_job_is_called_by_what_varies(
     overrides: list[str], swept: list[str], label: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job: Any = OmegaConf.create({"overrides": {"task": overrides}})
-    monkeypatch.setattr("sharpreid.resolvers.HydraConfig.get", lambda: job)
-    monkeypatch.setattr("sharpreid.resolvers.swept_keys", lambda: {*swept})
+    monkeypatch.setattr("sharpreid.config.resolvers.HydraConfig.get", lambda: job)
+    monkeypatch.setattr("sharpreid.config.resolvers.swept_keys", lambda: {*swept})
     assert run_label("name") == label
 
 

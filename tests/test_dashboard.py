@@ -14,12 +14,12 @@ from pytorch_lightning.loggers import CSVLogger
 from sharpreid import dashboard
 from sharpreid.callbacks.mask_gallery import MaskGallery
 from sharpreid.callbacks.sharpness import SharpnessCurves
-from sharpreid.config import build_data, build_module
-from sharpreid.hydra_files import CONF_DIR
-from sharpreid.job import logged_settings
-from sharpreid.recipe import PAPER_DATA
-from sharpreid.records import describe_rules
-from sharpreid.resolvers import register_resolvers
+from sharpreid.config.paths import CONF_DIR
+from sharpreid.config.resolvers import register_resolvers
+from sharpreid.run.build import build_data, build_module
+from sharpreid.run.paper_recipe import PAPER_DATA
+from sharpreid.run.records import describe_rules
+from sharpreid.run.training import logged_settings
 
 METHODS = sorted(path.stem for path in CONF_DIR.glob("method/*.yaml"))
 

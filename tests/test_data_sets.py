@@ -12,12 +12,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from PIL import Image
 
-from sharpreid.config import build_data, build_module
-from sharpreid.hydra_files import CONF_DIR
-from sharpreid.preparation import prepare
-from sharpreid.records import describe_scores
-from sharpreid.report.table import protocol_line
-from sharpreid.resolvers import register_resolvers
+from sharpreid.config.paths import CONF_DIR
+from sharpreid.config.resolvers import register_resolvers
+from sharpreid.run.build import build_data, build_module
+from sharpreid.run.console import protocol_line
+from sharpreid.run.preparation import prepare
+from sharpreid.run.records import describe_scores
 
 PEOPLE = range(1, 7)
 """The first four are trained on."""

@@ -17,10 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch import Tensor
 
-from sharpreid.config import build_data, build_module
+from sharpreid.config.resolvers import register_resolvers
 from sharpreid.data.datamodule import EvalBatch, TrainBatch
 from sharpreid.module import ReIDModule
-from sharpreid.resolvers import register_resolvers
+from sharpreid.run.build import build_data, build_module
 
 STEPS = 3
 

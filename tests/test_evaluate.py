@@ -9,18 +9,12 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from sharpreid.attention.mask import TestMask
-from sharpreid.checkpoints import DamagedCheckpointError, SafeCheckpointIO
+from sharpreid.checkpoint_io import DamagedCheckpointError, SafeCheckpointIO
 from sharpreid.evaluate import main
-from sharpreid.recipe import departures
-from sharpreid.report.table import gather_readings, print_readings
-from sharpreid.scoring import (
-    _sweeps,
-    build_empty_module,
-    combinations,
-    evaluate,
-    evaluate_sweep,
-    load_network,
-)
+from sharpreid.run.console import gather_readings, print_readings
+from sharpreid.run.evaluation import _sweeps, combinations, evaluate, evaluate_sweep
+from sharpreid.run.loading import build_empty_module, load_network
+from sharpreid.run.paper_recipe import departures
 
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
@@ -139,9 +133,10 @@ def test_the_weights_that_a_run_started_from_are_not_needed_and_stay_in_its_labe
 
 
 @pytest.mark.parametrize("arguments", [["checkpoint"], ["seed=0"]])
-def test_a_wrong_call_shows_the_usage(arguments: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"usage: python -m sharpreid\.evaluate"):
-        evaluate(arguments)
+def test_a_wrong_call_shows_the_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command(arguments)
+    assert "usage: python -m sharpreid.evaluate" in capsys.readouterr().err
 
 
 def test_without_arguments_the_exit_status_says_that_it_was_wrong(

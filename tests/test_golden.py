@@ -12,8 +12,8 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
 
-from sharpreid.config import build_module
 from sharpreid.data.datamodule import TrainBatch
+from sharpreid.run.build import build_module
 
 GOLDEN = Path(__file__).parent / "golden" / "loss.json"
 STEPS = 4

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from sharpreid.checkpoints import SafeCheckpointIO, newest_whole, step_checkpoints, step_of
+from sharpreid.checkpoint_io import SafeCheckpointIO, newest_whole, step_checkpoints, step_of
 
 pytestmark = [pytest.mark.hosts, pytest.mark.timeout(900)]
 

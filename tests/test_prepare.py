@@ -17,10 +17,10 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image
 
-from sharpreid import preparation
 from sharpreid import prepare as command
-from sharpreid.config import build_data
 from sharpreid.data.pixel_cache import PixelCache
+from sharpreid.run import preparation
+from sharpreid.run.build import build_data
 
 Capture = pytest.CaptureFixture[str]
 
@@ -250,7 +250,7 @@ def test_a_terminated_call_has_a_status_of_its_own_and_leaves_nothing_half_writt
         os.kill(os.getpid(), signal.SIGTERM)
         return ""
 
-    monkeypatch.setattr("sharpreid.files.os.fsync", terminate)
+    monkeypatch.setattr("sharpreid.atomic_io.os.fsync", terminate)
     code, _, err = run([*place, SUBSET], capsys)
     assert code == 143
     assert "goes on where this one was" in err

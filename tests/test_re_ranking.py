@@ -10,11 +10,11 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from sharpreid.config import build_data, build_module
+from sharpreid.config.paths import CONF_DIR
 from sharpreid.evaluation import KReciprocal, QueryExpansion
-from sharpreid.hydra_files import CONF_DIR
-from sharpreid.records import describe_scores
-from sharpreid.scoring import evaluate
+from sharpreid.run.build import build_data, build_module
+from sharpreid.run.evaluation import evaluate
+from sharpreid.run.records import describe_scores
 
 NAMES = {"none", "k_reciprocal", "query_expansion"}
 

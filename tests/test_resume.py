@@ -20,13 +20,20 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from sharpreid.callbacks.checkpoint import StepCheckpoints
-from sharpreid.checkpoints import SafeCheckpointIO, newest_whole, step_checkpoints, step_of, step_path, verify
-from sharpreid.config import build_data, build_module
+from sharpreid.checkpoint_io import (
+    SafeCheckpointIO,
+    newest_whole,
+    step_checkpoints,
+    step_of,
+    step_path,
+    verify,
+)
 from sharpreid.data.pixel_cache import build_cache
-from sharpreid.job import quieten
 from sharpreid.models.weights import WeightsError
-from sharpreid.records import claim, describe_config, set_later_checkpoints_aside
-from sharpreid.resume import ChangedConfigError, find_checkpoint
+from sharpreid.run.build import build_data, build_module
+from sharpreid.run.console import quieten
+from sharpreid.run.records import claim, describe_config, set_later_checkpoints_aside
+from sharpreid.run.resume import ChangedConfigError, find_checkpoint
 from sharpreid.signals import EXIT_RESUMABLE
 from tests.soak.phase import SAVE, SCORING, START, STEP, VALIDATION, read_phase
 

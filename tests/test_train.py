@@ -18,11 +18,12 @@ import torch
 from omegaconf import DictConfig
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from sharpreid.config import build_data, build_module
 from sharpreid.data.reid_data import random_stream
 from sharpreid.module import NonFiniteLossError
-from sharpreid.records import claim
-from sharpreid.scoring import evaluate, evaluate_sweep, load_config
+from sharpreid.run.build import build_data, build_module
+from sharpreid.run.evaluation import evaluate, evaluate_sweep
+from sharpreid.run.loading import load_config
+from sharpreid.run.records import claim
 from sharpreid.signals import EXIT_RESUMABLE, stopping_on_sigterm
 
 QUIET: dict[str, Any] = {
@@ -323,7 +324,7 @@ def test_signals_outside_of_the_training_say_whether_the_run_goes_on(
     """And the first alone decides: schedulers repeat theirs until the process has ended."""
     signals = "for number in STOP_SIGNALS: os.kill(os.getpid(), number)"
     code = (
-        "import atexit, os, sharpreid.job as job, sharpreid.train as train\n"
+        "import atexit, os, sharpreid.run.training as job, sharpreid.train as train\n"
         "from sharpreid.signals import STOP_SIGNALS\n"
         "def stop(*_):\n"
         f"    {signals}\n"

@@ -10,11 +10,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from sharpreid.config import build_data, build_module
 from sharpreid.data.datamodule import ReIDDataModule
 from sharpreid.data.reid_data import HardPair, ReIDData
-from sharpreid.report.pictures import attend
-from sharpreid.visualize import main, read_hard_pair, read_views, visualize
+from sharpreid.run.build import build_data, build_module
+from sharpreid.run.loading import read_views
+from sharpreid.visualization.attention import attend
+from sharpreid.visualize import main, read_hard_pair, visualize
 
 
 @pytest.fixture

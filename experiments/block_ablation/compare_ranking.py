@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from sharpreid.config import build_data, build_trainer
 from sharpreid.evaluate import build_empty_module, load_config
 from sharpreid.evaluation.ranking import evaluate_ranking
 from sharpreid.models.weights import read_tensors
+from sharpreid.run.build import build_data, build_trainer
 
 
 def main(checkpoint: Path, rank_py: Path) -> None:

@@ -21,9 +21,9 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from sharpreid.attention.mask import Gradient, MaskGradient, MaskSampler, Recipe, mask_by
-from sharpreid.config import build_data, build_module
-from sharpreid.hydra_files import CONF_DIR
-from sharpreid.resolvers import register_resolvers
+from sharpreid.config.paths import CONF_DIR
+from sharpreid.config.resolvers import register_resolvers
+from sharpreid.run.build import build_data, build_module
 
 HERE = Path(__file__).parent
 FIGURE = HERE.parents[1] / "docs" / "attention_gradient.png"

@@ -12,7 +12,8 @@ from omegaconf import DictConfig
 
 
 class LocalLauncher(Launcher):
-    """Runs the jobs of a sweep in processes of their own, several at once; see `sharpreid.local_launcher`.
+    """Runs the jobs of a sweep in processes of their own, several at once; see
+    `sharpreid.sweep.local_launcher`.
 
     Args:
         jobs_at_once: how many; None is as many as there are devices for, and 1 on the CPU.
@@ -28,7 +29,7 @@ class LocalLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run all jobs; their return values in the same order."""
-        from sharpreid.local_launcher import launch
+        from sharpreid.sweep.local_launcher import launch
 
         return launch(
             self.config,

@@ -10,7 +10,7 @@ from hydra._internal.core_plugins import basic_sweeper
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
 
-from sharpreid.repeats import key_of, wanted_repeats
+from sharpreid.config.sweep_context import key_of, wanted_repeats
 
 
 class RepeatingBasicSweeper(BasicSweeper):

@@ -8,10 +8,10 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sharpreid.recipe import PAPER_DATA
+from sharpreid.loggers.wandb import has_key
 from sharpreid.report.paper_tables import TABLES, read_paper
 from sharpreid.report.summary_files import markdown_table
-from sharpreid.wandb_logger import has_key
+from sharpreid.run.paper_recipe import PAPER_DATA
 
 BLOCKS = (1, 2, 3, 4)
 
@@ -37,7 +37,7 @@ GALLERY = "masks"
 """The key of the masks' pictures."""
 
 GROUPS = ("data.source.name", "method", "departures", "rules")
-"""What runs must share to be averaged, of `sharpreid.job.logged_settings`; their seeds differ."""
+"""What runs must share to be averaged, of `sharpreid.run.training.logged_settings`; their seeds differ."""
 
 COMPARABLE = "Config('comparable') = True and Config('data.source.name') = '{data}'"
 OTHERS = "Config('comparable') = False"

@@ -35,9 +35,9 @@ def main(arguments: list[str] | None = None) -> None:
     if not arguments or {"-h", "--help"} & set(arguments):
         print(USAGE)
         sys.exit(0 if arguments else 2)
-    from sharpreid.scoring import run  # slow, and not for the help
+    from sharpreid.run.evaluation import run  # slow, and not for the help
 
-    run(arguments)
+    run(arguments, USAGE)
 
 
 if __name__ == "__main__":

@@ -24,9 +24,9 @@ def main(arguments: list[str] | None = None) -> None:
     if not arguments or {"-h", "--help"} & set(arguments):
         print(USAGE)
         sys.exit(0 if arguments else 2)
-    from sharpreid.preparation import run  # slow, and not for the help
+    from sharpreid.run.preparation import run  # slow, and not for the help
 
-    run(arguments)
+    run(arguments, USAGE)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import hydra
 from omegaconf import DictConfig
 
-from sharpreid.hydra_files import CONF_DIR
-from sharpreid.resolvers import register_resolvers
+from sharpreid.config.paths import CONF_DIR
+from sharpreid.config.resolvers import register_resolvers
 
 register_resolvers()
 
@@ -24,7 +24,7 @@ def main(cfg: DictConfig) -> float:
         training identities that were held out (data.validation_identities). Never a score of the test set:
         NaN if none were held out, and if the job failed.
     """
-    from sharpreid.job import run
+    from sharpreid.run.training import run
 
     return run(cfg)
 

@@ -10,14 +10,14 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from sharpreid.config import build_data
+from sharpreid.atomic_io import replacing
 from sharpreid.data.datamodule import picture_of
-from sharpreid.data.reid_data import Sample, image_files
-from sharpreid.data.transforms import read_image
-from sharpreid.files import replacing
-from sharpreid.job import quieten, reason
-from sharpreid.report.pictures import attend, draw_beside_each_other, draw_masks, sharpness
-from sharpreid.scoring import load_config, load_network, parse_arguments
+from sharpreid.data.reid_data import Sample
+from sharpreid.run.arguments import UsageError, parse_arguments
+from sharpreid.run.build import build_data
+from sharpreid.run.console import quieten, reason
+from sharpreid.run.loading import load_config, load_network, read_views
+from sharpreid.visualization.attention import attend, draw_beside_each_other, draw_masks, sharpness
 
 USAGE = """\
 usage: python -m sharpreid.visualize checkpoint=RUN/checkpoints/final.ckpt [images=PLACE] [key=value ...]
@@ -46,7 +46,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         visualize(arguments)
     except (OSError, ValueError, RuntimeError, OmegaConfBaseException, HydraException) as error:
-        print(f"error: {reason(error)}", file=sys.stderr)
+        usage = f"\n{USAGE}" if isinstance(error, UsageError) else ""
+        print(f"error: {reason(error)}{usage}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -57,15 +58,15 @@ def visualize(arguments: Sequence[str]) -> Path:
         FileNotFoundError: checkpoint, config or images are missing.
         ValueError: an argument is unknown or out of range, or the network has no attention.
     """
-    given = parse_arguments(arguments, USAGE)
+    given = parse_arguments(arguments)
     known = (
         *("checkpoint", "images", "hard_pair", "beside", "count", "channels", "output", "test_mask"),
         "data_root",
     )
     if unknown := sorted(set(given) - set(known)):
-        raise ValueError(f"{', '.join(unknown)}: no such argument; known are {', '.join(known)}\n{USAGE}")
+        raise UsageError(f"{', '.join(unknown)}: no such argument; known are {', '.join(known)}")
     if "checkpoint" not in given:
-        raise ValueError(f"checkpoint=... is missing\n{USAGE}")
+        raise UsageError("checkpoint=... is missing")
     checkpoint = Path(str(given["checkpoint"]))
     count, channels = (
         _positive(name, given.get(name, usual)) for name, usual in (("count", 4), ("channels", 3))
@@ -105,28 +106,6 @@ def visualize(arguments: Sequence[str]) -> Path:
         print(f"block {block}: {share}, entropy {entropy:.3f} bit")
     print(f"written to {output}")
     return output
-
-
-def read_views(cfg: DictConfig, place: object, count: int) -> Tensor:
-    """Up to ``count`` images, normalised, (B, 3, H, W): of a file or folder, or the test set's first queries.
-
-    Raises:
-        FileNotFoundError: there is nothing at ``place``.
-        ValueError: it holds no image.
-    """
-    cfg = cfg.copy()
-    cfg.data.eval_transform.crops = "plain"
-    data = build_data(cfg)
-    if place is not None:
-        path = Path(str(place))
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no such image or folder of images")
-        files = [path] if path.is_file() else image_files(path)[:count]
-        if data.normalise == "per_pixel_mean":  # of the training images, which have to be there
-            data.setup("test")
-        return torch.cat([data.eval_transform(read_image(file)) for file in files])
-    data.setup("test")
-    return torch.cat([data.test[index].views for index in range(min(count, data.test.num_query))])
 
 
 def read_hard_pair(cfg: DictConfig, detail: str, count: int) -> tuple[Tensor, list[str]]:

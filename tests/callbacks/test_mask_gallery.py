@@ -11,8 +11,8 @@ from PIL import Image
 from pytorch_lightning.loggers import CSVLogger
 
 from sharpreid.callbacks.mask_gallery import MaskGallery
-from sharpreid.config import build_data, build_module
 from sharpreid.data import market1501
+from sharpreid.run.build import build_data, build_module
 
 
 class ImageLogger(CSVLogger):

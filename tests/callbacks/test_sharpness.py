@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from sharpreid.attention.block import SharpAttentionBlock
 from sharpreid.callbacks.sharpness import SharpnessCurves
-from sharpreid.config import build_data, build_module
+from sharpreid.run.build import build_data, build_module
 
 
 def fit(cfg: DictConfig, quiet: dict[str, Any]) -> tuple[pl.Trainer, pl.LightningModule]:

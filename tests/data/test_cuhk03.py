@@ -20,16 +20,16 @@ import pytorch_lightning as pl
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from sharpreid.config import build_data, build_module
+from sharpreid.config.paths import CONF_DIR
+from sharpreid.config.resolvers import register_resolvers
 from sharpreid.data.cuhk03 import PUBLISHED_NEW, load_cuhk03, load_cuhk03_new, new_protocol_queries
-from sharpreid.data.cuhk03_images import RECORD, unpack
-from sharpreid.data.cuhk03_mat import KINDS, MAT
+from sharpreid.data.cuhk03.images import RECORD, unpack
+from sharpreid.data.cuhk03.mat_file import KINDS, MAT
 from sharpreid.data.reid_data import DataError, ReIDData, Sample, identities
 from sharpreid.evaluation.ranking import Protocol, evaluate_ranking
-from sharpreid.hydra_files import CONF_DIR
-from sharpreid.records import describe_scores
-from sharpreid.report.table import protocol_line
-from sharpreid.resolvers import register_resolvers
+from sharpreid.run.build import build_data, build_module
+from sharpreid.run.console import protocol_line
+from sharpreid.run.records import describe_scores
 
 PAIRS = (7, 2, 1, 1, 1)
 REAL_PAIRS = (843, 440, 77, 58, 49)
@@ -465,7 +465,7 @@ def test_of_two_runs_at_once_both_end_with_the_same_images(root: Path, unpacked:
 @pytest.mark.slow
 def test_two_processes_unpack_side_by_side(root: Path, unpacked: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from sharpreid.data.cuhk03_images import ensure_unpacked; "
+        "import sys; from pathlib import Path; from sharpreid.data.cuhk03.images import ensure_unpacked; "
         "root = Path(sys.argv[1]); print(dict(ensure_unpacked(root / 'cuhk-03.mat', root / 'images').images))"
     )
     command = [sys.executable, "-c", program, str(root)]
@@ -533,7 +533,7 @@ def read_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patch:
-        patch.setattr("sharpreid.data.cuhk03_images.replacing", refuse)
+        patch.setattr("sharpreid.data.cuhk03.images.replacing", refuse)
         yield
 
 

@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sharpreid.data import synthetic
 from sharpreid.data.reid_data import DataError, Sample, identities
-from sharpreid.data.synthetic import SyntheticWorld, ensure, generate, load_synthetic
-from sharpreid.data.synthetic_cameras import CAMERAS, take_picture
-from sharpreid.data.synthetic_figure import Pose, draw_figure
-from sharpreid.data.synthetic_pen import Pen
-from sharpreid.data.synthetic_people import DETAILS, Detail, Person, draw_person, twin
-from sharpreid.data.synthetic_world import Plan, draw_pictures, plan_world
+from sharpreid.data.synthetic import SyntheticWorld, contact_sheet, ensure, generate, load_synthetic
+from sharpreid.data.synthetic import __main__ as synthetic_command
+from sharpreid.data.synthetic import dataset as synthetic
+from sharpreid.data.synthetic.cameras import CAMERAS, take_picture
+from sharpreid.data.synthetic.figure import Pose, draw_figure
+from sharpreid.data.synthetic.people import DETAILS, Detail, Person, draw_person, twin
+from sharpreid.data.synthetic.raster import Pen
+from sharpreid.data.synthetic.world import Plan, draw_pictures, plan_world
 from sharpreid.data.transforms import read_image
 from sharpreid.evaluation.ranking import Protocol, evaluate_ranking
 
@@ -440,7 +441,7 @@ def test_loading_makes_the_data_set_and_marks_it_as_synthetic(
 
 
 def test_contact_sheet_shows_people_and_pairs(root: Path, tmp_path: Path) -> None:
-    path = synthetic.contact_sheet(root, tmp_path / "sheet.png")
+    path = contact_sheet(root, tmp_path / "sheet.png")
     with Image.open(path) as sheet:
         assert sheet.size[0] > 6 * 2 * 64
         assert sheet.size[1] > (2 + 2 * 2 + 2) * 128
@@ -451,7 +452,7 @@ def test_command_makes_the_data_set_and_prints_its_counts(
 ) -> None:
     monkeypatch.setattr(synthetic, "SyntheticWorld", lambda: SMALL)
     place, sheet = tmp_path / "synthetic", tmp_path / "sheet.jpg"
-    synthetic.main(["--root", str(place), "--contact-sheet", str(sheet)])
+    synthetic_command.main(["--root", str(place), "--contact-sheet", str(sheet)])
     printed = capsys.readouterr().out
     assert str(place) in printed
     assert "6 train identities" in printed

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from sharpreid.recipe import composed, departures
-from sharpreid.resolvers import register_resolvers
+from sharpreid.config.resolvers import register_resolvers
+from sharpreid.run.paper_recipe import composed, departures
 
 WriteRun = Callable[..., Path]
 

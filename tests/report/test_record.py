@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from sharpreid.hydra_files import CONF_DIR
-from sharpreid.recipe import composed
+from sharpreid.config.paths import CONF_DIR
+from sharpreid.config.resolvers import register_resolvers
 from sharpreid.report.record import COLUMNS, End, left_plateau, main, read_end, read_lines, read_table
 from sharpreid.report.rows import conditions_of, recipe_of, row_of
-from sharpreid.resolvers import register_resolvers
+from sharpreid.run.paper_recipe import composed
 
 ROWS = CONF_DIR.parent / "experiments" / "does_it_help" / "rows.csv"
 

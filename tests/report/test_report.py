@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from sharpreid.hydra_files import CONF_DIR
+from sharpreid.config.paths import CONF_DIR
 from sharpreid.report.__main__ import main, write_report
 from sharpreid.report.figures import read_curve
-from sharpreid.report.gather import distinct, gather, method_of, summary_of
+from sharpreid.report.gather import distinct, gather, summary_of
 from sharpreid.report.paper_tables import (
     METHODS,
     TABLES,
@@ -26,6 +26,7 @@ from sharpreid.report.paper_tables import (
     paper_table,
     read_paper,
 )
+from sharpreid.run.comparability import method_of
 
 PROTOCOL = {
     "name": "market1501",

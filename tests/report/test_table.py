@@ -5,7 +5,8 @@ import pytest
 from rich.console import Console
 
 from sharpreid.evaluation.ranking import Protocol
-from sharpreid.report.table import caveats, print_run_table, protocol_line
+from sharpreid.run.comparability import caveats
+from sharpreid.run.console import print_run_table, protocol_line
 
 
 def scores(mAP: float) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sharpreid.checkpoints import (
+from sharpreid.checkpoint_io import (
     DamagedCheckpointError,
     SafeCheckpointIO,
     newest_whole,
@@ -29,7 +29,7 @@ from sharpreid.checkpoints import (
     step_of,
     verify,
 )
-from sharpreid.records import describe_code
+from sharpreid.run.records import describe_code
 from tests.soak.phase import SAVE, SCORING, START, read_phase
 from tests.test_resume import differing
 

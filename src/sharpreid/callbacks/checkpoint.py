@@ -13,8 +13,8 @@ import torch
 from lightning_fabric.utilities.apply_func import convert_tensors_to_scalars
 from pytorch_lightning.callbacks import Checkpoint
 
-from sharpreid.checkpoints import remove_unfinished, step_checkpoints, step_path
-from sharpreid.csv_logger import ContinuedCSVLogger
+from sharpreid.checkpoint_io import remove_unfinished, step_checkpoints, step_path
+from sharpreid.loggers.csv import ContinuedCSVLogger
 from sharpreid.signals import STOP_SIGNALS, StoppedAtStepError
 
 log = logging.getLogger(__name__)

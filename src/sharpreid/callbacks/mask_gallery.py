@@ -8,10 +8,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from sharpreid.atomic_io import replacing
 from sharpreid.data.datamodule import ReIDDataModule
-from sharpreid.files import replacing
 from sharpreid.models.network import SharpAttentionNetwork
-from sharpreid.report.pictures import attend, draw_masks
+from sharpreid.visualization.attention import attend, draw_masks
 
 log = logging.getLogger(__name__)
 

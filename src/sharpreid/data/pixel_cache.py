@@ -17,10 +17,10 @@ import numpy.typing as npt
 from filelock import FileLock
 from PIL import Image
 
+from sharpreid.atomic_io import replacing, write_rows
 from sharpreid.data.progress_bar import Progress
 from sharpreid.data.reid_data import DataError, some
 from sharpreid.data.transforms import image_size, read_image
-from sharpreid.files import replacing, write_rows
 
 _SHARD_BYTES = 64 * 2**20
 _SHARD_FILES = 500

@@ -566,11 +566,11 @@ def _ranks_of_matches(
     first = torch.searchsorted(gallery.pids, query.pids)
     end = torch.searchsorted(gallery.pids, query.pids, right=True)
     if re_ranking is None and is_worth_compiling(len(query), len(gallery), query.pids.device):
-        from sharpreid.evaluation import compiled_ranks
+        from sharpreid.evaluation.numba_kernels import ranking as compiled
 
-        return compiled_ranks.ranks_of_matches(
-            compiled_ranks.Queries(query.embeddings, query.camids, first, end),
-            compiled_ranks.Gallery(gallery.embeddings, gallery.camids),
+        return compiled.ranks_of_matches(
+            compiled.Queries(query.embeddings, query.camids, first, end),
+            compiled.Gallery(gallery.embeddings, gallery.camids),
             same_camera_leaves=exclusion == "same_camera",
             chunk_size=chunk_size,
         )

@@ -281,9 +281,9 @@ def nearest_neighbours(x: Tensor, k: int, chunk_size: int | None = None) -> tupl
     """
     squared_norm, k = x.square().sum(1), min(k, len(x))
     if is_worth_compiling(len(x), len(x), x.device):
-        from sharpreid.evaluation import compiled_re_ranking
+        from sharpreid.evaluation.numba_kernels import re_ranking as compiled
 
-        nearest, farthest = compiled_re_ranking.nearest_neighbours(x, k, chunk_size)
+        nearest, farthest = compiled.nearest_neighbours(x, k, chunk_size)
     else:
         nearest, farthest = _nearest_neighbours(x, k, chunk_size)
     farthest += squared_norm
@@ -320,9 +320,9 @@ def k_reciprocal_sets(neighbours: Tensor, k1: int) -> tuple[Tensor, Tensor]:
     n, width = neighbours.shape
     half = neighbours[:, : round(k1 / 2) + 1]  # to even, as numpy rounds
     if is_worth_compiling(n, n, neighbours.device):
-        from sharpreid.evaluation import compiled_re_ranking
+        from sharpreid.evaluation.numba_kernels import re_ranking as compiled
 
-        return compiled_re_ranking.k_reciprocal_sets(neighbours, half.shape[1])
+        return compiled.k_reciprocal_sets(neighbours, half.shape[1])
     nobody = n  # pads, and sorts last
     reciprocal = _where_reciprocal(neighbours, nobody)
     half_reciprocal = _where_reciprocal(half, nobody)
@@ -404,9 +404,9 @@ def _squared_distances(x: Tensor, item: Tensor, member: Tensor) -> Tensor:
     """Of pairs of rows."""
     squared_norm = x.square().sum(1)
     if is_worth_compiling(len(x), len(x), x.device):
-        from sharpreid.evaluation import compiled_re_ranking
+        from sharpreid.evaluation.numba_kernels import re_ranking as compiled
 
-        return compiled_re_ranking.squared_distances(x, squared_norm, item, member)
+        return compiled.squared_distances(x, squared_norm, item, member)
     distance = squared_norm[item] + squared_norm[member]
     step = max(1, CHUNK_BYTES // (32 * x.shape[1]))
     for start in range(0, len(item), step):
@@ -419,9 +419,9 @@ def _average_over_neighbours(weights: _SparseRows, neighbours: Tensor) -> _Spars
     """Eq. 11: the mean of the rows of each item's neighbours, itself among them."""
     n, width = neighbours.shape
     if is_worth_compiling(n, n, neighbours.device):
-        from sharpreid.evaluation import compiled_re_ranking
+        from sharpreid.evaluation.numba_kernels import re_ranking as compiled
 
-        size, *entries = compiled_re_ranking.average_over_neighbours(*weights, neighbours, _WEIGHT_STEP)
+        size, *entries = compiled.average_over_neighbours(*weights, neighbours, _WEIGHT_STEP)
         return _SparseRows.of_sizes(size, *entries)
     length = weights.start.diff()
     rows, columns, means = [], [], []
@@ -456,9 +456,9 @@ def _combine(
     """Eq. 12, in place of the distances of some queries."""
     n = len(weights.start) - 1
     if is_worth_compiling(n, n, original.device):
-        from sharpreid.evaluation import compiled_re_ranking
+        from sharpreid.evaluation.numba_kernels import re_ranking as compiled
 
-        return compiled_re_ranking.combine(original, weights, in_gallery, queries.start, lambda_value)
+        return compiled.combine(original, weights, in_gallery, queries.start, lambda_value)
     shared = _shared_weight(weights, in_gallery, queries, original.shape[1])
     jaccard = (1 - shared / (2 - shared)).mul_(1 - lambda_value)
     return original.mul_(lambda_value).add_(jaccard)

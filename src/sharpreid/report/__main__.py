@@ -11,9 +11,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
-from sharpreid.files import replacing
-from sharpreid.hydra_files import CONF_DIR
-from sharpreid.records import write_text
+from sharpreid.atomic_io import replacing
+from sharpreid.config.paths import CONF_DIR
+from sharpreid.config.resolvers import register_resolvers
 from sharpreid.report.bars import draw
 from sharpreid.report.comparison import (
     Job,
@@ -29,10 +29,11 @@ from sharpreid.report.gallery import attention_of, first_choice, ranked_lists
 from sharpreid.report.gather import Run, gather, summary_of, sweeps
 from sharpreid.report.page import Picture, Report, Section, identifier, render_html, render_markdown
 from sharpreid.report.paper_tables import TABLES, gains_table, own_rows, paper_table, read_paper
-from sharpreid.report.pictures import attend, draw_before_and_after, draw_masks
-from sharpreid.report.table import caveats, percent, score_of
-from sharpreid.resolvers import register_resolvers
-from sharpreid.scoring import load_network
+from sharpreid.run.comparability import caveats
+from sharpreid.run.console import percent, score_of
+from sharpreid.run.loading import load_network
+from sharpreid.run.records import write_text
+from sharpreid.visualization.attention import attend, draw_before_and_after, draw_masks
 
 TITLES = {
     "Table I": "Table I: components",

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from sharpreid.files import replacing
+from sharpreid.atomic_io import replacing
 from sharpreid.report.comparison import (
     COMPARED,
     HARD_PAIRS,

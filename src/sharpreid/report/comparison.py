@@ -7,8 +7,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from sharpreid.hydra_files import parse_override, squeeze
-from sharpreid.report.table import caveats, dataset_line, protocol_line, score_of
+from sharpreid.config.paths import parse_override, squeeze
+from sharpreid.run.comparability import caveats, dataset_line
+from sharpreid.run.console import protocol_line, score_of
 
 METRICS = ("mAP", "mAP_trapezoid", "rank1", "rank5", "rank10", "rank20")
 COMPARED = {"mAP": "mAP", "rank1": "rank-1"}

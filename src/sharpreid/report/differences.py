@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sharpreid.files import replacing
+from sharpreid.atomic_io import replacing
 from sharpreid.report.bars import BLUE, GREY
 from sharpreid.report.comparison import COMPARED
 from sharpreid.report.evidence import QUESTIONS, Setting, read_settings, rows_of

@@ -18,7 +18,7 @@ from sharpreid.report.evidence import (
 from sharpreid.report.paper_tables import METHODS, read_paper
 from sharpreid.report.record import Line
 from sharpreid.report.summary_files import markdown_table, points
-from sharpreid.report.table import mean_and_range, percent
+from sharpreid.run.console import mean_and_range, percent
 
 FOLDER = "does_it_help"
 NOTHING = ["no finished run yet"]

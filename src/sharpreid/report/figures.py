@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sharpreid.files import replacing
+from sharpreid.atomic_io import replacing
 from sharpreid.report.bars import BLUE, VERMILION
 
 if TYPE_CHECKING:

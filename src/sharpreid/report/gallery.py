@@ -6,15 +6,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sharpreid.config import build_data
 from sharpreid.data.datamodule import ReIDDataModule, picture_of
 from sharpreid.data.reid_data import Sample
 from sharpreid.evaluation.ranking import exact_embeddings
 from sharpreid.report.gather import Run
-from sharpreid.report.pictures import Attention, Found, Verdict, attend, draw_ranked_lists
-from sharpreid.report.table import caveats
-from sharpreid.scoring import load_network
-from sharpreid.visualize import read_views
+from sharpreid.run.build import build_data
+from sharpreid.run.comparability import caveats
+from sharpreid.run.loading import load_network, read_views
+from sharpreid.visualization.attention import Attention, Found, Verdict, attend, draw_ranked_lists
 
 _METHODS = ("sab", "sab_cu", "sab_cu_tv", "baseline")
 

@@ -9,23 +9,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from sharpreid.early_runs import LATER_KEYS, with_later_keys
-from sharpreid.hydra_files import CONF_DIR
-from sharpreid.records import of_the_result
+from sharpreid.config.early_runs import with_later_keys
+from sharpreid.config.paths import CONF_DIR
 from sharpreid.report.comparison import Job, load_jobs
-from sharpreid.report.table import dataset_line
-
-_OPEN = {
-    "model.trunk.strides": "strides",
-    "schedule.beta1": "beta1",
-    "model.context_unit.init": "context unit's init",
-    "data.epoch": "epochs over",
-    "data.normalise": "normalisation",
-}
-"""What the paper leaves open and no departure tells: runs that differ in it share no mean.
-
-The values of `sharpreid.early_runs` are not said.
-"""
+from sharpreid.run.comparability import method_of
+from sharpreid.run.records import of_the_result
 
 
 @dataclass(frozen=True)
@@ -53,69 +41,6 @@ class Run:
         config = {**of_the_result(self.config), "name": None}
         rules = {"protocol": self.record["protocol"], "dataset": self.record["dataset"]}
         return json.dumps([config, rules], sort_keys=True, default=str)
-
-
-def method_of(config: DictConfig) -> str:
-    """Which of ``method=`` a run's config is, whatever it was called with; else its blocks and what is added.
-
-    >>> method_of(OmegaConf.create({"model": {"blocks": [], "sampler": {}}, "objective": {"mu": 0.0}}))
-    'baseline'
-    """
-    model = config.model
-    blocks, context = tuple(sorted(model.blocks)), tuple(sorted(model.get("context_blocks") or []))
-    if not blocks:
-        return "baseline"
-    sampler = class_of(model.sampler)
-    unit = class_of(model.context_unit) if context else ""
-    penalised = bool(config.objective.mu)
-    known = {
-        ((1, 2, 3, 4), (), "MaskSampler", "", False): "sab",
-        ((3, 4), (), "MaskSampler", "", False): "sab_late",
-        ((1, 2, 3, 4), (1, 2, 3), "MaskSampler", "ContextUnit", False): "sab_cu",
-        ((1, 2, 3, 4), (1, 2, 3), "MaskSampler", "ContextUnit", True): "sab_cu_tv",
-        ((1, 2, 3, 4), (), "SigmoidGate", "", False): "sigmoid_gate",
-        ((1, 2, 3, 4), (), "SigmoidConvGate", "", False): "sigmoid_conv_gate",
-        ((1, 2, 3), (1, 2, 3), "Identity", "ResidualAttentionMask", False): "residual_attention",
-    }
-    combine = model.get("combine", "add")
-    if (name := known.get((blocks, context, sampler, unit, penalised))) and combine == "add":
-        return name
-    parts = ["blocks " + "+".join(map(str, blocks))]
-    parts += [f"context {'+'.join(map(str, context))}"] if context else []
-    parts += [name for name in (sampler, unit) if name not in ("", "MaskSampler", "ContextUnit")]
-    parts += [] if combine == "add" else [combine]
-    return ", ".join([*parts, "TV"] if penalised else parts)
-
-
-def class_of(config: DictConfig) -> str:
-    """Name of the class or function that a part of a config builds; empty without one."""
-    return str(config.get("_target_", "")).rpartition(".")[2]
-
-
-def rules_of(record: Mapping[str, Any], config: DictConfig, *ignored: str) -> tuple[str, ...]:
-    """What runs have to share for their scores to share a mean, seed and departures aside.
-
-    Args:
-        record: with the run's ``protocol`` and ``dataset``, as in scores.json.
-        config: of the run.
-        ignored: rules of the protocol that may differ; the drawn split always may.
-    """
-    protocol = record["protocol"].items()
-    rules = (f"{key} {value}" for key, value in protocol if key not in ("split", "seed", *ignored))
-    return dataset_line(record["dataset"]), *sorted(rules), *left_open(config)
-
-
-def left_open(config: DictConfig) -> list[str]:
-    """Return the run's choice in what the paper leaves open.
-
-    >>> model = {"trunk": {"strides": "v1"}, "context_unit": {"init": "random"}}
-    >>> left_open(OmegaConf.create({"model": model}))
-    ['strides v1']
-    """
-    values = {key: OmegaConf.select(config, key) for key in _OPEN}
-    silent = {key: (None, LATER_KEYS[key][1] if key in LATER_KEYS else None) for key in _OPEN}
-    said = {key: value for key, value in values.items() if value not in silent[key]}
-    return [f"{_OPEN[key]} {'dropped' if key == 'schedule.beta1' else said[key]}" for key in said]
 
 
 def gather(folders: Iterable[Path]) -> tuple[list[Run], list[Job]]:

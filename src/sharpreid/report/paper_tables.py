@@ -9,10 +9,11 @@ from statistics import fmean
 
 from sharpreid.attention.context import ContextUnit
 from sharpreid.attention.soft import ResidualAttentionMask
-from sharpreid.recipe import PAPER_DATA
-from sharpreid.report.gather import Run, distinct, left_open, rules_of
+from sharpreid.report.gather import Run, distinct
 from sharpreid.report.summary_files import points
-from sharpreid.report.table import caveats, mean_and_range, protocol_line
+from sharpreid.run.comparability import caveats, left_open, rules_of
+from sharpreid.run.console import mean_and_range, protocol_line
+from sharpreid.run.paper_recipe import PAPER_DATA
 
 _PACKAGED = Path(__file__).with_name("paper.csv")
 PAPER = _PACKAGED if _PACKAGED.is_file() else Path(__file__).parents[3] / "experiments" / "paper.csv"

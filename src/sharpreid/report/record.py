@@ -18,11 +18,12 @@ from typing import NamedTuple
 
 from omegaconf.errors import OmegaConfBaseException
 
-from sharpreid.files import replacing
+from sharpreid.atomic_io import replacing
+from sharpreid.config.resolvers import register_resolvers
 from sharpreid.report.gather import Run, gather
 from sharpreid.report.rows import conditions_of, recipe_of, row_of
-from sharpreid.report.table import dataset_line, protocol_line
-from sharpreid.resolvers import register_resolvers
+from sharpreid.run.comparability import dataset_line
+from sharpreid.run.console import protocol_line
 
 KEY = ("dataset", "recipe", "row", "seed")
 """Columns that name a run."""

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from sharpreid.records import write_text
 from sharpreid.report.differences import figures
 from sharpreid.report.evidence_tables import (
     FOLDER,
@@ -23,17 +22,17 @@ from sharpreid.report.evidence_tables import (
     runs_table,
 )
 from sharpreid.report.summary_files import markdown_table
-from sharpreid.report.table import (
+from sharpreid.run.comparability import caveats, dataset_line
+from sharpreid.run.console import (
     READINGS,
     SCORE_TITLES,
-    caveats,
-    dataset_line,
     gather_readings,
     mean_and_range,
     percent,
     protocol_line,
     without_mask,
 )
+from sharpreid.run.records import write_text
 
 _RULES = ("dataset", "protocol", "crops", "test_mask", "reduced")
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from sharpreid.hydra_files import CONF_DIR
-from sharpreid.recipe import composed, departures
-from sharpreid.report.gather import class_of, left_open
+from sharpreid.config.paths import CONF_DIR
+from sharpreid.run.comparability import class_of, left_open
+from sharpreid.run.paper_recipe import composed, departures
 
 _KINDS = {
     "SigmoidGate": ("sigmoid", "blocks_1234"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from sharpreid.files import replacing
+from sharpreid.atomic_io import replacing
 from sharpreid.report.comparison import (
     HARD_PAIRS,
     METRICS,
@@ -25,7 +25,7 @@ from sharpreid.report.comparison import (
     split_by_data,
     unfinished,
 )
-from sharpreid.report.table import mean_and_range, percent
+from sharpreid.run.console import mean_and_range, percent
 
 HARD_PAIR_NOTE = (
     "Hard pairs are two people who differ in one detail. Rank-1 on them: how often a query is nearer to an "

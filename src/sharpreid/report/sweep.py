@@ -1,6 +1,6 @@
 """The end of a sweep: one row per job, one table and one figure (as Fig. 5 a and b) of all of them.
 
-Runs by itself at the end of a Hydra multirun (`sharpreid.sweeps.SweepSummary`), or by hand over a folder:
+`sharpreid.sweep.summary_callback` runs it at the end of a Hydra multirun; by hand over a folder:
 
     python -m sharpreid.report.sweep DIR --baseline 'model.blocks=[]'
 """
@@ -34,7 +34,7 @@ from sharpreid.report.comparison import (
     unfinished,
 )
 from sharpreid.report.summary_files import HARD_PAIR_NOTE, points, write_csv, write_markdown
-from sharpreid.report.table import percent
+from sharpreid.run.console import percent
 
 
 def _mean(values: Sequence[float], shown: Callable[[float], str], deviation: float | None = None) -> str:

@@ -1,0 +1,1 @@
+"""Locate, validate and resolve configuration; imports no torch."""

@@ -1,0 +1,1 @@
+"""Numba kernels: optional, compiled replacements for the NumPy code of `sharpreid.evaluation`."""

@@ -1,0 +1,1 @@
+"""Build, train, evaluate and record one run."""

@@ -1,0 +1,204 @@
+"""What `sharpreid.evaluate` does: a run's checkpoint is scored again, by its own config."""
+
+import itertools
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sharpreid.config.paths import CONF_DIR
+from sharpreid.data.datamodule import ReIDDataModule
+from sharpreid.evaluation.ranking import RankingScores
+from sharpreid.models.batch_norm import recalibrate
+from sharpreid.module import ReIDModule
+from sharpreid.run.arguments import PATH_KEYS, UsageError, parse_arguments
+from sharpreid.run.build import build_data, build_trainer
+from sharpreid.run.console import print_readings, print_run_table, quieten, reason
+from sharpreid.run.loading import load_config, load_network, load_re_ranking, score
+from sharpreid.run.records import describe_code, describe_scores, write_json
+
+_ABSENT = object()
+_OVERRIDABLE = (
+    "data_root",
+    "data.source.root",
+    "data.source.manifest",
+    "data.source.within",
+    "data.source.images",
+    "data.source.distractors",
+    "data.source.multi_query",
+    "data.source.allow_subset",
+    "data.eval_",
+    "data.num_workers",
+    "data.cache",
+    "image.",
+    "model.sampler.",
+    "protocol.",
+    "re_ranking",
+    "trainer.accelerator",
+    "trainer.precision",
+)
+
+_FLAGS = ("-m", "--multirun")
+_ONE_VALUE = ("experiment", "data.source.distractors", "data.cache", *PATH_KEYS)  # paths may have commas
+
+_DRAW = "model.sampler.seed"
+
+
+def run(arguments: Sequence[str], usage: str) -> None:
+    """Run the command; exit with status 1 for a checkpoint that cannot be scored."""
+    quieten()
+    try:
+        several = any(argument.lstrip("+").startswith((*_FLAGS, "experiment=")) for argument in arguments)
+        (evaluate_sweep if several else evaluate)(arguments)
+    except (OSError, ValueError, RuntimeError, OmegaConfBaseException, HydraException) as error:
+        help_text = f"\n{usage}" if isinstance(error, UsageError) else ""
+        print(f"error: {reason(error)}{help_text}", file=sys.stderr)
+        sys.exit(1)
+
+
+def evaluate(arguments: Sequence[str]) -> RankingScores:
+    """Score as the arguments (``key=value``) say; prints a table.
+
+    Raises:
+        FileNotFoundError: the checkpoint or its run's config is missing.
+        ValueError: an argument is not key=value, or names a key that the config does not have.
+    """
+    given = parse_arguments(arguments)
+    output, images = given.pop("output", None), _images_to_recalibrate(given)
+    scores, record = _score_again(*_checkpoint_and_config(given), images)
+    print_run_table(record)
+    if output is not None:
+        write_json(Path(str(output)), record)
+        print(f"written to {output}")
+    return scores
+
+
+def evaluate_sweep(arguments: Sequence[str]) -> list[dict[str, Any]]:
+    """Score every combination of the arguments' values; prints one table of all of them.
+
+    What is scored is written to the output after each combination. All keys are looked at before the first.
+
+    Returns:
+        Per combination what `evaluate` writes, with ``settings``: the key=value that made it.
+
+    Raises:
+        FileNotFoundError: a checkpoint, its run's config or the experiment is missing.
+        ValueError: an argument is not key=value, or names a key that the config does not have.
+    """
+    pairs = [argument.lstrip("+") for argument in arguments if argument not in _FLAGS]
+    checkpoints = [pair for pair in pairs if pair.startswith("checkpoint=")]
+    single = [pair for pair in pairs if pair.partition("=")[0] in _ONE_VALUE]
+    lists = [pair for pair in pairs if pair not in single]
+    fixed = parse_arguments(single)
+    fixed.pop("checkpoint", None)
+    experiment, output = fixed.pop("experiment", None), fixed.pop("output", None)
+    jobs = []
+    for checkpoint in checkpoints or [""]:
+        for setting in (one for sweep in _sweeps(experiment) for one in combinations([*sweep, *lists])):
+            named = [checkpoint] if checkpoint else []
+            given = {**fixed, **parse_arguments([*named, *setting])}
+            shown = [*named, *setting] if len(checkpoints) > 1 else setting
+            images = _images_to_recalibrate(given)
+            jobs.append((shown, (*_checkpoint_and_config(given), images)))
+    records: list[dict[str, Any]] = []
+    for number, (shown, job) in enumerate(jobs, start=1):
+        print(f"[{number}/{len(jobs)}] {' '.join(shown)}", flush=True)
+        records.append({"settings": shown, **_score_again(*job)[1]})
+        if output is not None:
+            write_json(Path(str(output)), records)
+    print_readings(records, together=_DRAW)
+    if output is not None:
+        print(f"written to {output}")
+    return records
+
+
+def combinations(arguments: Sequence[str]) -> list[list[str]]:
+    """Every combination of the values of ``key=value`` arguments in Hydra's grammar, the last changing first.
+
+    Raises:
+        HydraException: an argument is not in that grammar.
+
+    >>> combinations(["model.sampler.draws=1,8", "model.sampler.seed=range(0,2)"])[1:3]
+    [['model.sampler.draws=1', 'model.sampler.seed=1'], ['model.sampler.draws=8', 'model.sampler.seed=0']]
+    """
+    values = []
+    for override in OverridesParser.create().parse_overrides(list(arguments)):
+        listed = override.is_sweep_override()
+        texts = override.sweep_string_iterator() if listed else [override.get_value_element_as_str()]
+        values.append([f"{override.get_key_element()}={text}" for text in texts])
+    return [list(combination) for combination in itertools.product(*values)]
+
+
+def _images_to_recalibrate(given: dict[str, Any]) -> int:
+    """Take ``recalibrate`` out of the arguments; ValueError if it is no number of images."""
+    images = given.pop("recalibrate", 0)
+    if not isinstance(images, int) or isinstance(images, bool) or images < 0:
+        raise ValueError(f"recalibrate must be a number of training images or 0, got {images!r}")
+    return images
+
+
+def _sweeps(experiment: str | None) -> list[list[str]]:
+    """The lists of arguments of a file in conf/evaluation; FileNotFoundError if there is none of the name."""
+    if experiment is None:
+        return [[]]
+    path = CONF_DIR / "evaluation" / f"{experiment}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml")))
+        raise FileNotFoundError(f"experiment={experiment}: no such evaluation; expected one of {known}")
+    sweeps: Any = OmegaConf.to_container(OmegaConf.load(path))
+    return [[f"{key}={value}" for key, value in sweep.items()] for sweep in sweeps["sweeps"]]
+
+
+def _checkpoint_and_config(given: Mapping[str, Any]) -> tuple[Path, DictConfig]:
+    """The checkpoint named in ``given`` and its run's config with the other values in it."""
+    values = dict(given)
+    if "checkpoint" not in values:
+        raise UsageError("checkpoint=... is missing")
+    checkpoint = Path(str(values.pop("checkpoint")))
+    cfg = load_config(checkpoint)
+    if "re_ranking" in values:
+        cfg.re_ranking = load_re_ranking(str(values.pop("re_ranking")))
+    for key, value in values.items():
+        if not key.startswith(_OVERRIDABLE):
+            raise ValueError(f"{key} does not concern the scoring; allowed are {', '.join(_OVERRIDABLE)}")
+        if key.startswith("model.sampler.") and OmegaConf.select(cfg, "model.blocks") == []:
+            raise ValueError(f"{key}: the network of {checkpoint} has no attention block, so no mask either")
+        if OmegaConf.select(cfg, key, default=_ABSENT) is _ABSENT:
+            raise ValueError(f"{key}: the config of {checkpoint} has no such key; see config.yaml beside it")
+        OmegaConf.update(cfg, key, value)
+    return checkpoint, cfg
+
+
+def _score_again(checkpoint: Path, cfg: DictConfig, images: Any) -> tuple[RankingScores, dict[str, Any]]:
+    data, module = build_data(cfg), load_network(checkpoint, cfg)
+    trainer = build_trainer(cfg, training=False)
+    if images:
+        _recalibrate(module, data, trainer, images)
+    scores = score(trainer, module, data)
+    record = {
+        "name": f"{cfg.name}, evaluated again",
+        **describe_scores(cfg, module.test_metric.protocol, data.data, scores),
+        "checkpoint": str(checkpoint),
+        **describe_code(),
+    }
+    if images:
+        record["protocol"]["batch_norm"] = f"recalibrated on {images} training images"
+    return scores, record
+
+
+def _recalibrate(module: ReIDModule, data: ReIDDataModule, trainer: pl.Trainer, images: int) -> None:
+    """Take the batch norms' statistics anew from training images under the test mask."""
+    data.setup("fit")
+    device = trainer.strategy.root_device
+    module.to(device)
+    loader = data.recalibration_dataloader(images)
+    passes = (partial(module.embed_views, batch.views.to(device)) for batch in loader)
+    with trainer.precision_plugin.forward_context():
+        recalibrate(module.network, passes)

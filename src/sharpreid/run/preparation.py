@@ -1,0 +1,246 @@
+"""What `sharpreid.prepare` does: a data set is checked and decoded before a training needs it."""
+
+import hashlib
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra.utils
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+from sharpreid.atomic_io import replacing, write_rows
+from sharpreid.config.paths import CONF_DIR
+from sharpreid.config.resolvers import register_resolvers
+from sharpreid.config.validation import ConfigError, check_node
+from sharpreid.data.pixel_cache import Built, CachedFile, build_cache, cache_folder
+from sharpreid.data.progress_bar import progress_bar
+from sharpreid.data.reid_data import IMAGE_SUFFIXES, DataError, ReIDData, Sample, some
+from sharpreid.data.transforms import read_image
+from sharpreid.signals import stopping_on_sigterm
+
+READY, PROBLEMS, WRONG_CALL, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+
+_SMALLEST_SIDE = 16
+_IMAGE_LIKE = (*IMAGE_SUFFIXES, ".webp", ".tif", ".tiff", ".gif", ".ppm", ".avif", ".heic")
+
+
+def run(arguments: Sequence[str], usage: str) -> NoReturn:
+    """What the command does, with its exit status."""
+    as_json = "--json" in arguments
+    overrides = [argument for argument in arguments if argument != "--json"]
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names are any bytes
+    try:
+        with stopping_on_sigterm():
+            report = prepare(overrides)
+    except (HydraException, OmegaConfBaseException, ConfigError) as error:
+        print(f"error: {error}\n\n{usage}", file=sys.stderr)
+        _fail(error, WRONG_CALL, as_json)
+    except (KeyboardInterrupt, SIGTERMException) as stop:
+        message = "interrupted; the same call goes on where this one was"
+        print(message, file=sys.stderr)
+        _fail(message, TERMINATED if isinstance(stop, SIGTERMException) else INTERRUPTED, as_json)
+    except (OSError, ValueError, TypeError) as error:
+        report = {"ready": False, "problems": [_reason(error)]}
+    print(json.dumps(report, indent=2) if as_json else describe(report))
+    sys.exit(READY if report["ready"] else PROBLEMS)
+
+
+def _fail(why: Exception | str, status: int, as_json: bool) -> NoReturn:
+    if as_json:
+        print(json.dumps({"ready": False, "problems": [_reason(why)]}, indent=2))
+    sys.exit(status)
+
+
+def prepare(overrides: Sequence[str]) -> dict[str, Any]:
+    """Check the data set that ``overrides`` (of the training config) name, and cache its pixels.
+
+    Returns:
+        The report: ready, data, counts, problems, remarks, image sizes, the cache's folder, and a digest of
+        all files; ready for JSON.
+
+    Raises:
+        HydraException, OmegaConfBaseException, ConfigError: an override is wrong, or none names the data set.
+        DataError, OSError: see the data set's loader; the cache's folder cannot be written.
+    """
+    if not any(override.startswith("data=") for override in overrides):
+        raise HydraException("data=NAME is missing: which data set?")
+    register_resolvers()
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        try:
+            cfg = compose("train", [*overrides])
+        except (ValueError, TypeError) as error:  # Hydra's own, as of data=null
+            raise HydraException(str(error)) from error
+    if not OmegaConf.is_config(OmegaConf.select(cfg, "data.source")):
+        raise HydraException("data and data.source must not be null: they say what to read")
+    if cfg.data.cache is None:
+        raise ValueError("data.cache is null; name a folder for the decoded pixels: data.cache=/path")
+    check_node(cfg, "data")
+    (cache_folder(cfg.data.cache, cfg.data.source.name) / "report.json").unlink(missing_ok=True)
+    data: ReIDData = hydra.utils.instantiate(cfg.data.source)()
+    folder = cache_folder(cfg.data.cache, data.name)
+    further = tuple(sample for group in data.multi_query or () for sample in group)
+    roles = {"train": data.train, "query": data.query, "gallery": data.gallery, "multi_query": further}
+    paths = sorted({sample.path for samples in roles.values() for sample in samples})
+    built = _build(paths, folder, data.name)
+    report = {
+        "ready": not built.unreadable,
+        "data": data.name,
+        "subset": data.subset,
+        "counts": data.counts(),
+        "files": len(paths),
+        "problems": list(built.unreadable),
+        "remarks": [*_remarks(built.files, roles), *_passed_over(paths)],
+        "image_sizes": _sizes(built.files),
+        "cache": str(folder),
+        "sha256": hashlib.sha256("".join(file.sha256 for file in built.files).encode()).hexdigest(),
+    }
+    if report["ready"]:
+        _write_files(folder / "files.csv", roles, built.files)
+    with replacing(folder / "report.json") as temporary:
+        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return report
+
+
+def describe(report: dict[str, Any]) -> str:
+    """The report as text.
+
+    >>> print(describe({"ready": False, "problems": ["a.jpg: cannot be read as an image"]}))
+    not ready: 1 problem
+      a.jpg: cannot be read as an image
+    """
+    problems = report["problems"]
+    lines = [f"not ready: {len(problems)} problem{'s' * (len(problems) != 1)}", *(f"  {p}" for p in problems)]
+    if report["ready"]:
+        subset = f" (subset: {report['subset']})" if report["subset"] else ""
+        lines = [f"ready: {report['data']}{subset}, {report['files']:,} files, decoded in {report['cache']}"]
+    lines += [f"  {count:8,d} {what.replace('_', ' ')}" for what, count in report.get("counts", {}).items()]
+    lines += [f"  {what}: {value}" for what, value in report.get("image_sizes", {}).items()]
+    lines += [f"  remark: {remark}" for remark in report.get("remarks", ())]
+    if "sha256" in report:
+        lines.append(f"  SHA-256 of all files: {report['sha256']}")
+    return "\n".join(lines)
+
+
+def _build(paths: Sequence[Path], folder: Path, name: str) -> Built:
+    with progress_bar(f"decoding {name}") as progress:
+        try:
+            return build_cache(paths, folder, progress)
+        except OSError as error:
+            raise OSError(
+                f"{folder}: decoded images cannot be written ({error.strerror or error}); make room, or name "
+                "another folder: data.cache=/path"
+            ) from error
+
+
+def _remarks(files: Sequence[CachedFile], roles: dict[str, tuple[Sample, ...]]) -> list[str]:
+    """What is unusual but does not stop a training."""
+    seen: dict[str, set[tuple[bool, int]]] = {}
+    for role, samples in roles.items():
+        for sample in samples:
+            seen.setdefault(_place(sample), set()).add((role == "train", sample.pid))
+    copies: dict[str, list[str]] = {}
+    for file in files:
+        copies.setdefault(file.sha256, []).append(file.path)
+    equal = [same for same in copies.values() if len(same) > 1]
+    remarks = []
+    if equal:
+        remarks.append(f"{len(equal)} images are there more than once: {some(map(_names, equal))}")
+    views = [(same, set().union(*(seen[path] for path in same))) for same in equal]
+    for what, chosen in (
+        ("are in training and in test", [same for same, found in views if len({t for t, _ in found}) > 1]),
+        ("have different identities", [same for same, found in views if len({p for _, p in found}) > 1]),
+    ):
+        if chosen:
+            remarks.append(f"{len(chosen)} of these {what}: {some(map(_names, chosen))}")
+    small = [Path(file.path).name for file in files if min(file.width, file.height) < _SMALLEST_SIDE]
+    if small:
+        remarks.append(f"{len(small)} images have a side below {_SMALLEST_SIDE} pixels: {some(small)}")
+    return remarks
+
+
+def _passed_over(paths: Sequence[Path]) -> list[str]:
+    """A remark on unused images beside the used ones or one folder above, with those that cannot be read."""
+    used = {path.absolute() for path in paths}
+    beside = {path.parent for path in used}
+    folders = sorted(beside | {folder.parent for folder in beside})
+    others = [entry for folder in folders for entry in _images_in(folder) if entry not in used]
+    if not others:
+        return []
+    remark = f"{len(others):,} images in the data set's folders are not used: {some(_in_folder(others))}"
+    damaged = [entry for entry in others if not _can_be_read(entry)]
+    if damaged:
+        remark += f"; {len(damaged):,} of them cannot be read: {some(_in_folder(damaged))}"
+    return [remark]
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """Sorted; none where the folder cannot be looked into, since a remark must not fail."""
+    try:
+        return [
+            entry
+            for entry in sorted(folder.iterdir())
+            if entry.suffix.lower() in _IMAGE_LIKE and not entry.name.startswith(".") and entry.is_file()
+        ]
+    except OSError:
+        return []
+
+
+def _in_folder(paths: Sequence[Path]) -> list[str]:
+    return [f"{path.parent.name}/{path.name}" for path in paths]
+
+
+def _can_be_read(path: Path) -> bool:
+    try:
+        read_image(path)
+    except DataError:
+        return False
+    return True
+
+
+def _names(paths: Sequence[str]) -> str:
+    return " = ".join(Path(path).name for path in paths)
+
+
+def _sizes(files: Sequence[CachedFile]) -> dict[str, str]:
+    if not files:
+        return {}
+    sizes = Counter((file.width, file.height) for file in files)
+    (width, height), count = sizes.most_common(1)[0]
+    widths, heights = ([getattr(file, side) for file in files] for side in ("width", "height"))
+    return {
+        "width": f"{min(widths)} to {max(widths)}",
+        "height": f"{min(heights)} to {max(heights)}",
+        "most common size": f"{width} x {height} ({count:,} of {len(files):,})",
+    }
+
+
+def _write_files(path: Path, roles: dict[str, tuple[Sample, ...]], files: Sequence[CachedFile]) -> None:
+    digest = {file.path: file.sha256 for file in files}
+    write_rows(
+        path,
+        ("path", "identity", "camera", "split", "box", "sha256"),
+        (
+            (sample.path.absolute(), sample.pid, sample.camid, role, _box(sample), digest[_place(sample)])
+            for role, samples in roles.items()
+            for sample in samples
+        ),
+    )
+
+
+def _box(sample: Sample) -> str:
+    return " ".join(map(str, sample.box or ()))
+
+
+def _place(sample: Sample) -> str:
+    return str(sample.path.absolute())
+
+
+def _reason(error: Exception | str) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,1 @@
+"""Launch and summarise many runs."""

@@ -1,0 +1,1 @@
+"""Drawings of attention that callbacks, commands and reports share."""

@@ -1,0 +1,66 @@
+"""Runs that were recorded before a key came into the config are the runs with its default."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from sharpreid.config.early_runs import LATER_KEYS, with_later_keys
+from sharpreid.run.loading import load_config
+from sharpreid.run.paper_recipe import departures
+from sharpreid.run.records import changes, describe_config
+
+Composed = Callable[..., DictConfig]
+
+
+def without_later_keys(cfg: DictConfig) -> DictConfig:
+    """The config of a run of before."""
+    early = OmegaConf.create(describe_config(cfg))
+    assert isinstance(early, DictConfig)
+    for key in LATER_KEYS:
+        parent, _, name = key.rpartition(".")
+        OmegaConf.select(early, parent).pop(name)
+    return early
+
+
+@pytest.fixture
+def config(composed: Composed, tmp_path: Path) -> DictConfig:
+    cfg = composed(f"output_dir={tmp_path}")
+    cfg.callbacks, cfg.logger = {}, {}
+    return cfg
+
+
+def test_the_defaults_of_the_config_are_what_early_runs_did(config: DictConfig) -> None:
+    assert {key: OmegaConf.select(config, key) for key in LATER_KEYS} == {
+        key: value for key, (_, value) in LATER_KEYS.items()
+    }
+
+
+def test_an_early_run_is_the_same_as_a_new_one(config: DictConfig, tmp_path: Path) -> None:
+    earlier = tmp_path / "config.yaml"
+    OmegaConf.save(without_later_keys(config), earlier)
+    assert changes(config, earlier) == {}
+    config.model.combine = "concat"
+    assert changes(config, earlier) == {"model.combine": ("add", "concat")}
+
+
+def test_an_early_run_s_config_is_loaded_with_the_later_keys(config: DictConfig, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoints" / "final.ckpt"
+    checkpoint.parent.mkdir()
+    checkpoint.touch()
+    OmegaConf.save(without_later_keys(config), tmp_path / "config.yaml")
+    assert load_config(checkpoint).model.combine == "add"
+
+
+def test_an_early_run_departs_from_the_paper_in_nothing_new(config: DictConfig) -> None:
+    assert departures(without_later_keys(config)) == departures(config)
+
+
+def test_a_key_is_only_added_where_it_belongs(config: DictConfig) -> None:
+    filled = with_later_keys(without_later_keys(config))
+    assert all(OmegaConf.select(filled, key) == value for key, (_, value) in LATER_KEYS.items())
+    soft = with_later_keys(
+        OmegaConf.create({"model": {"blocks": [], "sampler": {"_target_": "SigmoidGate"}}})
+    )
+    assert list(soft.model.sampler) == ["_target_"]

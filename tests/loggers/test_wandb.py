@@ -1,0 +1,165 @@
+import contextlib
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sharpreid.loggers.wandb import build_wandb_logger, has_key
+
+START = """
+import sys
+from sharpreid.loggers.wandb import build_wandb_logger
+made = build_wandb_logger(project="p", group="g", name="n", tags=(), save_dir=sys.argv[1])
+made.experiment.log({"x": 1})
+made.experiment.finish()
+"""
+
+LOGIN = "machine {host} login user password 0123456789\n"
+
+
+@pytest.fixture(autouse=True)
+def _no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user who never logged in; WANDB_MODE and WANDB_SILENT are restored afterwards."""
+    for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_MODE", "WANDB_SILENT"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+
+def build(folder: Path) -> Any:
+    return build_wandb_logger(
+        project="project", group="sweep", name="run", tags=("a", "b"), save_dir=str(folder)
+    )
+
+
+class TestHasKey:
+    def test_is_false_where_nothing_is_configured(self) -> None:
+        assert not has_key()
+
+    def test_finds_the_environment_variable(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("WANDB_API_KEY", "0123456789")
+        assert has_key()
+
+    def test_takes_an_empty_environment_variable_for_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("WANDB_API_KEY", "")
+        assert not has_key()
+
+    def test_finds_the_login_in_the_named_netrc_file(self, tmp_path: Path) -> None:
+        (tmp_path / "netrc").write_text(LOGIN.format(host="api.wandb.ai"))
+        assert has_key()
+
+    def test_finds_the_login_in_the_users_own_netrc_file(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("NETRC")
+        (tmp_path / ".netrc").write_text(LOGIN.format(host="api.wandb.ai"))
+        (tmp_path / ".netrc").chmod(0o600)
+        assert has_key()
+
+    def test_is_false_where_the_netrc_file_knows_other_machines_only(self, tmp_path: Path) -> None:
+        (tmp_path / "netrc").write_text(LOGIN.format(host="github.com"))
+        assert not has_key()
+
+    def test_looks_for_the_server_that_is_configured(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "netrc").write_text(LOGIN.format(host="wandb.example.org"))
+        assert not has_key()
+        monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+        assert has_key()
+
+    def test_finds_the_login_of_a_server_with_a_port(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("WANDB_BASE_URL", "http://localhost:8080")
+        (tmp_path / "netrc").write_text(LOGIN.format(host="localhost:8080"))
+        assert has_key()
+
+    @pytest.mark.parametrize("content", [b"", b"machine", b"nonsense", b"\xff\xfe\x00"])
+    def test_takes_a_damaged_netrc_file_for_none(self, tmp_path: Path, content: bytes) -> None:
+        (tmp_path / "netrc").write_bytes(content)
+        assert not has_key()
+
+
+class TestBuildWandbLogger:
+    def test_is_offline_without_a_key(self, tmp_path: Path) -> None:
+        made = build(tmp_path / "deep" / "folder")
+        assert made._offline
+        assert (tmp_path / "deep" / "folder").is_dir()
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("mode", ["", "online"])
+    def test_never_asks_on_a_terminal(self, tmp_path: Path, mode: str) -> None:
+        """A run is started on a terminal that nobody types at; W&B, which would ask there, must not wait."""
+        (tmp_path / "start.py").write_text(START)
+        environment = {**os.environ, "WANDB_MODE": mode}
+        master, slave = pty.openpty()
+        command = [sys.executable, str(tmp_path / "start.py"), str(tmp_path)]
+        with subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=environment) as process:
+            os.close(slave)
+            shown = b""
+            with contextlib.suppress(OSError):  # how the end of a terminal reads
+                while part := os.read(master, 4096):
+                    shown += part
+                    assert b"Enter your choice" not in shown
+        os.close(master)
+        assert process.returncode == 0, shown
+        assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+    def test_is_online_with_a_key(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("WANDB_API_KEY", "0123456789")
+        assert not build(tmp_path)._offline
+
+    def test_mode_in_the_environment_wins_over_a_key(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("WANDB_API_KEY", "0123456789")
+        monkeypatch.setenv("WANDB_MODE", "offline")
+        assert build(tmp_path)._offline
+
+    def test_online_without_a_key_is_offline_with_a_warning(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setenv("WANDB_MODE", "online")
+        assert build(tmp_path)._offline
+        assert "no key is configured" in caplog.text
+
+    def test_disabled_mode_is_not_turned_into_an_offline_run(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("WANDB_MODE", "disabled")
+        assert not build(tmp_path)._offline  # Lightning would overwrite WANDB_MODE
+
+    def test_hands_project_group_name_and_tags_on(self, tmp_path: Path) -> None:
+        made = build(tmp_path)
+        assert (made.name, made.save_dir) == ("project", str(tmp_path))
+        assert made._wandb_init["group"] == "sweep"
+        assert made._wandb_init["name"] == "run"
+        assert made._wandb_init["tags"] == ["a", "b"]
+
+
+END_WANDB = """
+import os, signal, subprocess, sys, time
+from sharpreid.run.training import _finish
+from sharpreid.loggers.wandb import build_wandb_logger
+made = build_wandb_logger(project="p", group="g", name="n", tags=(), save_dir=sys.argv[1])
+made.log_metrics({"x": 1}, 0)
+subprocess.run(["pkill", "-TERM", "-P", str(os.getpid()), "wandb-core"], check=True)
+time.sleep(1)
+for step in range(1, 3):
+    made.log_metrics({"x": 1}, step)
+_finish(type("Trainer", (), {"loggers": [made]}), succeeded=False)
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_that_ends_wandb_s_process_does_not_end_ours(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", END_WANDB, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("W&B's process has ended") == 1

@@ -1,0 +1,128 @@
+import pytest
+import torch
+from PIL import Image
+
+from sharpreid.attention.block import SharpAttentionBlock
+from sharpreid.attention.mask import MaskSampler
+from sharpreid.models.network import EmbeddingHead, SharpAttentionNetwork
+from sharpreid.models.trunk import ResNetTrunk
+from sharpreid.visualization.attention import (
+    Attention,
+    Found,
+    attend,
+    draw_before_and_after,
+    draw_beside_each_other,
+    draw_masks,
+    draw_ranked_lists,
+    overlay,
+    photo,
+    sharpness,
+)
+
+
+@pytest.fixture
+def network() -> SharpAttentionNetwork:
+    torch.manual_seed(0)
+    trunk = ResNetTrunk(depths=[1, 1, 1, 1], strides="v1", weights="none")
+    head = EmbeddingHead(in_features=2048, hidden_features=8, embedding_dim=4, init_std=0.1)
+    return SharpAttentionNetwork(
+        trunk=trunk,
+        head=head,
+        blocks=[1, 3],
+        context_blocks=[],
+        sampler=lambda: MaskSampler(eps=1e-6),
+        context_unit=lambda channels: None,  # type: ignore[arg-type, return-value]
+    )
+
+
+def test_attention_is_that_of_the_equations_and_leaves_the_network_as_it_was(
+    network: SharpAttentionNetwork,
+) -> None:
+    network.train()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    images = torch.randn(2, 3, 64, 32)
+    found = attend(network, images)
+    assert [one.block for one in found] == [1, 3]
+    for one in found:
+        assert torch.equal(one.attended, one.mask * one.trunk)  # Eq. 1
+        assert one.mask.min() >= 0
+        assert one.mask.max() <= 1
+        assert len(one.mask) == 2
+    assert network.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+    blocks = [m for m in network.modules() if isinstance(m, SharpAttentionBlock)]
+    assert not any(block._forward_hooks for block in blocks)
+
+
+def test_no_hook_stays_after_an_error(network: SharpAttentionNetwork) -> None:
+    with pytest.raises(RuntimeError):
+        attend(network, torch.randn(1, 4, 64, 32))
+    assert not any(m._forward_hooks for m in network.modules())
+
+
+def test_a_photo_is_what_the_image_was_made_of() -> None:
+    from sharpreid.data.transforms import to_tensor
+
+    picture = Image.new("RGB", (4, 6), (10, 200, 77))
+    assert photo(to_tensor(picture)).tobytes() == picture.tobytes()
+
+
+def test_an_attended_place_is_brighter_on_the_photo() -> None:
+    mask = torch.zeros(8, 4)
+    mask[:4] = 1.0
+    shown = overlay(Image.new("RGB", (32, 64), (0, 0, 0)), mask)
+    assert min(shown.getpixel((16, 8))) > 100  # type: ignore[arg-type, type-var]
+    assert shown.getpixel((16, 60)) == (0, 0, 0)
+
+
+def attention(block: int) -> Attention:
+    trunk = torch.rand(2, 3, 4, 2)
+    mask = (trunk > 0.5).float()
+    return Attention(block, trunk, mask, mask * trunk)
+
+
+def test_sheets_have_a_line_for_each_image_and_block() -> None:
+    images = torch.zeros(2, 3, 32, 16)
+    both = draw_masks(images, [attention(1), attention(2)], channels=2)
+    one = draw_masks(images, [attention(1)], channels=2)
+    assert both.height - 4 == 2 * (one.height - 4)
+    assert both.width == one.width
+    with pytest.raises(ValueError, match="no attention blocks"):
+        draw_masks(images, [], channels=1)
+
+
+def test_before_and_after_needs_the_block_in_every_network() -> None:
+    images = torch.zeros(2, 3, 32, 16)
+    alone = draw_before_and_after(images, {"sharp": [attention(1)]}, block=1)
+    two = draw_before_and_after(images, {"soft": [attention(1)], "sharp": [attention(1)]}, block=1)
+    assert two.height == alone.height
+    assert two.width > alone.width
+    with pytest.raises(ValueError, match="soft: no attention block 2"):
+        draw_before_and_after(images, {"soft": [attention(1)]}, block=2)
+
+
+def test_matches_are_green_others_red_and_junk_grey_without_a_rank() -> None:
+    red, blue = Image.new("RGB", (80, 160), (255, 0, 0)), Image.new("RGB", (80, 160), (0, 0, 255))
+    found = [Found(red, "match", 0.1), Found(red, "junk", 0.2), Found(blue, "other", 0.3)]
+    sheet = draw_ranked_lists([(blue, found)])
+    frames = [sheet.getpixel((4 + 84 * place + 1, 5)) for place in range(4)]
+    assert frames == [(0, 114, 178), (0, 146, 71), (150, 150, 150), (213, 45, 30)]
+    middle = sheet.getpixel((4 + 84 * 2 + 40, 80))
+    assert isinstance(middle, tuple)
+    assert len(set(middle)) == 1  # the junk image was red
+
+
+def test_sharpness_of_a_decided_mask() -> None:
+    assert sharpness([attention(4)]) == {4: (1.0, 0.0)}
+
+
+def test_masks_of_two_networks_stand_beside_each_other(network: SharpAttentionNetwork) -> None:
+    images = torch.randn(2, 3, 64, 32)
+    sharp = attend(network, images)
+    soft = [one._replace(mask=torch.ones_like(one.mask)) for one in sharp]
+    sheet = draw_beside_each_other(images, ["a", "b"], {"soft": soft, "sharp": sharp})
+    assert sheet.height == 2 * 178 + 4, "one line per image"
+    alone = draw_beside_each_other(images, ["a", "b"], {"sharp": sharp})
+    assert sheet.width > alone.width
+    with pytest.raises(ValueError, match="must have the same attention blocks"):
+        draw_beside_each_other(images, ["a", "b"], {"soft": soft[:1], "sharp": sharp})
