@@ -135,7 +135,7 @@ def test_the_weights_that_a_run_started_from_are_not_needed_and_stay_in_its_labe
 @pytest.mark.parametrize("arguments", [["checkpoint"], ["seed=0"]])
 def test_a_wrong_call_shows_the_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        command(arguments)
+        main(arguments)
     assert "usage: python -m sharpreid.evaluate" in capsys.readouterr().err
 
 
