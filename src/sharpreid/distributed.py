@@ -1,6 +1,5 @@
 """One of several processes: those that torchrun or SLURM start for one run."""
 
-import os
 import re
 import socket
 from collections.abc import Iterator
@@ -9,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 
-__all__ = ["LostProcessError", "is_first", "join_local_job", "naming_lost_processes", "rank_zero_only"]
+__all__ = ["LostProcessError", "is_first", "naming_lost_processes", "rank_zero_only"]
 
 _CONNECTION = re.compile(
     r"pair closure|connection (closed|reset|refused)|timed out|broken pipe|no route to host|gloo|nccl",
@@ -20,15 +19,6 @@ _CONNECTION = re.compile(
 
 class LostProcessError(RuntimeError):
     """Another process of the run ended, or did not answer in time."""
-
-
-def join_local_job() -> None:
-    """Tell Lightning of the processes that submitit_local started; those of torchrun and SLURM it knows."""
-    if os.environ.get("SUBMITIT_EXECUTOR") == "local" and int(os.environ["SUBMITIT_LOCAL_NTASKS"]) > 1:
-        from submitit.helpers import TorchDistributedEnvironment  # not a dependency
-
-        started = TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
-        rank_zero_only.rank = started.rank  # type: ignore[attr-defined]
 
 
 def is_first() -> bool:

@@ -20,7 +20,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from sharpreid.checkpoint_io import step_of
 from sharpreid.config.validation import check_config
 from sharpreid.data.datamodule import ReIDDataModule
-from sharpreid.distributed import is_first, join_local_job, naming_lost_processes
+from sharpreid.distributed import is_first, naming_lost_processes
 from sharpreid.loggers.csv import forget_from
 from sharpreid.module import ReIDModule
 from sharpreid.run.build import build_data, build_module, build_trainer
@@ -56,7 +56,6 @@ _LASTING = ("started", "wandb_id", "resumed_at")
 def run(cfg: DictConfig) -> float:
     """Run one job, with the exit status that its end asks for; what `sharpreid.train.main` returns."""
     quieten()
-    join_local_job()
     _leave_printing_to_the_first()
     output_dir = Path(cfg.output_dir)
     try:
