@@ -28,7 +28,8 @@ from benchmarks.networks import network
 from benchmarks.process import Cost, cost_of, in_turns
 from benchmarks.rows import machine
 from sharpreid.evaluation import ranking
-from sharpreid.evaluation.ranking import Protocol, evaluate_ranking
+from sharpreid.evaluation.protocol import Protocol
+from sharpreid.evaluation.ranking import evaluate_ranking
 from sharpreid.models.network import SharpAttentionNetwork
 
 HERE = Path(__file__).with_name("growth")

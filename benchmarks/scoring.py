@@ -18,7 +18,8 @@ from benchmarks.embeddings import Embeddings, make, of_size
 from benchmarks.process import Cost, in_turns
 from benchmarks.rows import Row, beside, machine
 from sharpreid.evaluation import ranking
-from sharpreid.evaluation.ranking import Protocol, evaluate_ranking
+from sharpreid.evaluation.protocol import Protocol
+from sharpreid.evaluation.ranking import evaluate_ranking
 
 RANKERS = {
     "fast-reid": "fastreid/evaluation/rank_cylib",

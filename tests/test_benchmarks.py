@@ -11,7 +11,8 @@ from benchmarks.embeddings import make
 from benchmarks.growth import Curve
 from benchmarks.process import Cost, in_turns
 from benchmarks.rows import Row, beside, compared_with, write
-from sharpreid.evaluation.ranking import Protocol, evaluate_ranking
+from sharpreid.evaluation.protocol import Protocol
+from sharpreid.evaluation.ranking import evaluate_ranking
 
 
 def row(**changes: Any) -> Row:

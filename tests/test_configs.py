@@ -17,7 +17,7 @@ from sharpreid.config.paths import CONF_DIR
 from sharpreid.config.resolvers import register_resolvers, run_label
 from sharpreid.config.validation import ConfigError, check_config, check_node
 from sharpreid.distributed import rank_zero_only
-from sharpreid.evaluation.ranking import Protocol
+from sharpreid.evaluation.protocol import Protocol
 from sharpreid.run.build import build_data, build_module, build_trainer
 from sharpreid.run.paper_recipe import departures
 from sharpreid.sweep.summary_callback import SweepSummary

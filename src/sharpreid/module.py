@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from sharpreid.data.datamodule import EvalBatch, ReIDDataModule, TrainBatch
 from sharpreid.data.reid_data import random_stream
 from sharpreid.evaluation.metric import ReIDMetric
-from sharpreid.evaluation.ranking import Protocol, RankingScores, ReRanking
+from sharpreid.evaluation.protocol import Protocol
+from sharpreid.evaluation.ranking import ReRanking
+from sharpreid.evaluation.scores import RankingScores
 from sharpreid.losses.objective import Objective, ObjectiveValue
 from sharpreid.losses.total_variation import Variation, reduced
 from sharpreid.models.network import SharpAttentionNetwork

@@ -26,7 +26,8 @@ from sharpreid.data.cuhk03 import PUBLISHED_NEW, load_cuhk03, load_cuhk03_new, n
 from sharpreid.data.cuhk03.images import RECORD, unpack
 from sharpreid.data.cuhk03.mat_file import KINDS, MAT
 from sharpreid.data.reid_data import DataError, ReIDData, Sample, identities
-from sharpreid.evaluation.ranking import Protocol, evaluate_ranking
+from sharpreid.evaluation.protocol import Protocol
+from sharpreid.evaluation.ranking import evaluate_ranking
 from sharpreid.run.build import build_data, build_module
 from sharpreid.run.console import protocol_line
 from sharpreid.run.records import describe_scores

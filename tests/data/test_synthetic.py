@@ -22,7 +22,8 @@ from sharpreid.data.synthetic.people import DETAILS, Detail, Person, draw_person
 from sharpreid.data.synthetic.raster import Pen
 from sharpreid.data.synthetic.world import Plan, draw_pictures, plan_world
 from sharpreid.data.transforms import read_image
-from sharpreid.evaluation.ranking import Protocol, evaluate_ranking
+from sharpreid.evaluation.protocol import Protocol
+from sharpreid.evaluation.ranking import evaluate_ranking
 
 SMALL = SyntheticWorld(
     train_identities=6,

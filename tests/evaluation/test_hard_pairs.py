@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from sharpreid.evaluation.hard_pairs import HardPairScores, score_hard_pairs
+from sharpreid.evaluation.hard_pairs import score_hard_pairs
 from sharpreid.evaluation.metric import ReIDMetric
-from sharpreid.evaluation.ranking import Protocol
+from sharpreid.evaluation.protocol import Protocol
+from sharpreid.evaluation.scores import HardPairScores
 
 # Identities 1 and 2 differ in a knapsack, 3 and 4 in a hat; 5 is nobody's twin. (embedding, identity, camera)
 QUERY = [(0.0, 1, 1), (10.0, 2, 1), (20.0, 3, 1), (50.0, 5, 1)]

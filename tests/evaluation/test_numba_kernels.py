@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from sharpreid.evaluation import ranking
-from sharpreid.evaluation.ranking import Protocol, evaluate_ranking, exact_embeddings
+from sharpreid.evaluation.exact import exact_embeddings
+from sharpreid.evaluation.protocol import Protocol
+from sharpreid.evaluation.ranking import evaluate_ranking
 from sharpreid.evaluation.re_ranking import k_reciprocal_distances, nearest_neighbours
 
 compiled_ranks = pytest.importorskip("sharpreid.evaluation.numba_kernels.ranking")
@@ -138,7 +140,7 @@ def test_nor_one_that_was_asked_for_by_the_newer_setting(
             one.fp32_precision = kept
 
 
-def test_the_products_are_made_in_whole_float32() -> None:
+def test_the_products_are_made_in_full_precision_matmul() -> None:
     """Whatever the processor makes of it: not every one has a shorter type."""
     backends: Any = torch.backends
     x = torch.rand(64, 8).double()

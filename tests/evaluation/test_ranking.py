@@ -19,7 +19,7 @@ from sharpreid.evaluation import (
     evaluate_ranking,
     hit_ranks,
 )
-from sharpreid.evaluation.ranking import round_for_exact_products
+from sharpreid.evaluation.exact import round_for_exact_products
 
 MARKET = Protocol.market1501()
 DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else [])]

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sharpreid.evaluation.ranking import Protocol
+from sharpreid.evaluation.protocol import Protocol
 from sharpreid.run.comparability import caveats
 from sharpreid.run.console import print_run_table, protocol_line
 

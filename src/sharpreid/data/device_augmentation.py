@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sharpreid.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from sharpreid.precision import whole_float32
+from sharpreid.evaluation.exact import full_precision_matmul
 
 Picture = npt.NDArray[np.uint8]
 """(height, width, 3), RGB."""
@@ -105,7 +105,7 @@ def augment(
     values = 3 * (extent[0] + height) * (extent[1] + width) + height * extent[0] + width * extent[1]
     parts = max(1, _MOST_VALUES // values)
     split = zip(*(torch.split(one, parts) for one in (pixels, sizes, boxes, flips)), strict=True)
-    with whole_float32(pixels.device):
+    with full_precision_matmul(pixels.device):
         return torch.cat([_augment(*part, height=height, width=width, mean=mean) for part in split])
 
 

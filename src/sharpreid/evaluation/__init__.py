@@ -1,9 +1,8 @@
 """Scores of a trained network: the ranking protocols, the scores and the metric that collects them."""
 
 from sharpreid.evaluation.metric import ReIDMetric
+from sharpreid.evaluation.protocol import Protocol
 from sharpreid.evaluation.ranking import (
-    Protocol,
-    RankingScores,
     ReRanking,
     average_precision,
     average_precision_trapezoid,
@@ -16,6 +15,7 @@ from sharpreid.evaluation.re_ranking import (
     average_query_expansion,
     k_reciprocal_distances,
 )
+from sharpreid.evaluation.scores import RankingScores
 
 __all__ = [
     "KReciprocal",

@@ -6,43 +6,19 @@ apart by everything but the detail scores at chance, about one half.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sharpreid.evaluation.ranking import Array, Protocol, evaluate_ranking
+from sharpreid.evaluation.exact import Array
+from sharpreid.evaluation.protocol import Protocol
+from sharpreid.evaluation.ranking import evaluate_ranking
+from sharpreid.evaluation.scores import HardPairScores
 
 Pair = tuple[tuple[int, int], str]
 """Two identities and the detail in which they differ."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class HardPairScores:
-    """Rank-1 within pairs of people who differ in one detail, in [0, 1]."""
-
-    rank1: float
-    """Share of the queries whose nearest image is one of their own identity, not of its twin."""
-    chance: float
-    """Expected ``rank1`` of a random ranking: a query's share of images of its own identity, on average."""
-    num_queries: int
-    """Queries whose identity and twin both have an image in another camera than the query's."""
-    by_detail: dict[str, tuple[float, int]]
-    """Detail -> rank-1 and number of queries of the pairs that differ in it."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        details = {
-            name: {"rank1": rank1, "num_queries": count} for name, (rank1, count) in self.by_detail.items()
-        }
-        return {
-            "rank1": self.rank1,
-            "chance": self.chance,
-            "num_queries": self.num_queries,
-            "details": details,
-        }
 
 
 def score_hard_pairs(

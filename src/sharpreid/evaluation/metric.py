@@ -12,7 +12,9 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from sharpreid.evaluation.hard_pairs import Pair, score_hard_pairs
-from sharpreid.evaluation.ranking import Protocol, RankingScores, ReRanking, evaluate_ranking
+from sharpreid.evaluation.protocol import Protocol
+from sharpreid.evaluation.ranking import ReRanking, evaluate_ranking
+from sharpreid.evaluation.scores import RankingScores
 
 
 class ReIDMetric(Metric):

@@ -16,36 +16,28 @@ Rules, the same for every protocol:
   of a single-shot gallery depend on the order of its rows.)
 """
 
-import dataclasses
 import importlib.util
 import math
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from sharpreid.evaluation.hard_pairs import HardPairScores
-
-Array = Tensor | npt.NDArray[Any]
-Exclusion = Literal["same_identity_and_camera", "same_camera"]
-MapOn = Literal["full_gallery", "drawn_gallery"]
-Denominator = Literal["valid_queries", "all_queries"]
-
-Distances = Callable[[slice], Tensor]
-"""Distances of some queries (a slice of their rows) to the whole gallery, float64, (rows, G).
-
-Any increasing function of the distance that a ranking goes by; free to be changed, valid until the next call.
-"""
-
-CHUNK_BYTES = 32 * 2**20  # distances held at a time; larger chunks are no faster on a CPU
-ROWS_IN_CACHE = 1024  # embeddings that are worked on at a time
+from sharpreid.evaluation.exact import (
+    CHUNK_BYTES,
+    Array,
+    Distances,
+    as_tensor,
+    euclidean_order,
+    exact_embeddings,
+)
+from sharpreid.evaluation.protocol import Exclusion, Protocol
+from sharpreid.evaluation.scores import QueryScores, RankingScores
 
 COMPILED_FROM = 20_000_000
 """Pairs of a query and a gallery item from which on Numba ranks on a CPU, if it is installed."""
@@ -77,154 +69,6 @@ class ReRanking(typing.Protocol):
             chunk_size: rows of a distance matrix at a time, None for as many as `CHUNK_BYTES` hold.
         """
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Protocol:
-    """What a score means; printed with every score.
-
-    Args:
-        name: how the protocol is called in a table.
-        exclusion: gallery items that leave a query's ranking. "same_identity_and_camera" (Market-1501):
-            only those of its identity and camera, other people in its camera stay. "same_camera"
-            (CUHK03): everything in its camera.
-        gallery_per_identity: images drawn per identity for the CMC (1 is single-shot), from other cameras
-            than the query's; None takes the whole gallery. Distractors all stay: they are different people.
-        repeats: number of draws; the CMC is their mean. A draw depends on (seed, split, draw) and on the
-            order of the gallery's rows, so give those in the data set's own order. Queries of one camera
-            share a drawn gallery.
-        map_on: "full_gallery" computes mAP on the whole gallery even where the CMC is drawn (multi-shot
-            mAP beside a single-shot CMC), "drawn_gallery" on the draws.
-        max_rank: length of the CMC.
-        denominator: mAP and CMC are divided by the queries with a match, or by all queries (a query
-            without a match then scores 0).
-        junk_identity: gallery items that leave every ranking; None if there are none.
-        distractor_identity: gallery items that match no query; None if it is an identity like others.
-        seed, split: with the number of the draw, the seed of the draw.
-    Raises:
-        ValueError: an option is unknown, a number is out of range, or a drawn gallery is asked for without
-            `exclusion="same_camera"`.
-    """
-
-    name: str
-    exclusion: Exclusion = "same_identity_and_camera"
-    gallery_per_identity: int | None = None
-    repeats: int = 1
-    map_on: MapOn = "full_gallery"
-    max_rank: int = 50
-    denominator: Denominator = "valid_queries"
-    junk_identity: int | None = -1
-    distractor_identity: int | None = 0
-    seed: int = 0
-    split: int = 0
-
-    def __post_init__(self) -> None:
-        for field, options in (("exclusion", Exclusion), ("map_on", MapOn), ("denominator", Denominator)):
-            if getattr(self, field) not in get_args(options):
-                raise ValueError(f"{field} must be one of {get_args(options)}, got {getattr(self, field)!r}")
-        for field, least in (("repeats", 1), ("max_rank", 1), ("seed", 0), ("split", 0)):
-            if getattr(self, field) < least:
-                raise ValueError(f"{field} must be at least {least}, got {getattr(self, field)}")
-        if self.gallery_per_identity is None:
-            if self.repeats != 1 or self.map_on != "full_gallery":
-                raise ValueError(
-                    "repeats and map_on='drawn_gallery' need gallery_per_identity: else nothing is drawn"
-                )
-        elif self.gallery_per_identity < 1 or self.exclusion != "same_camera":
-            raise ValueError(
-                "gallery_per_identity must be at least 1 and needs exclusion='same_camera', got "
-                f"{self.gallery_per_identity} with {self.exclusion!r}"
-            )
-
-    @classmethod
-    def market1501(cls) -> "Protocol":
-        """Market-1501: junk is the query's identity in its own camera; the whole gallery."""
-        return cls(name="market1501")
-
-    @classmethod
-    def duke(cls) -> "Protocol":
-        """DukeMTMC-reID: the rule of Market-1501."""
-        return cls(name="duke")
-
-    @classmethod
-    def cuhk03_new(cls) -> "Protocol":
-        """CUHK03 with 767 training and 700 test identities: the rule of Market-1501."""
-        return cls(name="cuhk03_new")
-
-    @classmethod
-    def cuhk03_single_shot(cls, seed: int = 0, split: int = 0, repeats: int = 20) -> "Protocol":
-        """CUHK03 with 100 test identities: single-shot CMC over `repeats` draws, multi-shot mAP."""
-        return cls(
-            name="cuhk03_single_shot",
-            exclusion="same_camera",
-            gallery_per_identity=1,
-            repeats=repeats,
-            map_on="full_gallery",
-            seed=seed,
-            split=split,
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return asdict(self)
-
-
-class QueryScores(NamedTuple):
-    """What each query contributes to the scores, in the order of the queries; NaN without a match."""
-
-    ap: npt.NDArray[np.float64]
-    """Average precision (mean over the draws where mAP is drawn), (Q,), in [0, 1]."""
-    rank1: npt.NDArray[np.float64]
-    """Share of the protocol's draws in which a match comes first, (Q,), in [0, 1]."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankingScores:
-    """Scores in [0, 1] with the protocol they were computed under.
-
-    `cmc[k - 1]` is rank-k: the fraction of queries with a match among the first k. It never decreases, and
-    past the end of a short gallery it stays at its last value. `cmc_std` is the standard deviation (of the
-    population) over the protocol's draws, 0 without draws. `mAP` averages the precision at the matches,
-    `mAP_trapezoid` is the formula of Market-1501's original Matlab code. `re_ranking` names what the ranking
-    was changed by; `plain` then holds the scores without it, else it is None.
-    `queries` has what each query contributes; it takes no part in comparisons.
-    """
-
-    protocol: Protocol
-    mAP: float
-    mAP_trapezoid: float
-    cmc: tuple[float, ...]
-    cmc_std: tuple[float, ...]
-    num_valid_queries: int
-    num_invalid_queries: int
-    re_ranking: str = "none"
-    plain: "RankingScores | None" = None
-    hard_pairs: "HardPairScores | None" = None
-    """Rank-1 on pairs of people who differ in one detail; None for data that names none. Never re-ranked."""
-    queries: QueryScores | None = dataclasses.field(default=None, compare=False, repr=False)
-
-    def rank(self, k: int) -> float:
-        """Rank-k; raises ValueError for a k outside the computed curve."""
-        if not 1 <= k <= len(self.cmc):
-            raise ValueError(f"k must be 1 to {len(self.cmc)} (the protocol's max_rank), got {k}")
-        return self.cmc[k - 1]
-
-    def as_dict(self) -> dict[str, float | int]:
-        """The usual numbers, ready for JSON; ranks past the protocol's `max_rank` are left out.
-
-        With draws, also the standard deviation over them of each rank.
-        """
-        places = [k for k in (1, 5, 10, 20) if k <= len(self.cmc)]
-        ranks = {f"rank{k}": self.rank(k) for k in places}
-        if self.protocol.gallery_per_identity is not None:
-            ranks |= {f"rank{k}_std": self.cmc_std[k - 1] for k in places}
-        return {
-            "mAP": self.mAP,
-            "mAP_trapezoid": self.mAP_trapezoid,
-            **ranks,
-            "num_valid_queries": self.num_valid_queries,
-            "num_invalid_queries": self.num_invalid_queries,
-        }
 
 
 def average_precision(hit_ranks: Tensor | Sequence[int]) -> Tensor:
@@ -264,33 +108,6 @@ def _ranks_and_hits(hit_ranks: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
 def _mean_over_hits(precision: Tensor, ranks: Tensor) -> Tensor:
     is_hit = ranks > 0
     return torch.where(is_hit, precision, 0.0).sum(-1) / is_hit.sum(-1).clamp(min=1)
-
-
-def round_for_exact_products(x_nd: Tensor) -> Tensor:
-    """Rows in float64, rounded so that their dot products involve no rounding at all.
-
-    Each row keeps b binary digits below its largest coordinate, with D * 2^(2b) <= 2^53: then every partial
-    sum of a dot product fits float64 exactly, and a matrix product has the same bits in whatever order the
-    library adds, so equal items are tied exactly. b is 23 for D = 128 (float32 holds 24) and 21 for 2048.
-
-    Args:
-        x_nd: finite float32, (N, D), D >= 1.
-    Returns:
-        float64, (N, D).
-
-    >>> round_for_exact_products(torch.tensor([[1.0, 2.0**-30], [2.0**-30, 0.0]])).tolist()
-    [[1.0, 0.0], [9.313225746154785e-10, 0.0]]
-    """
-    bits = (53 - (x_nd.shape[1] - 1).bit_length()) // 2
-    rounded = torch.empty(x_nd.shape, dtype=torch.float64, device=x_nd.device)
-    for given, result in zip(*(torch.split(x, ROWS_IN_CACHE) for x in (x_nd, rounded)), strict=True):
-        x = given.double()
-        largest = x.abs().amax(dim=1, keepdim=True)
-        mantissa, _ = torch.frexp(largest)
-        power_of_two = torch.where(largest > 0, largest / mantissa, 1.0)
-        step = power_of_two * 2.0**-bits
-        torch.mul(x.div_(step).round_(), step, out=result)
-    return rounded
 
 
 def hit_ranks(distance_qg: Tensor, match_qp: Tensor) -> Tensor:
@@ -458,7 +275,7 @@ class _Items:
     ) -> "_Items":
         x = exact_embeddings(f"{name}_embeddings", embeddings, device)
         labels = []
-        for field, values in ((f"{name}_pids", _tensor(pids)), (f"{name}_camids", _tensor(camids))):
+        for field, values in ((f"{name}_pids", as_tensor(pids)), (f"{name}_camids", as_tensor(camids))):
             if values.is_floating_point() or values.dtype in (torch.bool, torch.complex64, torch.complex128):
                 raise ValueError(f"{field} must be integers, got {values.dtype}")
             if values.shape != (len(x),):
@@ -476,37 +293,6 @@ class _Items:
         return len(self.pids)
 
 
-def exact_embeddings(name: str, embeddings: Array, device: torch.device | None = None) -> Tensor:
-    """Embeddings read as float32 and rounded by `round_for_exact_products`: float64, (N, D).
-
-    Args:
-        name: what an error calls them.
-        embeddings: finite, any float type, (N, D), tensor or array.
-        device: where to; None leaves them where they are, unless that lacks float64.
-    Raises:
-        ValueError: not a float matrix, empty, NaN or infinite.
-    """
-    x = _tensor(embeddings)
-    if x.ndim != 2 or 0 in x.shape or not x.is_floating_point():
-        raise ValueError(f"{name} must be float (N, D), not empty, got {x.dtype} {tuple(x.shape)}")
-    if device is None:
-        device = torch.device("cpu") if x.device.type == "mps" else x.device  # mps has no float64
-    x = x.detach().to(device, torch.float32)
-    bad = (~x.isfinite().all(1)).nonzero()
-    if len(bad):
-        raise ValueError(
-            f"{name}: {len(bad)} of {len(x)} rows are NaN or infinite in float32, the first is row "
-            f"{bad[0].item()}; a ranking of them means nothing, look at the training"
-        )
-    return round_for_exact_products(x)
-
-
-def _tensor(values: Array) -> Tensor:
-    if isinstance(values, Tensor):
-        return values
-    return torch.from_numpy(np.array(values))  # a copy: torch warns about read-only arrays
-
-
 def _check_queries_are_people(query: _Items, protocol: Protocol) -> None:
     for field in ("junk_identity", "distractor_identity"):
         identity = getattr(protocol, field)
@@ -519,24 +305,6 @@ def _check_queries_are_people(query: _Items, protocol: Protocol) -> None:
                 f"{identity}, which is the protocol's {field} and matches nothing; leave them out, or give "
                 f"Protocol(..., {field}=None) if it is a person like others"
             )
-
-
-def euclidean_order(query: Tensor, gallery: Tensor) -> Distances:
-    """|q - g|^2 without |q|^2, which changes no ranking: one rounding, the same for the same pair.
-
-    Args:
-        query, gallery: embeddings from `exact_embeddings`, float64, (Q, D) and (G, D).
-    """
-    squared_norm, buffer = gallery.square().sum(1), gallery.new_empty(0)
-
-    def of_chunk(rows: slice) -> Tensor:
-        nonlocal buffer
-        chunk = query[rows]
-        if len(buffer) < len(chunk):
-            buffer = gallery.new_empty(len(chunk), len(gallery))
-        return torch.matmul(-2 * chunk, gallery.T, out=buffer[: len(chunk)]).add_(squared_norm)
-
-    return of_chunk
 
 
 def _distances(

@@ -24,15 +24,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sharpreid.evaluation.ranking import (
+from sharpreid.evaluation.exact import (
     CHUNK_BYTES,
     Array,
     Distances,
     euclidean_order,
     exact_embeddings,
-    is_worth_compiling,
     round_for_exact_products,
 )
+from sharpreid.evaluation.ranking import is_worth_compiling
 
 _WEIGHT_STEP = 2.0**-32
 

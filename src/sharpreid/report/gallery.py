@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sharpreid.data.datamodule import ReIDDataModule, picture_of
 from sharpreid.data.reid_data import Sample
-from sharpreid.evaluation.ranking import exact_embeddings
+from sharpreid.evaluation.exact import exact_embeddings
 from sharpreid.report.gather import Run
 from sharpreid.run.build import build_data
 from sharpreid.run.comparability import caveats

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sharpreid.evaluation.ranking import Protocol
+from sharpreid.evaluation.protocol import Protocol
 from sharpreid.run.comparability import caveats, dataset_line
 
 

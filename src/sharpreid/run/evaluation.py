@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sharpreid.config.paths import CONF_DIR
 from sharpreid.data.datamodule import ReIDDataModule
-from sharpreid.evaluation.ranking import RankingScores
+from sharpreid.evaluation.scores import RankingScores
 from sharpreid.models.batch_norm import recalibrate
 from sharpreid.module import ReIDModule
 from sharpreid.run.arguments import PATH_KEYS, UsageError, parse_arguments

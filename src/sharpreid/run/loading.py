@@ -14,7 +14,7 @@ from sharpreid.config.resolvers import register_resolvers
 from sharpreid.data.datamodule import ReIDDataModule
 from sharpreid.data.reid_data import image_files
 from sharpreid.data.transforms import read_image
-from sharpreid.evaluation.ranking import RankingScores
+from sharpreid.evaluation.scores import RankingScores
 from sharpreid.models.weights import check_fits, read_tensors
 from sharpreid.module import ReIDModule
 from sharpreid.run.build import build_data, build_module

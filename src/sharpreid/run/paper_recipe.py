@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sharpreid.config.early_runs import with_later_keys
 from sharpreid.config.paths import CONF_DIR
-from sharpreid.evaluation.ranking import Protocol
+from sharpreid.evaluation.protocol import Protocol
 
 PAPER_DATA = ("cuhk03_labeled", "cuhk03_detected", "market1501", "duke")
 """The data sets of the paper's tables, by their name here."""

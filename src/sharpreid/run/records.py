@@ -27,7 +27,8 @@ from sharpreid.checkpoint_io import digest_path, step_checkpoints, step_of
 from sharpreid.config.early_runs import with_later_keys
 from sharpreid.data.reid_data import ReIDData, Sample
 from sharpreid.distributed import is_first, rank_zero_only
-from sharpreid.evaluation.ranking import Protocol, RankingScores
+from sharpreid.evaluation.protocol import Protocol
+from sharpreid.evaluation.scores import RankingScores
 from sharpreid.run.paper_recipe import departures
 
 log = logging.getLogger(__name__)

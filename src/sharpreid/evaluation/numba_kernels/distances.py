@@ -14,9 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from sharpreid.evaluation.exact import ROWS_IN_CACHE, full_precision_matmul
 from sharpreid.evaluation.numba_kernels.kernels import Bounds, Exact, Lines
-from sharpreid.evaluation.ranking import ROWS_IN_CACHE
-from sharpreid.precision import whole_float32
 
 _UNIT = 2.0**-24  # largest relative rounding error of float32
 _CHUNK_BYTES = 4 * 2**20  # distances that a thread holds at a time: what a cache holds
@@ -76,7 +75,7 @@ class TwofoldDistances:
                 torch.addmm(self._squared_norm, part, self._gallery.T, alpha=-2, out=distances)
                 do(distances.numpy(), start)
 
-        with whole_float32(torch.device("cpu")):
+        with full_precision_matmul(torch.device("cpu")):
             in_threads(work)
 
 
