@@ -27,7 +27,7 @@ from benchmarks.embeddings import make
 from benchmarks.networks import network
 from benchmarks.process import Cost, cost_of, in_turns
 from benchmarks.rows import machine
-from sharpreid.evaluation import ranking
+from sharpreid.evaluation import numba_kernels
 from sharpreid.evaluation.protocol import Protocol
 from sharpreid.evaluation.ranking import evaluate_ranking
 from sharpreid.models.network import SharpAttentionNetwork
@@ -60,7 +60,7 @@ def score(gallery: int) -> Callable[[], float]:
     """Scoring of 500 queries against a gallery, half of which at most are matches."""
     matching = min(gallery // 2, 10_000)
     data = make(500, matching, gallery - matching, 250, 6, dim=128)
-    ranking.COMPILED_FROM = 0
+    numba_kernels.MIN_PAIRS = 0
     evaluate_ranking(*(x[:256] for x in data), protocol=Protocol.market1501())
     return lambda: evaluate_ranking(*data, protocol=Protocol.market1501()).mAP
 

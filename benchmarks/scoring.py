@@ -17,7 +17,7 @@ from benchmarks import command
 from benchmarks.embeddings import Embeddings, make, of_size
 from benchmarks.process import Cost, in_turns
 from benchmarks.rows import Row, beside, machine
-from sharpreid.evaluation import ranking
+from sharpreid.evaluation import numba_kernels
 from sharpreid.evaluation.protocol import Protocol
 from sharpreid.evaluation.ranking import evaluate_ranking
 
@@ -43,7 +43,7 @@ def ours(size: str, dim: int, *, way: str) -> Callable[[], float]:
         dim: length of an embedding.
         way: one of `ways`.
     """
-    ranking.COMPILED_FROM = 0 if way == "Numba" else 10**15
+    numba_kernels.MIN_PAIRS = 0 if way == "Numba" else 10**15
     device = torch.device("cuda" if way == "CUDA" else "cpu")
 
     def score(data: Embeddings) -> float:

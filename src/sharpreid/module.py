@@ -147,7 +147,7 @@ class ReIDModule(pl.LightningModule):
         self.test_metric.reset()
         if self._data is not None:
             self.test_metric.expected = len(self._data.test)
-            self.test_metric.pooled_into = self._data.test.pooled_into
+            self.test_metric.query_group = self._data.test.pooled_into
             self.test_metric.hard_pairs = self._data.data.hard_pairs
 
     def test_step(self, batch: EvalBatch, batch_idx: int) -> None:

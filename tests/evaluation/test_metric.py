@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sharpreid.evaluation import Protocol, ReIDMetric, evaluate_ranking
-from sharpreid.evaluation.metric import pool
+from sharpreid.evaluation.metric import average_groups
 
 PROTOCOL = Protocol.market1501()
 SAMPLES = 53
@@ -76,7 +76,7 @@ def test_further_images_are_averaged_into_their_query_and_not_ranked():
     embeddings, pids, camids, is_query, _ = samples()
     further = torch.randn(3, 16, generator=torch.Generator().manual_seed(2))
     metric = ReIDMetric(
-        protocol=PROTOCOL, expected=SAMPLES + 3, pooled_into=torch.tensor([*range(SAMPLES), 4, 4, 7])
+        protocol=PROTOCOL, expected=SAMPLES + 3, query_group=torch.tensor([*range(SAMPLES), 4, 4, 7])
     )
     into = [4, 4, 7]
     everything = [
@@ -98,14 +98,14 @@ def test_further_images_are_averaged_into_their_query_and_not_ranked():
 
 
 def test_pooling_nothing_changes_no_bit():
-    assert scored([torch.arange(SAMPLES)], pooled_into=torch.arange(SAMPLES)) == direct()
+    assert scored([torch.arange(SAMPLES)], query_group=torch.arange(SAMPLES)) == direct()
     embeddings = samples()[0]
-    assert torch.equal(pool(embeddings, torch.arange(SAMPLES)), embeddings)
+    assert torch.equal(average_groups(embeddings, torch.arange(SAMPLES)), embeddings)
 
 
 def test_a_missing_image_of_a_pool_is_named():
     with pytest.raises(ValueError, match=r"1 of 54 samples are missing, the first have index \[53\]"):
-        scored([torch.arange(SAMPLES)], pooled_into=torch.tensor([*range(SAMPLES), 0]))
+        scored([torch.arange(SAMPLES)], query_group=torch.tensor([*range(SAMPLES), 0]))
 
 
 def test_queries_alone_are_refused():

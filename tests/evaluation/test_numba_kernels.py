@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from sharpreid.evaluation import ranking
+from sharpreid.evaluation import numba_kernels, ranking
 from sharpreid.evaluation.exact import exact_embeddings
+from sharpreid.evaluation.k_reciprocal import nearest_neighbours
 from sharpreid.evaluation.protocol import Protocol
 from sharpreid.evaluation.ranking import evaluate_ranking
-from sharpreid.evaluation.re_ranking import k_reciprocal_distances, nearest_neighbours
+from sharpreid.evaluation.re_ranking import k_reciprocal_distances
 
 compiled_ranks = pytest.importorskip("sharpreid.evaluation.numba_kernels.ranking")
 compiled_re_ranking = pytest.importorskip("sharpreid.evaluation.numba_kernels.re_ranking")
@@ -47,7 +48,7 @@ def ranks_by(
 ) -> torch.Tensor:
     """The ranks that the scores are computed from."""
     seen: list[torch.Tensor] = []
-    monkeypatch.setattr(ranking, "COMPILED_FROM", 0 if by_numba else 10**12)
+    monkeypatch.setattr(numba_kernels, "MIN_PAIRS", 0 if by_numba else 10**12)
     monkeypatch.setattr(
         ranking, "average_precision", lambda ranks: seen.append(ranks) or ranks.double().sum(1)
     )
@@ -87,7 +88,7 @@ def test_float32_alone_would_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: without the margin, near ties are counted on the wrong side."""
     given = case(CHANGES["near ties"])
     wanted = ranks_by(monkeypatch, given, Protocol.market1501(), by_numba=False)
-    monkeypatch.setattr(compiled_distances, "_UNIT", 0.0)
+    monkeypatch.setattr(compiled_distances, "FLOAT32_ROUNDOFF", 0.0)
     assert not torch.equal(ranks_by(monkeypatch, given, Protocol.market1501(), by_numba=True), wanted)
 
 
@@ -96,7 +97,7 @@ def test_float32_alone_would_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_chunks_and_threads_change_nothing(
     monkeypatch: pytest.MonkeyPatch, threads: int, chunk_size: int | None
 ) -> None:
-    monkeypatch.setattr(ranking, "COMPILED_FROM", 0)
+    monkeypatch.setattr(numba_kernels, "MIN_PAIRS", 0)
     wanted = evaluate_ranking(**case(), protocol=Protocol.market1501())
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -109,7 +110,7 @@ def test_chunks_and_threads_change_nothing(
 
 def test_a_shorter_float32_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch may be told to multiply float32 in bfloat16, whose errors are beyond the bound."""
-    monkeypatch.setattr(ranking, "COMPILED_FROM", 0)
+    monkeypatch.setattr(numba_kernels, "MIN_PAIRS", 0)
     given = case(dim=256)
     wanted = evaluate_ranking(**given, protocol=Protocol.market1501())
     torch.set_float32_matmul_precision("medium")
@@ -124,7 +125,7 @@ def test_a_shorter_float32_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nor_one_that_was_asked_for_by_the_newer_setting(
     monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
-    monkeypatch.setattr(ranking, "COMPILED_FROM", 0)
+    monkeypatch.setattr(numba_kernels, "MIN_PAIRS", 0)
     given = case(dim=256)
     wanted = evaluate_ranking(**given, protocol=Protocol.market1501())
     backends: Any = torch.backends
@@ -147,7 +148,7 @@ def test_the_products_are_made_in_full_precision_matmul() -> None:
     seen: list[str] = []
     torch.set_float32_matmul_precision("medium")
     try:
-        compiled_distances.TwofoldDistances(x, x).each_chunk(
+        compiled_distances.MixedPrecisionDistances(x, x).for_each_chunk(
             lambda part, start: seen.append(backends.mkldnn.matmul.fp32_precision)
         )
         assert seen
@@ -174,14 +175,15 @@ def test_many_threads_hold_no_more_than_a_few(
     """Rows of a large gallery in each: 512 MiB in all threads together, or a row each."""
     seen: list[int] = []
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    monkeypatch.setattr(compiled_distances, "in_threads", lambda work: work(0))
-    distances = compiled_distances.TwofoldDistances(torch.rand(64, 1).double(), torch.rand(2**19, 1).double())
-    distances.each_chunk(lambda part, start: seen.append(len(part)))
+    monkeypatch.setattr(compiled_distances, "run_in_threads", lambda work: work(0))
+    queries, gallery = torch.rand(64, 1).double(), torch.rand(2**19, 1).double()
+    distances = compiled_distances.MixedPrecisionDistances(queries, gallery)
+    distances.for_each_chunk(lambda part, start: seen.append(len(part)))
     assert seen[0] == held
 
 
 def test_small_rankings_do_not_start_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled_ranks, "ranks_of_matches", lambda *_, **__: pytest.fail("compiled"))
+    monkeypatch.setattr(compiled_ranks, "match_ranks", lambda *_, **__: pytest.fail("compiled"))
     evaluate_ranking(**case(), protocol=Protocol.market1501())
 
 
@@ -194,7 +196,7 @@ def test_re_ranking_is_that_of_the_reference(
     embeddings = given["query_embeddings"], given["gallery_embeddings"]
     parameters = {"k1": k1, "k2": k2, "lambda_value": 0.3}
     wanted = k_reciprocal_distances(*embeddings, **parameters)
-    monkeypatch.setattr(ranking, "COMPILED_FROM", 0)
+    monkeypatch.setattr(numba_kernels, "MIN_PAIRS", 0)
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
@@ -210,7 +212,7 @@ def test_re_ranking_by_float32_alone_would_be_wrong(monkeypatch: pytest.MonkeyPa
     x = exact_embeddings("gallery", given["gallery_embeddings"])
     wanted, _ = compiled_re_ranking.nearest_neighbours(x, 21, None)
     assert torch.equal(wanted, nearest_neighbours(x, 21)[0])
-    monkeypatch.setattr(compiled_distances, "_UNIT", 0.0)
+    monkeypatch.setattr(compiled_distances, "FLOAT32_ROUNDOFF", 0.0)
     assert not torch.equal(compiled_re_ranking.nearest_neighbours(x, 21, None)[0], wanted)
 
 
@@ -218,5 +220,5 @@ def test_fewer_items_than_neighbours_are_re_ranked_too(monkeypatch: pytest.Monke
     given = case(queries=3, items=8)
     embeddings = given["query_embeddings"], given["gallery_embeddings"]
     wanted = k_reciprocal_distances(*embeddings, k1=20, k2=30, lambda_value=0.3)
-    monkeypatch.setattr(ranking, "COMPILED_FROM", 0)
+    monkeypatch.setattr(numba_kernels, "MIN_PAIRS", 0)
     assert torch.equal(k_reciprocal_distances(*embeddings, k1=20, k2=30, lambda_value=0.3), wanted)

@@ -193,10 +193,10 @@ def test_what_a_query_contributes_to_a_drawn_gallery_is_its_mean_over_the_draws(
 
 
 def test_an_evaluation_without_any_match_says_why():
-    message = "1 queries have an identity that the gallery lacks, 1 have theirs only in their own camera"
+    message = r"1 have an identity that the gallery lacks .*, and 1 have matches only in their own camera"
     with pytest.raises(ValueError, match=message):
         on_a_line([(0, 1, 1), (0, 2, 1)], [(1, 1, 1), (2, 3, 1)])
-    with pytest.raises(ValueError, match="0 gallery items that are not junk"):
+    with pytest.raises(ValueError, match="0 items that are not junk"):
         on_a_line([(0, 1, 1)], [(1, -1, 1)])
 
 

@@ -19,9 +19,8 @@ from sharpreid.evaluation import (
     ReIDMetric,
     average_query_expansion,
     evaluate_ranking,
+    exact,
     k_reciprocal_distances,
-    ranking,
-    re_ranking,
 )
 
 MARKET = Protocol.market1501()
@@ -170,7 +169,7 @@ def test_chunks_threads_and_devices_change_no_bit(device, monkeypatch):
     for chunk_size in (1, 7, 10_000):
         found = k_reciprocal_distances(query.to(device), gallery.to(device), **method, chunk_size=chunk_size)
         assert torch.equal(found.cpu(), whole)
-    monkeypatch.setattr(re_ranking, "CHUNK_BYTES", 4096)
+    monkeypatch.setattr(exact, "CHUNK_BYTES", 4096)
     assert torch.equal(k_reciprocal_distances(query, gallery, **method), whole)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -202,8 +201,7 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("method", [USUAL, QueryExpansion(k=5)])
 def test_no_tensor_grows_with_the_square_of_the_number_of_images(method, monkeypatch):
-    for module in (ranking, re_ranking):
-        monkeypatch.setattr(module, "CHUNK_BYTES", 2**18)
+    monkeypatch.setattr(exact, "CHUNK_BYTES", 2**18)
     largest = []
     for items in (400, 800):
         inputs = problem(queries=items // 4, items=items, identities=items // 10)
@@ -228,7 +226,7 @@ def test_equal_embeddings_get_the_worst_score(value):
 def test_nearest_columns_is_the_head_of_a_stable_sort():
     distance = torch.randint(0, 5, (50, 31), generator=torch.Generator().manual_seed(0)).double()
     for k in (1, 4, 30, 31):
-        assert torch.equal(re_ranking.nearest_columns(distance, k), distance.argsort(stable=True)[:, :k])
+        assert torch.equal(exact.nearest_columns(distance, k), distance.argsort(stable=True)[:, :k])
 
 
 @pytest.mark.parametrize("protocol", [MARKET, SINGLE_SHOT], ids=lambda protocol: protocol.name)
@@ -277,7 +275,7 @@ class Spy:
         assert query_camids.shape == query.shape[:1]
         assert gallery_camids.shape == gallery.shape[:1]
         self.seen.append((len(query), len(gallery)))
-        return ranking.euclidean_order(query, gallery)
+        return exact.shifted_squared_distances(query, gallery)
 
 
 def test_junk_identities_take_no_part():

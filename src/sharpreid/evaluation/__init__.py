@@ -1,14 +1,9 @@
-"""Scores of a trained network: the ranking protocols, the scores and the metric that collects them."""
+"""Ranking protocols, scores, and the metric that collects embeddings."""
 
+from sharpreid.evaluation.functional import average_precision, average_precision_trapezoid, hit_ranks
 from sharpreid.evaluation.metric import ReIDMetric
 from sharpreid.evaluation.protocol import Protocol
-from sharpreid.evaluation.ranking import (
-    ReRanking,
-    average_precision,
-    average_precision_trapezoid,
-    evaluate_ranking,
-    hit_ranks,
-)
+from sharpreid.evaluation.ranking import ReRanking, evaluate_ranking
 from sharpreid.evaluation.re_ranking import (
     KReciprocal,
     QueryExpansion,

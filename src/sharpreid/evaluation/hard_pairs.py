@@ -1,8 +1,8 @@
-"""Rank-1 on hard pairs: does the network find the one detail in which two people differ?
+"""Rank-1 on hard pairs, which are two people, called twins, who differ in one detail.
 
-The gallery of a query is reduced to the images of its own identity and of its twin, from other cameras than
-the query's. So the score does not depend on how many other people there are, and a network that tells people
-apart by everything but the detail scores at chance, about one half.
+The gallery of a query is reduced to the images of its identity and its twin from other cameras. The score
+therefore does not depend on the number of other people, and a network that ignores the detail scores at
+chance, about one half.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from sharpreid.evaluation.ranking import evaluate_ranking
 from sharpreid.evaluation.scores import HardPairScores
 
 Pair = tuple[tuple[int, int], str]
-"""Two identities and the detail in which they differ."""
+"""Two identities, and the name of the detail in which they differ."""
 
 
 def score_hard_pairs(
@@ -33,15 +33,16 @@ def score_hard_pairs(
 ) -> HardPairScores:
     """Score how often a query is nearer to its own identity than to its twin.
 
-    Distances and ties are those of `evaluate_ranking`: an image of the twin at the same distance comes first.
+    Distances and ties are those of `evaluate_ranking`, so an image of the twin at the same distance is ranked
+    first.
 
     Args:
-        query_embeddings, query_pids, query_camids: as in `evaluate_ranking`.
-        gallery_embeddings, gallery_pids, gallery_camids: as there.
-        pairs: identities that differ in one detail, and that detail; at least one.
+        query_embeddings, query_pids, query_camids: see `evaluate_ranking`.
+        gallery_embeddings, gallery_pids, gallery_camids: see `evaluate_ranking`.
+        pairs: at least one pair.
 
     Raises:
-        ValueError: no query belongs to a pair and has images of both people in other cameras.
+        ValueError: no query of a pair has images of both people in other cameras.
 
     The query at 0 is nearer to its own image at 1 than to its twin's at 3:
 
@@ -81,11 +82,11 @@ def score_hard_pairs(
     )
 
 
-_Items = tuple[Tensor, Tensor, Tensor]  # embeddings, identities, cameras
+_Samples = tuple[Tensor, Tensor, Tensor]  # embeddings, identities, cameras
 
 
-def _score_pair(query: _Items, gallery: _Items, pids: tuple[int, int]) -> tuple[list[float], list[float]]:
-    """Rank-1 of each query of two identities in the gallery of these two, and its chance."""
+def _score_pair(query: _Samples, gallery: _Samples, pids: tuple[int, int]) -> tuple[list[float], list[float]]:
+    """Return rank-1 and its chance for each query of two identities, in the gallery of these two."""
     query, gallery = (_select(items, torch.isin(items[1], torch.tensor(pids))) for items in (query, gallery))
     elsewhere = query[2][:, None] != gallery[2]
     own = query[1][:, None] == gallery[1]
@@ -96,10 +97,10 @@ def _score_pair(query: _Items, gallery: _Items, pids: tuple[int, int]) -> tuple[
     protocol = replace(Protocol.market1501(), name="hard_pairs", exclusion="same_camera")
     scores = evaluate_ranking(*_select(query, usable), *gallery, protocol=protocol)
     if scores.queries is None:
-        raise RuntimeError("the ranking left no score of each query")
+        raise RuntimeError("evaluate_ranking returned no scores of single queries")
     chance = own_count / (own_count + twin_count)
     return scores.queries.rank1.tolist(), chance[usable].tolist()
 
 
-def _select(items: _Items, rows: Tensor) -> _Items:
+def _select(items: _Samples, rows: Tensor) -> _Samples:
     return items[0][rows], items[1][rows], items[2][rows]

@@ -1,4 +1,4 @@
-"""The ranking scores as a metric that is fed in batches, on any number of processes."""
+"""The ranking scores as a torchmetrics metric, which collects batches from any number of processes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,23 +18,24 @@ from sharpreid.evaluation.scores import RankingScores
 
 
 class ReIDMetric(Metric):
-    """Collects embeddings and scores them with `evaluate_ranking`; the score of one process on any number.
+    """Metric that collects embeddings and scores them with `evaluate_ranking`.
 
-    Samples are put in the order of their index, so neither the order of the batches nor the sharding
-    matters; a repeated index (a padded shard) counts once. Feed it with `update`, not by calling it: a
-    single batch cannot be ranked. Each process must have been given at least one sample.
+    Samples are sorted by their index, so neither the order of the batches nor the sharding changes the score.
+    A repeated index, which pads a shard, counts once. Each process must receive at least one sample. Use
+    `update`: calling the metric on a single batch is pointless, because a batch cannot be ranked.
 
     Args:
-        protocol: the rules, such as `Protocol.market1501()`.
-        expected: number of samples, query and gallery; their indices are then 0 to expected - 1, and a
-            missing one is an error. None leaves this unchecked.
-        pooled_into: multi-query: for each index the lower one whose embedding its own is averaged with, or
-            itself, integer, (expected,), see `pool`. None pools nothing.
-        re_ranking: such as `KReciprocal(...)`; None ranks by distance alone. Not for choosing a model.
-        hard_pairs: people who differ in one detail, see `score_hard_pairs`; empty does not score them.
-        kwargs: those of `torchmetrics.Metric`; `compute_on_cpu=True` holds the embeddings in main memory
-            and ranks there (with several processes this needs a backend that gathers on the CPU, so not
-            NCCL alone).
+        protocol: the rules, for example `Protocol.market1501()`.
+        expected: number of samples, queries and gallery. Their indices must then be 0 to ``expected`` - 1,
+            and a missing one is an error. None disables this check.
+        query_group: for multi-query evaluation, the group of each sample, integer, (expected,): the
+            embeddings of a group are averaged by `average_groups`, and the result takes the labels of the
+            sample whose index is the number of the group. None averages nothing.
+        re_ranking: for example `KReciprocal(...)`; None ranks by distance alone. Not for model selection.
+        hard_pairs: pairs of people who differ in one detail, see `score_hard_pairs`; may be empty.
+        kwargs: arguments of `torchmetrics.Metric`. ``compute_on_cpu=True`` keeps the embeddings in main
+            memory and ranks there; several processes then need a backend that gathers on the CPU, so not
+            NCCL alone.
 
     >>> metric = ReIDMetric(protocol=Protocol.market1501(), expected=3)
     >>> metric.update(
@@ -60,7 +61,7 @@ class ReIDMetric(Metric):
         *,
         protocol: Protocol,
         expected: int | None = None,
-        pooled_into: Tensor | None = None,
+        query_group: Tensor | None = None,
         re_ranking: ReRanking | None = None,
         hard_pairs: Sequence[Pair] = (),
         **kwargs: Any,
@@ -68,7 +69,7 @@ class ReIDMetric(Metric):
         super().__init__(**kwargs)
         self.protocol = protocol
         self.expected = expected
-        self.pooled_into = pooled_into
+        self.query_group = query_group
         self.re_ranking = re_ranking
         self.hard_pairs = hard_pairs
         for state in ("embeddings", "pids", "camids", "is_query", "index"):
@@ -80,10 +81,12 @@ class ReIDMetric(Metric):
         """Add a batch.
 
         Args:
-            embeddings: float, (B, D); held as float32.
-            pids, camids: identity and camera, integer, (B,).
-            is_query: bool, (B,); the others are the gallery.
-            index: place of the sample in the data set, query and gallery counted as one, integer, (B,).
+            embeddings: float, (B, D); stored as float32 without their graph.
+            pids, camids: identities and cameras, integer, (B,).
+            is_query: bool, (B,); False for the gallery.
+            index: position of the sample in the data set, where queries and gallery share one numbering,
+                integer, (B,).
+
         Raises:
             ValueError: a shape or type does not fit.
         """
@@ -104,11 +107,11 @@ class ReIDMetric(Metric):
         self.index.append(index.long())
 
     def compute(self) -> RankingScores:
-        """Scores of all samples seen by all processes.
+        """Score all samples of all processes.
 
         Raises:
-            ValueError: samples are missing or unexpected, one index came with two labels, or whatever
-                `evaluate_ranking` refuses.
+            ValueError: samples are missing or unexpected, an index has two different labels, or
+                `evaluate_ranking` refuses the samples.
         """
         index, order = dim_zero_cat(self.index).sort(stable=True)
         labels = torch.stack([dim_zero_cat(s).long() for s in (self.pids, self.camids, self.is_query)], 1)[
@@ -121,9 +124,9 @@ class ReIDMetric(Metric):
         if self.expected is not None:
             _check_complete(index, self.expected)
         embeddings = dim_zero_cat(self.embeddings)[order[~is_repeat]]
-        if self.pooled_into is not None:
-            _check_complete(index, len(self.pooled_into))
-            embeddings = pool(embeddings, self.pooled_into)
+        if self.query_group is not None:
+            _check_complete(index, len(self.query_group))
+            embeddings = average_groups(embeddings, self.query_group)
             labels = labels[: len(embeddings)]
         query = labels[:, 2].bool()
         if not 0 < int(query.sum()) < len(query):
@@ -144,7 +147,7 @@ class ReIDMetric(Metric):
         return replace(scores, hard_pairs=score_hard_pairs(*items, pairs=self.hard_pairs))
 
     def _wrap_compute(self, compute: Callable[[], RankingScores]) -> Callable[[], RankingScores]:
-        """As in the base class, with the scores in a box: torchmetrics refuses to walk a frozen dataclass."""
+        """Wrap ``compute``, with its result in a namespace: torchmetrics cannot map a frozen dataclass."""
         boxed = super()._wrap_compute(wraps(compute)(lambda: SimpleNamespace(scores=compute())))
 
         @wraps(compute)
@@ -155,24 +158,28 @@ class ReIDMetric(Metric):
         return unboxed
 
 
-def pool(embeddings: Tensor, into: Tensor) -> Tensor:
-    """Mean of the embeddings that share a place, float32, (P, D); a row alone in its place keeps its bits.
+def average_groups(embeddings: Tensor, group: Tensor) -> Tensor:
+    """Average the embeddings of each group.
 
     Args:
         embeddings: float32, (N, D).
-        into: place of each row, integer, (N,); every place from 0 to P - 1 has a row.
+        group: group of each row, integer, (N,); every group from 0 to P - 1 has a row.
 
-    >>> pool(torch.tensor([[1.0], [5.0], [2.0], [6.0]]), torch.tensor([0, 1, 0, 0])).tolist()
+    Returns:
+        float32, (P, D). A row that is alone in its group keeps its bits.
+
+    >>> average_groups(torch.tensor([[1.0], [5.0], [2.0], [6.0]]), torch.tensor([0, 1, 0, 0])).tolist()
     [[3.0], [5.0]]
     """
-    into = into.cpu()  # where sums are taken in the order of the rows, the same each time
-    sizes = torch.bincount(into)
+    group = group.cpu()  # where index_add_ adds the rows in order, so that the sums are reproducible
+    sizes = torch.bincount(group)
     sums = torch.zeros(len(sizes), embeddings.shape[1], dtype=torch.float64)
-    sums.index_add_(0, into, embeddings.cpu().double())
+    sums.index_add_(0, group, embeddings.cpu().double())
     return (sums / sizes[:, None]).float().to(embeddings.device)
 
 
 def _check_repeats(index: Tensor, labels: Tensor, is_repeat: Tensor) -> None:
+    """Raise ValueError if samples with the same index have different labels."""
     differs = is_repeat.clone()
     differs[1:] &= (labels[1:] != labels[:-1]).any(1)
     rows = differs.nonzero().flatten().tolist()
@@ -181,11 +188,12 @@ def _check_repeats(index: Tensor, labels: Tensor, is_repeat: Tensor) -> None:
         raise ValueError(
             f"{len(rows)} repeated samples differ in (pid, camid, is_query) from the copy before them, first "
             f"index {index[row].item()}: {labels[row - 1].tolist()} and {labels[row].tolist()}. An index is "
-            "the sample's place in the data set, query and gallery counted as one"
+            "the sample's position in the data set, where queries and gallery share one numbering"
         )
 
 
 def _check_complete(index: Tensor, expected: int) -> None:
+    """Raise ValueError unless the indices are 0 to ``expected`` - 1."""
     unknown = index[(index < 0) | (index >= expected)]
     if len(unknown):
         raise ValueError(

@@ -1,42 +1,40 @@
-"""Ranking protocols as data: which gallery items count, for which queries, and over which draws."""
+"""Evaluation protocols as data: which items a query is ranked against, and how scores are averaged."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 Exclusion = Literal["same_identity_and_camera", "same_camera"]
-
-
 MapOn = Literal["full_gallery", "drawn_gallery"]
-
-
 Denominator = Literal["valid_queries", "all_queries"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """What a score means; printed with every score.
+    """The rules of an evaluation, which are printed with every score.
 
     Args:
-        name: how the protocol is called in a table.
-        exclusion: gallery items that leave a query's ranking. "same_identity_and_camera" (Market-1501):
-            only those of its identity and camera, other people in its camera stay. "same_camera"
-            (CUHK03): everything in its camera.
+        name: name of the protocol in tables.
+        exclusion: gallery items that are removed from a query's ranking. "same_identity_and_camera"
+            (Market-1501) removes images of the query's identity from the query's camera, "same_camera"
+            (CUHK03) all images from the query's camera.
         gallery_per_identity: images drawn per identity for the CMC (1 is single-shot), from other cameras
-            than the query's; None takes the whole gallery. Distractors all stay: they are different people.
-        repeats: number of draws; the CMC is their mean. A draw depends on (seed, split, draw) and on the
-            order of the gallery's rows, so give those in the data set's own order. Queries of one camera
-            share a drawn gallery.
-        map_on: "full_gallery" computes mAP on the whole gallery even where the CMC is drawn (multi-shot
-            mAP beside a single-shot CMC), "drawn_gallery" on the draws.
+            than the query's. None uses the whole gallery. Distractors are never drawn: all of them stay,
+            because they show different people.
+        repeats: number of random galleries over which the CMC is averaged. A draw depends on (seed, split,
+            number of the draw) and on the order of the gallery, so the gallery should be in the order of the
+            data set. Queries of one camera share a drawn gallery.
+        map_on: "full_gallery" computes mAP on the whole gallery even where the CMC is drawn (multi-shot mAP
+            with a single-shot CMC), "drawn_gallery" on the drawn galleries.
         max_rank: length of the CMC.
-        denominator: mAP and CMC are divided by the queries with a match, or by all queries (a query
-            without a match then scores 0).
-        junk_identity: gallery items that leave every ranking; None if there are none.
-        distractor_identity: gallery items that match no query; None if it is an identity like others.
-        seed, split: with the number of the draw, the seed of the draw.
+        denominator: divide mAP and CMC by the number of queries with a match, or by the number of all
+            queries, where a query without a match scores 0.
+        junk_identity: identity of gallery items that are removed from every ranking, or None.
+        distractor_identity: identity of gallery items that match no query, or None.
+        seed, split: seeds of the draws.
+
     Raises:
-        ValueError: an option is unknown, a number is out of range, or a drawn gallery is asked for without
-            `exclusion="same_camera"`.
+        ValueError: an option is unknown, a number is out of range, or a drawn gallery is combined with
+            another exclusion than "same_camera".
     """
 
     name: str
@@ -61,7 +59,8 @@ class Protocol:
         if self.gallery_per_identity is None:
             if self.repeats != 1 or self.map_on != "full_gallery":
                 raise ValueError(
-                    "repeats and map_on='drawn_gallery' need gallery_per_identity: else nothing is drawn"
+                    "repeats and map_on='drawn_gallery' need gallery_per_identity, without which no gallery "
+                    "is drawn"
                 )
         elif self.gallery_per_identity < 1 or self.exclusion != "same_camera":
             raise ValueError(
@@ -71,22 +70,26 @@ class Protocol:
 
     @classmethod
     def market1501(cls) -> "Protocol":
-        """Market-1501: junk is the query's identity in its own camera; the whole gallery."""
+        """Return the rules of Market-1501: the whole gallery less the query's identity in its own camera."""
         return cls(name="market1501")
 
     @classmethod
     def duke(cls) -> "Protocol":
-        """DukeMTMC-reID: the rule of Market-1501."""
+        """Return the rules of DukeMTMC-reID, which are those of Market-1501."""
         return cls(name="duke")
 
     @classmethod
     def cuhk03_new(cls) -> "Protocol":
-        """CUHK03 with 767 training and 700 test identities: the rule of Market-1501."""
+        """Return the rules of CUHK03 with 767 training and 700 test identities: those of Market-1501."""
         return cls(name="cuhk03_new")
 
     @classmethod
     def cuhk03_single_shot(cls, seed: int = 0, split: int = 0, repeats: int = 20) -> "Protocol":
-        """CUHK03 with 100 test identities: single-shot CMC over `repeats` draws, multi-shot mAP."""
+        """Return the rules of CUHK03 with 100 test identities: single-shot CMC, multi-shot mAP.
+
+        Args:
+            seed, split, repeats: see `Protocol`.
+        """
         return cls(
             name="cuhk03_single_shot",
             exclusion="same_camera",
@@ -98,5 +101,5 @@ class Protocol:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
+        """Return the fields as plain values for JSON."""
         return asdict(self)

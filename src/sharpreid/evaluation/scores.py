@@ -1,7 +1,6 @@
-"""Results of a ranking as data."""
+"""Results of an evaluation as data."""
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,19 +11,19 @@ from sharpreid.evaluation.protocol import Protocol
 
 @dataclass(frozen=True, kw_only=True)
 class HardPairScores:
-    """Rank-1 within pairs of people who differ in one detail, in [0, 1]."""
+    """Rank-1 within pairs of people who differ in one detail."""
 
     rank1: float
-    """Share of the queries whose nearest image is one of their own identity, not of its twin."""
+    """Share of the queries whose nearest image shows their own identity, not its twin, in [0, 1]."""
     chance: float
-    """Expected ``rank1`` of a random ranking: a query's share of images of its own identity, on average."""
+    """Expected ``rank1`` of a random ranking: the mean share of images that show the query's identity."""
     num_queries: int
-    """Queries whose identity and twin both have an image in another camera than the query's."""
+    """Number of queries whose identity and twin both have an image in another camera than the query's."""
     by_detail: dict[str, tuple[float, int]]
-    """Detail -> rank-1 and number of queries of the pairs that differ in it."""
+    """Rank-1 and number of queries of the pairs that differ in a detail, by the name of the detail."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
+        """Return the scores as plain values for JSON."""
         details = {
             name: {"rank1": rank1, "num_queries": count} for name, (rank1, count) in self.by_detail.items()
         }
@@ -37,49 +36,53 @@ class HardPairScores:
 
 
 class QueryScores(NamedTuple):
-    """What each query contributes to the scores, in the order of the queries; NaN without a match."""
+    """Scores of each query, in the order of the queries; NaN for a query without a match."""
 
     ap: npt.NDArray[np.float64]
-    """Average precision (mean over the draws where mAP is drawn), (Q,), in [0, 1]."""
+    """Average precision, (Q,), in [0, 1]. Where mAP is drawn, the mean over the draws."""
     rank1: npt.NDArray[np.float64]
-    """Share of the protocol's draws in which a match comes first, (Q,), in [0, 1]."""
+    """Share of the draws in which a match is ranked first, (Q,), in [0, 1]; 0 or 1 without draws."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankingScores:
-    """Scores in [0, 1] with the protocol they were computed under.
-
-    `cmc[k - 1]` is rank-k: the fraction of queries with a match among the first k. It never decreases, and
-    past the end of a short gallery it stays at its last value. `cmc_std` is the standard deviation (of the
-    population) over the protocol's draws, 0 without draws. `mAP` averages the precision at the matches,
-    `mAP_trapezoid` is the formula of Market-1501's original Matlab code. `re_ranking` names what the ranking
-    was changed by; `plain` then holds the scores without it, else it is None.
-    `queries` has what each query contributes; it takes no part in comparisons.
-    """
+    """Scores of a ranking with the protocol they were computed under."""
 
     protocol: Protocol
     mAP: float
+    """Mean over the queries of `average_precision`, in [0, 1]."""
     mAP_trapezoid: float
+    """Mean over the queries of `average_precision_trapezoid`, in [0, 1]."""
     cmc: tuple[float, ...]
+    """Share of queries with a match among the first 1, 2, ... max_rank items, in [0, 1]."""
     cmc_std: tuple[float, ...]
+    """Population standard deviation of ``cmc`` over the protocol's draws; 0 without draws."""
     num_valid_queries: int
+    """Number of queries with a match."""
     num_invalid_queries: int
+    """Number of queries without a match."""
     re_ranking: str = "none"
+    """The re-ranking method and its parameters."""
     plain: "RankingScores | None" = None
-    hard_pairs: "HardPairScores | None" = None
-    """Rank-1 on pairs of people who differ in one detail; None for data that names none. Never re-ranked."""
-    queries: QueryScores | None = dataclasses.field(default=None, compare=False, repr=False)
+    """The scores without re-ranking; None if there is none."""
+    hard_pairs: HardPairScores | None = None
+    """Scores on the data set's hard pairs, without re-ranking; None if it names none."""
+    queries: QueryScores | None = field(default=None, compare=False, repr=False)
 
     def rank(self, k: int) -> float:
-        """Rank-k; raises ValueError for a k outside the computed curve."""
+        """Return rank-k, ``cmc[k - 1]``.
+
+        Raises:
+            ValueError: k is not in 1 to max_rank.
+        """
         if not 1 <= k <= len(self.cmc):
             raise ValueError(f"k must be 1 to {len(self.cmc)} (the protocol's max_rank), got {k}")
         return self.cmc[k - 1]
 
     def as_dict(self) -> dict[str, float | int]:
-        """The usual numbers, ready for JSON; ranks past the protocol's `max_rank` are left out.
+        """Return mAP, rank-1, 5, 10 and 20 and the numbers of queries as plain values for JSON.
 
-        With draws, also the standard deviation over them of each rank.
+        Ranks above max_rank are omitted. With draws, the standard deviation of each rank is included.
         """
         places = [k for k in (1, 5, 10, 20) if k <= len(self.cmc)]
         ranks = {f"rank{k}": self.rank(k) for k in places}

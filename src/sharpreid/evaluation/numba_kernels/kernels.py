@@ -1,7 +1,7 @@
-"""What Numba compiles: the kernels of `compiled_ranks` and `compiled_re_ranking`.
+"""All functions that Numba compiles.
 
-All in one file. Numba keeps what it compiled until the file of the function changes, and does not see a
-change in another file whose function it has built in.
+They share one file because Numba caches a compiled function until its file changes, and does not notice a
+change in another file whose function it has inlined.
 """
 
 from typing import Any, NamedTuple
@@ -10,92 +10,108 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-Lines = npt.NDArray[np.float32]
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-Entries = tuple[Ints, Ints, Floats]
-"""Of a sparse matrix: how many each row has; their columns, ascending; their weights."""
+Float32s = npt.NDArray[np.float32]
+Float64s = npt.NDArray[np.float64]
+Int64s = npt.NDArray[np.int64]
+Entries = tuple[Int64s, Int64s, Float64s]
+"""Rows of a sparse matrix: number of entries of each row; their columns, ascending; their weights."""
 
-BLOCK = 256
-"""Items that are looked at one by one where float32 cannot decide about one of them."""
-
-
-class Exact(NamedTuple):
-    """What `exact_distance` needs, float64."""
-
-    query: Floats
-    gallery: Floats
-    squared_norm: Floats
-    """Of the gallery."""
-    shift: Floats
-    """Of each query, from |g|^2 - 2 q g to the same with q and g centred."""
+BLOCK_SIZE = 256
+"""Number of items that are checked one by one where float32 cannot decide about one of them."""
 
 
-class Bounds(NamedTuple):
-    """How far float32 may be off, see `margin_of`."""
+class ExactPair(NamedTuple):
+    """Embeddings from `exact_embeddings` with what `exact_distance` needs."""
 
-    query_norm: Floats
-    widest: float
-    """Largest norm of the gallery."""
-    of_product: float
-    of_square: float
-    least: float
+    query: Float64s
+    """(Q, D)"""
+    gallery: Float64s
+    """(G, D)"""
+    squared_norm: Float64s
+    """Squared norms of the gallery, (G,)."""
+    shift: Float64s
+    """Difference between |g|^2 - 2 q g of the centred embeddings and of these, for each query, (Q,)."""
+
+
+class ErrorBounds(NamedTuple):
+    """Parts of the error bound of float32 distances, see `error_margin`."""
+
+    query_norm: Float64s
+    """Norms of the standardised queries, (Q,)."""
+    max_gallery_norm: float
+    """Largest norm of the standardised gallery."""
+    product_error: float
+    """Largest error of a dot product, relative to the product of the norms."""
+    square_error: float
+    """Largest error of a squared norm, relative to it."""
+    absolute_error: float
+    """Largest error that does not depend on the norms: underflow, and float64 rounding of the shift."""
     scale: float
-    """From squared distances to those in float32."""
+    """Factor from squared distances to those of the standardised embeddings."""
 
 
 class Labels(NamedTuple):
-    """Cameras, and where the gallery has the items of each query's identity."""
+    """Cameras, and the rows of the gallery items of each query's identity; see `numba_kernels.ranking`."""
 
-    query_camids: Ints
-    gallery_camids: Ints
-    first: Ints
-    end: Ints
+    query_camids: Int64s
+    gallery_camids: Int64s
+    first: Int64s
+    end: Int64s
 
 
-def compiled(function: Any) -> Any:
-    """By Numba, kept on the disk, without Python's lock."""
+def _compile(function: Any) -> Any:
+    """Compile a function, cache it on the disk, and release the global interpreter lock in it."""
     return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"reassoc"})
-def exact_product(x: Floats, row: int, y: Floats, other: int) -> float:
-    """Of a row of each, from `exact_embeddings`: no rounding, in whatever order the compiler adds."""
+def exact_dot(x: Float64s, row: int, y: Float64s, other: int) -> float:
+    """Compute the dot product of two rows of `exact_embeddings`, exact in any order of addition."""
     product = 0.0
     for n in range(x.shape[1]):
         product += x[row, n] * y[other, n]
     return product
 
 
-@compiled
-def exact_distance(exact: Exact, query: int, item: int) -> float:
-    """|g|^2 - 2 q g with one rounding."""
-    product = exact_product(exact.query, query, exact.gallery, item)
+@_compile
+def exact_distance(exact: ExactPair, query: int, item: int) -> float:
+    """Compute |g|^2 - 2 q g, rounded once."""
+    product = exact_dot(exact.query, query, exact.gallery, item)
     distance: float = exact.squared_norm[item] - 2 * product
     return distance
 
 
-@compiled
-def margin_of(bounds: Bounds, query: int) -> float:
-    """How far a query's float32 distances may be from the true ones in their unit."""
-    of_norm = bounds.of_product * bounds.query_norm[query]
-    margin: float = of_norm * bounds.widest + bounds.of_square * bounds.widest * bounds.widest + bounds.least
+@_compile
+def error_margin(bounds: ErrorBounds, query: int) -> float:
+    """Bound the error of a query's float32 distances."""
+    widest = bounds.max_gallery_norm
+    of_product = bounds.product_error * bounds.query_norm[query] * widest
+    margin: float = of_product + bounds.square_error * widest * widest + bounds.absolute_error
     return margin
 
 
-@compiled
-def count(
-    distances: Lines,
+@_compile
+def rank_matches(
+    distances: Float32s,
     start: int,
-    exact: Exact,
-    bounds: Bounds,
+    exact: ExactPair,
+    bounds: ErrorBounds,
     labels: Labels,
-    same_camera_leaves: bool,
-    ranks: Ints,
+    exclude_same_camera: bool,
+    ranks: Int64s,
 ) -> None:
-    """Fill the ranks of the queries in the rows of ``distances``, which are those from ``start`` on."""
+    """Write the ranks of the matches of some queries into ``ranks``.
+
+    Args:
+        distances: float32 distances of the queries from ``start`` on, (rows, G); overwritten.
+        start: number of the first query.
+        exact, bounds: of `MixedPrecisionDistances`.
+        labels: cameras, and rows of the matches.
+        exclude_same_camera: exclude all items from the query's camera, not only those of its identity.
+        ranks: (Q, P), zeros.
+    """
     found = np.empty(ranks.shape[1], np.float64)
-    settled, settled_for = np.empty(distances.shape[1], np.float64), np.full(distances.shape[1], -1)
+    exact_distances, exact_for = np.empty(distances.shape[1], np.float64), np.full(distances.shape[1], -1)
     for row in range(len(distances)):
         query = start + row
         first, end, camera = labels.first[query], labels.end[query], labels.query_camids[query]
@@ -105,10 +121,10 @@ def count(
                 found[matches] = exact_distance(exact, query, item)
                 matches += 1
         near = np.sort(found[:matches])
-        margin = margin_of(bounds, query)
+        margin = error_margin(bounds, query)
         line = distances[row]
         line[first:end] = np.inf  # not negatives
-        if same_camera_leaves:
+        if exclude_same_camera:
             for item in range(len(line)):
                 if labels.gallery_camids[item] == camera:
                     line[item] = np.inf
@@ -117,23 +133,23 @@ def count(
             surely = np.nextafter(np.float32(centred - margin), np.float32(-np.inf))
             perhaps = np.nextafter(np.float32(centred + margin), np.float32(np.inf))
             nearer = 0
-            for block in range(0, len(line), BLOCK):
-                stop = min(block + BLOCK, len(line))
+            for block in range(0, len(line), BLOCK_SIZE):
+                stop = min(block + BLOCK_SIZE, len(line))
                 sure, maybe = _count_up_to(line[block:stop], surely, perhaps)
                 nearer += sure
                 if maybe > sure:
                     for item in range(block, stop):
                         if surely < line[item] <= perhaps:
-                            if settled_for[item] != query:  # once for all matches
-                                settled[item] = exact_distance(exact, query, item)
-                                settled_for[item] = query
-                            nearer += settled[item] <= near[place]
+                            if exact_for[item] != query:  # once for all matches
+                                exact_distances[item] = exact_distance(exact, query, item)
+                                exact_for[item] = query
+                            nearer += exact_distances[item] <= near[place]
             ranks[query, place] = nearer + place + 1
 
 
-@compiled
-def _count_up_to(line: Lines, surely: float, perhaps: float) -> tuple[np.int32, np.int32]:
-    """Number of items at most so far; a loop that the compiler turns into vector instructions."""
+@_compile
+def _count_up_to(line: Float32s, surely: float, perhaps: float) -> tuple[np.int32, np.int32]:
+    """Count the items up to each of two distances, in a loop that compiles to vector instructions."""
     sure, maybe = np.int32(0), np.int32(0)
     for item in range(len(line)):
         sure += np.int32(line[item] <= surely)
@@ -141,9 +157,9 @@ def _count_up_to(line: Lines, surely: float, perhaps: float) -> tuple[np.int32, 
     return sure, maybe
 
 
-@compiled
-def _extremes(line: Lines) -> tuple[np.float32, np.float32]:
-    """Least and largest; a loop that the compiler turns into vector instructions."""
+@_compile
+def _min_max(line: Float32s) -> tuple[np.float32, np.float32]:
+    """Return the smallest and the largest value, in a loop that compiles to vector instructions."""
     low, high = line[0], line[0]
     for item in range(len(line)):
         low = line[item] if line[item] < low else low
@@ -151,13 +167,26 @@ def _extremes(line: Lines) -> tuple[np.float32, np.float32]:
     return low, high
 
 
-@compiled
-def nearest(
-    distances: Lines, start: int, exact: Exact, bounds: Bounds, neighbours: Ints, farthest: Floats
+@_compile
+def find_nearest(
+    distances: Float32s,
+    start: int,
+    exact: ExactPair,
+    bounds: ErrorBounds,
+    neighbours: Int64s,
+    farthest: Float64s,
 ) -> None:
-    """Fill both results for the items in the rows of ``distances``, which are those from ``start`` on."""
+    """Write the k nearest of some items into ``neighbours``, and the largest distance into ``farthest``.
+
+    Args:
+        distances: float32 distances of the items from ``start`` on, (rows, N).
+        start: number of the first item.
+        exact, bounds: of `MixedPrecisionDistances`.
+        neighbours: (N, k).
+        farthest: (N,).
+    """
     n, k = distances.shape[1], neighbours.shape[1]
-    blocks = (n + BLOCK - 1) // BLOCK
+    blocks = (n + BLOCK_SIZE - 1) // BLOCK_SIZE
     low, high = np.empty(blocks, np.float32), np.empty(blocks, np.float32)
     nearest = np.empty(k, np.float32)
     candidates, their_distances = np.empty(n, np.int64), np.empty(n, np.float64)
@@ -165,8 +194,8 @@ def nearest(
         line = distances[row]
         nearest[:] = np.inf
         for block in range(blocks):
-            first, stop = block * BLOCK, min((block + 1) * BLOCK, n)
-            low[block], high[block] = _extremes(line[first:stop])
+            first, stop = block * BLOCK_SIZE, min((block + 1) * BLOCK_SIZE, n)
+            low[block], high[block] = _min_max(line[first:stop])
             if low[block] < nearest[k - 1]:
                 for item in range(first, stop):
                     place = k - 1
@@ -175,29 +204,29 @@ def nearest(
                             nearest[place] = nearest[place - 1]
                             place -= 1
                         nearest[place] = line[item]
-        margin = 2 * margin_of(bounds, start + row)
+        margin = 2 * error_margin(bounds, start + row)
         within = np.nextafter(np.float32(nearest[k - 1] + margin), np.float32(np.inf))
         beyond = np.nextafter(np.float32(high.max() - margin), np.float32(-np.inf))
         count, largest = 0, -np.inf
         for block in range(blocks):
             if low[block] > within and high[block] < beyond:
                 continue
-            for item in range(block * BLOCK, min((block + 1) * BLOCK, n)):
+            for item in range(block * BLOCK_SIZE, min((block + 1) * BLOCK_SIZE, n)):
                 if line[item] <= within:
                     candidates[count] = item
                     their_distances[count] = exact_distance(exact, start + row, item)
                     count += 1
                 if line[item] >= beyond:
                     largest = max(largest, exact_distance(exact, start + row, item))
-        order = np.argsort(their_distances[:count], kind="mergesort")  # equal ones stay in the order of rows
+        order = np.argsort(their_distances[:count], kind="mergesort")  # stable: ties are broken by row
         for place in range(k):
             neighbours[start + row, place] = candidates[order[place]]
         farthest[start + row] = largest
 
 
-@compiled
-def where_reciprocal(neighbours: Ints, start: int, stop: int, kept: Ints) -> None:
-    """The first neighbours that have the item among their first, the others replaced by their number."""
+@_compile
+def mask_reciprocal(neighbours: Int64s, start: int, stop: int, kept: Int64s) -> None:
+    """Copy the first neighbours into ``kept``, with N for those that lack the item among their first."""
     n, width = len(neighbours), kept.shape[1]
     for item in range(start, stop):
         for place in range(width):
@@ -209,9 +238,9 @@ def where_reciprocal(neighbours: Ints, start: int, stop: int, kept: Ints) -> Non
                     break
 
 
-@compiled
-def sets(full: Ints, half: Ints, start: int, stop: int) -> Entries:
-    """Members of the sets of some items."""
+@_compile
+def reciprocal_sets(full: Int64s, half: Int64s, start: int, stop: int) -> Entries:
+    """Return the members of the sets R* (Eq. 2-3 and 5) of some items, without weights."""
     n = len(full)
     size = np.zeros(stop - start, np.int64)
     members = np.empty((stop - start) * full.shape[1] * (half.shape[1] + 1), np.int64)
@@ -243,11 +272,17 @@ def sets(full: Ints, half: Ints, start: int, stop: int) -> Entries:
     return size, members[:end].copy(), np.empty(0, np.float64)
 
 
-@compiled
-def averages(
-    row_start: Ints, column: Ints, weight: Floats, neighbours: Ints, step: float, start: int, stop: int
+@_compile
+def average_rows(
+    row_start: Int64s,
+    column: Int64s,
+    weight: Float64s,
+    neighbours: Int64s,
+    step: float,
+    start: int,
+    stop: int,
 ) -> Entries:
-    """Rows of the mean of some items."""
+    """Average the rows of the neighbours of some items (Eq. 11), rounded to multiples of ``step``."""
     n, width = neighbours.shape
     size = np.zeros(stop - start, np.int64)
     most = 0
@@ -275,31 +310,31 @@ def averages(
     return size, columns[:end].copy(), means[:end].copy()
 
 
-@compiled
-def distances_of_pairs(
-    x: Floats, squared_norm: Floats, item: Ints, member: Ints, found: Floats, start: int, stop: int
+@_compile
+def pair_distances(
+    x: Float64s, squared_norm: Float64s, item: Int64s, member: Int64s, found: Float64s, start: int, stop: int
 ) -> None:
-    """Fill some of the distances."""
+    """Write the squared distances of some pairs of rows into ``found``."""
     for pair in range(start, stop):
         one, other = item[pair], member[pair]
-        found[pair] = squared_norm[one] + squared_norm[other] - 2 * exact_product(x, one, x, other)
+        found[pair] = squared_norm[one] + squared_norm[other] - 2 * exact_dot(x, one, x, other)
 
 
-@compiled
-def combine(
-    row_start: Ints,
-    column: Ints,
-    weight: Floats,
-    column_start: Ints,
-    item: Ints,
-    their_weight: Floats,
+@_compile
+def combine_distances(
+    row_start: Int64s,
+    column: Int64s,
+    weight: Float64s,
+    column_start: Int64s,
+    item: Int64s,
+    their_weight: Float64s,
     lambda_value: float,
     first_query: int,
-    distances: Floats,
+    distances: Float64s,
     start: int,
     stop: int,
 ) -> None:
-    """Eq. 12 for some rows of ``distances``."""
+    """Combine original and Jaccard distances in some rows of ``distances`` (Eq. 12)."""
     shared = np.empty(distances.shape[1])
     for row in range(start, stop):
         shared[:] = 0

@@ -1,7 +1,7 @@
-"""The ranks of matches on a CPU, compiled by Numba: those of `sharpreid.evaluation.ranking.hit_ranks`.
+"""The ranks of matches on a CPU, compiled by Numba; the reference is `functional.hit_ranks`.
 
-An item whose float32 distance is farther than the bound from a match's distance is counted by it, the few
-others by their exact distance; see `sharpreid.evaluation.numba_kernels.distances`.
+An item whose float32 distance differs from a match's distance by more than the error bound is counted by it,
+the few others by their exact distances; see `sharpreid.evaluation.numba_kernels.distances`.
 """
 
 from typing import NamedTuple
@@ -11,53 +11,54 @@ import torch
 from torch import Tensor
 
 from sharpreid.evaluation.numba_kernels import kernels
-from sharpreid.evaluation.numba_kernels.distances import TwofoldDistances
-from sharpreid.evaluation.numba_kernels.kernels import Labels, Lines
+from sharpreid.evaluation.numba_kernels.distances import MixedPrecisionDistances
+from sharpreid.evaluation.numba_kernels.kernels import Float32s, Labels
 
 
 class Gallery(NamedTuple):
-    """Gallery items in the order of their identities."""
+    """Gallery items sorted by identity, on the CPU."""
 
-    exact: Tensor
+    embeddings: Tensor
     """Embeddings from `exact_embeddings`, float64, (G, D)."""
     camids: Tensor
-    """Int64, (G,)."""
+    """int64, (G,)"""
 
 
 class Queries(NamedTuple):
-    """Queries, and where the gallery has the items of their identities."""
+    """Queries and the rows of the gallery items of their identities, on the CPU."""
 
-    exact: Tensor
+    embeddings: Tensor
     """Embeddings from `exact_embeddings`, float64, (Q, D)."""
     camids: Tensor
-    """Int64, (Q,)."""
+    """int64, (Q,)"""
     first: Tensor
     """Row of the first gallery item of the query's identity, int64, (Q,)."""
     end: Tensor
-    """Row after the last one."""
+    """Row after the last one, int64, (Q,)."""
 
 
-def ranks_of_matches(
-    queries: Queries, gallery: Gallery, *, same_camera_leaves: bool, chunk_size: int | None
+def match_ranks(
+    queries: Queries, gallery: Gallery, *, exclude_same_camera: bool, chunk_size: int | None
 ) -> Tensor:
-    """Ranks of each query's matches.
+    """Compute the ranks of each query's matches.
 
     Args:
-        queries: on the CPU.
-        gallery: on the CPU.
-        same_camera_leaves: everything in the query's camera leaves its ranking; else only the items of its
-            identity there.
-        chunk_size: queries at a time; None for as many as fit the cache. Changes no bit of the result.
+        queries: queries.
+        gallery: gallery items.
+        exclude_same_camera: exclude all items from the query's camera; otherwise only those of its identity.
+        chunk_size: queries at a time; None for as many as fit the cache. Does not change the result.
 
     Returns:
         1-based ranks, ascending, int64, (Q, P), P >= 1; 0 pads.
     """
-    distances = TwofoldDistances(queries.exact, gallery.exact)
+    distances = MixedPrecisionDistances(queries.embeddings, gallery.embeddings)
     labels = Labels(*(x.numpy() for x in (queries.camids, gallery.camids, queries.first, queries.end)))
     ranks = np.zeros((len(labels.first), max(1, int((labels.end - labels.first).max()))), np.int64)
 
-    def count(part: Lines, start: int) -> None:
-        kernels.count(part, start, distances.exact, distances.bounds, labels, same_camera_leaves, ranks)
+    def count(part: Float32s, start: int) -> None:
+        kernels.rank_matches(
+            part, start, distances.exact, distances.bounds, labels, exclude_same_camera, ranks
+        )
 
-    distances.each_chunk(count, chunk_size)
+    distances.for_each_chunk(count, chunk_size)
     return torch.from_numpy(ranks)
