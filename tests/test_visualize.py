@@ -14,7 +14,7 @@ from sharpreid.data.datamodule import ReIDDataModule
 from sharpreid.data.reid_data import HardPair, ReIDData
 from sharpreid.run.build import build_data, build_module
 from sharpreid.run.loading import read_views
-from sharpreid.visualization.attention import attend
+from sharpreid.visualization.attention import record_attention
 from sharpreid.visualize import main, read_hard_pair, visualize
 
 
@@ -124,7 +124,7 @@ def test_attending_leaves_every_part_in_its_mode(composed: Callable[..., DictCon
     network.train()
     network.trunk.eval()
     modes = [module.training for module in network.modules()]
-    assert len(attend(network, read_views(cfg, None, 1))) == 1
+    assert len(record_attention(network, read_views(cfg, None, 1))) == 1
     assert [module.training for module in network.modules()] == modes
 
 

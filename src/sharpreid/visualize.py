@@ -17,7 +17,12 @@ from sharpreid.run.arguments import UsageError, parse_arguments
 from sharpreid.run.build import build_data
 from sharpreid.run.console import quieten, reason
 from sharpreid.run.loading import load_config, load_network, read_views
-from sharpreid.visualization.attention import attend, draw_beside_each_other, draw_masks, sharpness
+from sharpreid.visualization.attention import (
+    draw_mask_comparison,
+    draw_masks,
+    mask_sharpness,
+    record_attention,
+)
 
 USAGE = """\
 usage: python -m sharpreid.visualize checkpoint=RUN/checkpoints/final.ckpt [images=PLACE] [key=value ...]
@@ -90,18 +95,18 @@ def visualize(arguments: Sequence[str]) -> Path:
     else:
         images = read_views(cfg, given.get("images"), count)
         names = [f"image {number}" for number in range(1, len(images) + 1)]
-    attention = attend(load_network(checkpoint, cfg).network, images)
+    attention = record_attention(load_network(checkpoint, cfg).network, images)
     if "beside" in given:
         other = Path(str(given["beside"]))
         other_cfg = load_config(other)
-        other_attention = attend(load_network(other, other_cfg).network, images)
+        other_attention = record_attention(load_network(other, other_cfg).network, images)
         networks = {_kind(other_cfg): other_attention, _kind(cfg): attention}
-        sheet = draw_beside_each_other(images, names, networks)
+        sheet = draw_mask_comparison(images, names, networks)
     else:
         sheet = draw_masks(images, attention, channels=channels)
     with replacing(output) as temporary:
         sheet.save(temporary)
-    for block, (decided, entropy) in sharpness(attention).items():
+    for block, (decided, entropy) in mask_sharpness(attention).items():
         share = f"{100 * decided:.1f} % of the mask below 0.1 or above 0.9"
         print(f"block {block}: {share}, entropy {entropy:.3f} bit")
     print(f"written to {output}")

@@ -7,16 +7,16 @@ from sharpreid.attention.mask import MaskSampler
 from sharpreid.models.network import EmbeddingHead, SharpAttentionNetwork
 from sharpreid.models.trunk import ResNetTrunk
 from sharpreid.visualization.attention import (
-    Attention,
-    Found,
-    attend,
+    BlockAttention,
+    RankedImage,
+    denormalise,
     draw_before_and_after,
-    draw_beside_each_other,
+    draw_mask_comparison,
     draw_masks,
     draw_ranked_lists,
-    overlay,
-    photo,
-    sharpness,
+    mask_sharpness,
+    overlay_mask,
+    record_attention,
 )
 
 
@@ -41,7 +41,7 @@ def test_attention_is_that_of_the_equations_and_leaves_the_network_as_it_was(
     network.train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     images = torch.randn(2, 3, 64, 32)
-    found = attend(network, images)
+    found = record_attention(network, images)
     assert [one.block for one in found] == [1, 3]
     for one in found:
         assert torch.equal(one.attended, one.mask * one.trunk)  # Eq. 1
@@ -56,7 +56,7 @@ def test_attention_is_that_of_the_equations_and_leaves_the_network_as_it_was(
 
 def test_no_hook_stays_after_an_error(network: SharpAttentionNetwork) -> None:
     with pytest.raises(RuntimeError):
-        attend(network, torch.randn(1, 4, 64, 32))
+        record_attention(network, torch.randn(1, 4, 64, 32))
     assert not any(m._forward_hooks for m in network.modules())
 
 
@@ -64,21 +64,21 @@ def test_a_photo_is_what_the_image_was_made_of() -> None:
     from sharpreid.data.transforms import to_tensor
 
     picture = Image.new("RGB", (4, 6), (10, 200, 77))
-    assert photo(to_tensor(picture)).tobytes() == picture.tobytes()
+    assert denormalise(to_tensor(picture)).tobytes() == picture.tobytes()
 
 
 def test_an_attended_place_is_brighter_on_the_photo() -> None:
     mask = torch.zeros(8, 4)
     mask[:4] = 1.0
-    shown = overlay(Image.new("RGB", (32, 64), (0, 0, 0)), mask)
+    shown = overlay_mask(Image.new("RGB", (32, 64), (0, 0, 0)), mask)
     assert min(shown.getpixel((16, 8))) > 100  # type: ignore[arg-type, type-var]
     assert shown.getpixel((16, 60)) == (0, 0, 0)
 
 
-def attention(block: int) -> Attention:
+def attention(block: int) -> BlockAttention:
     trunk = torch.rand(2, 3, 4, 2)
     mask = (trunk > 0.5).float()
-    return Attention(block, trunk, mask, mask * trunk)
+    return BlockAttention(block, trunk, mask, mask * trunk)
 
 
 def test_sheets_have_a_line_for_each_image_and_block() -> None:
@@ -103,7 +103,7 @@ def test_before_and_after_needs_the_block_in_every_network() -> None:
 
 def test_matches_are_green_others_red_and_junk_grey_without_a_rank() -> None:
     red, blue = Image.new("RGB", (80, 160), (255, 0, 0)), Image.new("RGB", (80, 160), (0, 0, 255))
-    found = [Found(red, "match", 0.1), Found(red, "junk", 0.2), Found(blue, "other", 0.3)]
+    found = [RankedImage(red, "match", 0.1), RankedImage(red, "junk", 0.2), RankedImage(blue, "other", 0.3)]
     sheet = draw_ranked_lists([(blue, found)])
     frames = [sheet.getpixel((4 + 84 * place + 1, 5)) for place in range(4)]
     assert frames == [(0, 114, 178), (0, 146, 71), (150, 150, 150), (213, 45, 30)]
@@ -113,16 +113,16 @@ def test_matches_are_green_others_red_and_junk_grey_without_a_rank() -> None:
 
 
 def test_sharpness_of_a_decided_mask() -> None:
-    assert sharpness([attention(4)]) == {4: (1.0, 0.0)}
+    assert mask_sharpness([attention(4)]) == {4: (1.0, 0.0)}
 
 
 def test_masks_of_two_networks_stand_beside_each_other(network: SharpAttentionNetwork) -> None:
     images = torch.randn(2, 3, 64, 32)
-    sharp = attend(network, images)
+    sharp = record_attention(network, images)
     soft = [one._replace(mask=torch.ones_like(one.mask)) for one in sharp]
-    sheet = draw_beside_each_other(images, ["a", "b"], {"soft": soft, "sharp": sharp})
+    sheet = draw_mask_comparison(images, ["a", "b"], {"soft": soft, "sharp": sharp})
     assert sheet.height == 2 * 178 + 4, "one line per image"
-    alone = draw_beside_each_other(images, ["a", "b"], {"sharp": sharp})
+    alone = draw_mask_comparison(images, ["a", "b"], {"sharp": sharp})
     assert sheet.width > alone.width
     with pytest.raises(ValueError, match="must have the same attention blocks"):
-        draw_beside_each_other(images, ["a", "b"], {"soft": soft[:1], "sharp": sharp})
+        draw_mask_comparison(images, ["a", "b"], {"soft": soft[:1], "sharp": sharp})

@@ -11,7 +11,7 @@ from torch import Tensor
 from sharpreid.atomic_io import replacing
 from sharpreid.data.datamodule import ReIDDataModule
 from sharpreid.models.network import SharpAttentionNetwork
-from sharpreid.visualization.attention import attend, draw_masks
+from sharpreid.visualization.attention import draw_masks, record_attention
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class MaskGallery(pl.Callback):
             count = min(self.images, data.test.num_query)
             views = [data.test[index].views for index in range(count)]
             self._views = torch.stack([each[-2:][0] for each in views])  # not the last: it is mirrored
-        attention = attend(network, self._views.to(next(network.parameters())))
+        attention = record_attention(network, self._views.to(next(network.parameters())))
         sheet = draw_masks(self._views, attention, channels=self.channels)
         with replacing(self.folder / f"epoch{epoch:04d}.png") as temporary:
             sheet.save(temporary)

@@ -33,7 +33,7 @@ from sharpreid.run.comparability import caveats
 from sharpreid.run.console import percent, score_of
 from sharpreid.run.loading import load_network
 from sharpreid.run.records import write_text
-from sharpreid.visualization.attention import attend, draw_before_and_after, draw_masks
+from sharpreid.visualization.attention import draw_before_and_after, draw_masks, record_attention
 
 TITLES = {
     "Table I": "Table I: components",
@@ -239,7 +239,10 @@ def _before_and_after(data: str, runs: Sequence[Run], images: int, figures: Path
     """Fig. 2 and 6: soft and sharp attention of two networks trained alike, on the same images."""
     soft, sharp = _alike(runs)
     views, of_sharp = attention_of(sharp, images)
-    both = {"soft": attend(load_network(soft.checkpoint, soft.config).network, views), "sharp": of_sharp}
+    both = {
+        "soft": record_attention(load_network(soft.checkpoint, soft.config).network, views),
+        "sharp": of_sharp,
+    }
     title = f"soft and sharp {data}"
     pictures = [
         _save(

@@ -13,7 +13,13 @@ from sharpreid.report.gather import Run
 from sharpreid.run.build import build_data
 from sharpreid.run.comparability import caveats
 from sharpreid.run.loading import load_network, read_views
-from sharpreid.visualization.attention import Attention, Found, Verdict, attend, draw_ranked_lists
+from sharpreid.visualization.attention import (
+    BlockAttention,
+    MatchKind,
+    RankedImage,
+    draw_ranked_lists,
+    record_attention,
+)
 
 _METHODS = ("sab", "sab_cu", "sab_cu_tv", "baseline")
 
@@ -21,14 +27,14 @@ SHOWN = 10
 """Places of a ranked list."""
 
 
-def attention_of(run: Run, images: int) -> tuple[Tensor, list[Attention]]:
+def attention_of(run: Run, images: int) -> tuple[Tensor, list[BlockAttention]]:
     """The first queries of a run's test set, normalised, and what its trained network attends to.
 
     Raises:
         OSError: checkpoint or data are gone.
     """
     views = read_views(run.config, None, images)
-    return views, attend(load_network(run.checkpoint, run.config).network, views)
+    return views, record_attention(load_network(run.checkpoint, run.config).network, views)
 
 
 @torch.no_grad()
@@ -56,19 +62,21 @@ def ranked_lists(run: Run, queries: int) -> Image.Image:
 
 def _one_list(
     data: ReIDDataModule, embeddings: Tensor, query: int, exclusion: str
-) -> tuple[Image.Image, list[Found]]:
+) -> tuple[Image.Image, list[RankedImage]]:
     samples, count = data.test.samples, data.test.num_query
     asked, gallery = samples[query], samples[count : len(embeddings)]
     distances = (embeddings[count:] - embeddings[query]).norm(dim=1)
     order = torch.sort(distances, stable=True).indices.tolist()
     chosen = first_places(asked, gallery, order, exclusion)
-    found = [Found(picture_of(gallery[place]), verdict, distances[place].item()) for place, verdict in chosen]
+    found = [
+        RankedImage(picture_of(gallery[place]), verdict, distances[place].item()) for place, verdict in chosen
+    ]
     return picture_of(asked), found
 
 
 def first_places(
     query: Sample, gallery: Sequence[Sample], order: Sequence[int], exclusion: str
-) -> list[tuple[int, Verdict]]:
+) -> list[tuple[int, MatchKind]]:
     """The first `SHOWN` ranked places of a list, and the junk of the query's identity between them.
 
     Left out are the query's own image, other people whom the protocol excludes, and junk beyond `SHOWN`.
@@ -79,7 +87,7 @@ def first_places(
         order: all of them, the nearest first.
         exclusion: of the protocol, see `Protocol`.
     """
-    found: list[tuple[int, Verdict]] = []
+    found: list[tuple[int, MatchKind]] = []
     ranked = junk = 0
     for place in order:
         sample = gallery[place]

@@ -1,1 +1,1 @@
-"""Drawings of attention that callbacks, commands and reports share."""
+"""Images of attention and of ranked lists, for callbacks, commands and reports."""
