@@ -1,0 +1,44 @@
+"""Griffe extension that reads two habits of this project's docstrings that its Google parser does not know.
+
+- Doctests stand at the end without a heading: they become an ``Examples`` section.
+- An entry of ``Args`` may describe several parameters, as in ``query, gallery: ...``: it becomes one entry each.
+"""
+
+import re
+from typing import Any
+
+from griffe import Extension, Object
+
+_GROUP = re.compile(r"(?m)^(?P<indent> +)(?P<names>\w+(?:, \w+)+):(?P<text> .*(?:\n(?P=indent) +\S.*)*)")
+_DOCTEST = re.compile(r"(?ms)(?:\A|\n\n)(>>> .*?)(?=\n\n(?!>>> )|\Z)")
+
+
+def rewrite(text: str) -> str:
+    """Return a docstring in the form that Griffe's parser understands.
+
+    >>> print(rewrite("Add.\\n\\nArgs:\\n    x, y: numbers.\\n\\n>>> add(1, 2)\\n3"))
+    Add.
+    <BLANKLINE>
+    Args:
+        x: numbers.
+        y: numbers.
+    <BLANKLINE>
+    Examples:
+        >>> add(1, 2)
+        3
+    """
+    text = _GROUP.sub(_one_entry_each, text)
+    return _DOCTEST.sub(lambda found: "\n\nExamples:\n    " + found[1].replace("\n", "\n    "), text)
+
+
+def _one_entry_each(found: re.Match[str]) -> str:
+    return "\n".join(f"{found['indent']}{name}:{found['text']}" for name in found["names"].split(", "))
+
+
+class Docstrings(Extension):
+    """Rewrite the docstring of each object that Griffe loads."""
+
+    def on_object(self, *, obj: Object, **_: Any) -> None:
+        """Rewrite one docstring in place."""
+        if obj.docstring is not None:
+            obj.docstring.value = rewrite(obj.docstring.value)
