@@ -1,6 +1,7 @@
 """The folders of docs/architecture.md: imports point downwards only, and never run in a circle."""
 
 import ast
+import re
 from collections.abc import Iterable, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -99,3 +100,14 @@ def test_circles_and_upward_imports_are_found(tmp_path: Path) -> None:
     assert found == {"low.a": {"high"}, "high": {"low.a"}}
     assert find_circle(found) in (["low.a", "high", "low.a"], ["high", "low.a", "high"])
     assert upward_edges(found, (("low",), ("high",))) == [("low.a", "high")]
+
+
+def test_the_picture_of_the_architecture_names_every_folder() -> None:
+    page = (SOURCE.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    picture = page.partition("## Folders")[2].split("```")[1]
+    named = set(re.findall(r"\w+", picture))
+    missing = {name for layer in LAYERS for name in layer} - named - {"__main__"}
+    assert not missing
+    rows = [name for name in re.findall(r"(?m)^ (\w+) ", picture) if name != "commands"]
+    height = {name: number for number, layer in enumerate(LAYERS) for name in layer}
+    assert [height[name] for name in rows] == sorted((height[name] for name in rows), reverse=True)
