@@ -11,7 +11,7 @@ SIDE_BY_SIDE := hydra/launcher=local hydra.launcher.jobs_at_once=$(JOBS)
 GRADIENT := model.sampler.gradient=none
 
 .DEFAULT_GOAL := help
-.PHONY: help setup ablation report test test-hosts test-slurm bench bench-growth soak check format clean
+.PHONY: help setup ablation report test test-hosts test-slurm bench bench-growth soak check docs format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -53,10 +53,14 @@ soak: $(READY) ## kill a training 100 times; its end must be that of an undistur
 test-slurm: $(READY) ## a sweep on a SLURM cluster of this machine; installs Debian's slurm-wlm, as root: 3 minutes
 	$(BIN)/python -m pytest -m slurm $(ARGS)
 
-check: $(READY) ## what CI runs: lint, format, types, fast tests and doctests
+docs: $(READY) ## the pages and the Python reference as a site in site/; fails on a broken link: 10 seconds
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+check: $(READY) ## what CI runs: lint, format, types, pages, fast tests and doctests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(MAKE) docs
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 format: $(READY) ## let ruff mend what it can
@@ -64,4 +68,4 @@ format: $(READY) ## let ruff mend what it can
 	$(BIN)/ruff format
 
 clean: ## delete the environment and caches; data and results stay
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis

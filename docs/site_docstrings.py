@@ -1,7 +1,7 @@
-"""Griffe extension that reads two habits of this project's docstrings that its Google parser does not know.
+"""Griffe extension for two habits of this project's docstrings that Griffe's Google parser does not know.
 
 - Doctests stand at the end without a heading: they become an ``Examples`` section.
-- An entry of ``Args`` may describe several parameters, as in ``query, gallery: ...``: it becomes one entry each.
+- An entry of ``Args`` may describe several parameters, such as ``query, gallery:``: each gets its own entry.
 """
 
 import re
@@ -14,19 +14,7 @@ _DOCTEST = re.compile(r"(?ms)(?:\A|\n\n)(>>> .*?)(?=\n\n(?!>>> )|\Z)")
 
 
 def rewrite(text: str) -> str:
-    """Return a docstring in the form that Griffe's parser understands.
-
-    >>> print(rewrite("Add.\\n\\nArgs:\\n    x, y: numbers.\\n\\n>>> add(1, 2)\\n3"))
-    Add.
-    <BLANKLINE>
-    Args:
-        x: numbers.
-        y: numbers.
-    <BLANKLINE>
-    Examples:
-        >>> add(1, 2)
-        3
-    """
+    """Return a docstring in the form that Griffe's parser understands."""
     text = _GROUP.sub(_one_entry_each, text)
     return _DOCTEST.sub(lambda found: "\n\nExamples:\n    " + found[1].replace("\n", "\n    "), text)
 

@@ -1,7 +1,7 @@
-"""MkDocs hook that builds the site from the checkout, so that the same links work in the checkout and on the site.
+"""MkDocs hook that builds the site from the checkout, so that links work in the checkout and on the site.
 
-MkDocs reads a single folder, but README.md, CONTRIBUTING.md and the records in experiments/ lie beside docs/. The
-hook is ours because the plugins for this need a copy of every page or a rewritten link.
+MkDocs reads a single folder, but README.md, CONTRIBUTING.md and the records in experiments/ lie beside
+docs/. The hook is ours because the plugins for this need a copy of every page or a rewritten link.
 """
 
 from pathlib import Path
