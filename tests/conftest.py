@@ -1,6 +1,7 @@
 """Fixtures: a tiny data set in Market-1501's layout, and a run of the whole chain on it."""
 
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from sharpreid.config.paths import CONF_DIR
 from sharpreid.config.resolvers import register_resolvers
+from tests import forked
 
 TRAIN_IDENTITIES = range(1, 9)
 TEST_IDENTITIES = range(9, 13)
@@ -30,6 +32,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _single_thread() -> None:
     """On a busy machine the tiny tensors of these tests wait for each other's threads."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _server_of_processes() -> Iterator[None]:
+    yield
+    forked.close()
+
+
+@pytest.fixture(autouse=True)
+def _forked_processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork the Python processes that tests start, see `tests.forked`; not where marked own_interpreter."""
+    if request.node.get_closest_marker("own_interpreter") is None:
+        monkeypatch.setattr(subprocess, "Popen", forked.Popen)
 
 
 @pytest.fixture(scope="session")

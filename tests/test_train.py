@@ -41,11 +41,6 @@ def run(folder: Path, *arguments: str, timeout: float = 240) -> subprocess.Compl
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=timeout)
 
 
-def heed_interrupts() -> None:
-    """In a child: what a shell starts in the background inherits that SIGINT is ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def fitted(cfg: DictConfig, **trainer: Any) -> tuple[pl.Trainer, Any, Any]:
     pl.seed_everything(cfg.seed, verbose=False)
     built = pl.Trainer(**{**QUIET, "max_epochs": 1, "limit_val_batches": 0, **trainer})
@@ -279,7 +274,6 @@ def test_an_interrupted_run_says_so_and_fails(
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        preexec_fn=heed_interrupts,
     ) as process:
         metrics = tmp_path / "deep" / "run" / "csv" / "metrics.csv"
         deadline = time.monotonic() + 120

@@ -43,8 +43,11 @@ _NOT_OF_THE_RESULT = (
     *("trainer.accelerator", "trainer.timeout_minutes"),
 )
 
-PROCESS = secrets.token_hex(8)
-"""Names this process in every job.json that it writes."""
+
+@functools.cache
+def process_token() -> str:
+    """Return a random name of this process, which stands in every job.json that it writes."""
+    return secrets.token_hex(8)
 
 
 @rank_zero_only
@@ -96,7 +99,7 @@ def is_claimed(output_dir: Path) -> bool:
 
 def _refuse_same_sweep(output_dir: Path) -> None:
     path = output_dir / "job.json"
-    if path.is_file() and f'"process": "{PROCESS}"' in path.read_text(encoding="utf-8"):
+    if path.is_file() and f'"process": "{process_token()}"' in path.read_text(encoding="utf-8"):
         raise RuntimeError(
             f"{output_dir}: an earlier job of this sweep wrote there. Jobs that differ only in what changes "
             "no result (hydra.job.config.override_dirname.exclude_keys of conf/train.yaml) share one place"

@@ -29,7 +29,6 @@ from sharpreid.run.console import print_run_table, quieten, reason
 from sharpreid.run.loading import score
 from sharpreid.run.paper_recipe import PAPER_DATA
 from sharpreid.run.records import (
-    PROCESS,
     claim,
     describe_code,
     describe_config,
@@ -39,6 +38,7 @@ from sharpreid.run.records import (
     describe_scores,
     finished_record,
     held_out_map,
+    process_token,
     set_earlier_run_aside,
     set_later_checkpoints_aside,
     write_json,
@@ -99,7 +99,7 @@ def run_job(cfg: DictConfig, output_dir: Path) -> float:
         "overrides": list(HydraConfig.get().overrides.task),
         "number": HydraConfig.get().job.num if _in_a_sweep() else None,
         "error": None,
-        "process": PROCESS,
+        "process": process_token(),
         "wandb_id": secrets.token_hex(4),
         **describe_code(),
     }
