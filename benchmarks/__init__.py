@@ -1,1 +1,1 @@
-"""Side-by-side measurements of speed and memory: ``make bench``, or ``python -m benchmarks``."""
+"""Benchmarks of speed and memory, side by side with other programs: ``make bench``."""

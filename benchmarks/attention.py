@@ -1,4 +1,4 @@
-"""What attention costs: the training step of the four-block network beside plain ResNet-50's, and its memory.
+"""Measure what attention costs: step time and memory of the four-block network over plain ResNet-50's.
 
 ``python -m benchmarks.attention [--batch 8] [--repeats 5] [--output FILE]``; on a GPU ``--batch 256 --bf16``.
 """
@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from benchmarks import command
-from benchmarks.networks import network
-from benchmarks.rows import Row, machine
+from benchmarks.networks import build_network
+from benchmarks.rows import Row, describe_machine
 from sharpreid.losses.total_variation import reduced
 from sharpreid.models.network import SharpAttentionNetwork
 
@@ -30,15 +30,17 @@ VARIANTS: dict[str, tuple[str, bool]] = {
     "triton": ("model.sampler.implementation=triton", False),
     "triton with TV": ("model.sampler.implementation=triton", True),
 }
-"""Name -> override of the network, and whether the total variation is part of the loss."""
+"""Config override of each variant, and whether the total variation is part of the loss."""
 
-ON_A_GPU = ("compile", "triton", "triton with TV")
-"""What is left out on a CPU: there compiling takes minutes, and Triton does not run."""
+GPU_ONLY = ("compile", "triton", "triton with TV")
+"""Variants that are skipped on a CPU, where compiling takes minutes and Triton does not run."""
 
 
-def _stepper(
+def _make_step(
     built: SharpAttentionNetwork, images: torch.Tensor, *, bf16: bool, variation: bool
 ) -> Callable[[], None]:
+    """Return a function that runs forward and backward pass."""
+
     def step() -> None:
         built.zero_grad(set_to_none=True)
         with torch.autocast(images.device.type, torch.bfloat16) if bf16 else nullcontext():
@@ -54,13 +56,20 @@ def _stepper(
 
 
 def saved_bytes(built: SharpAttentionNetwork, images: torch.Tensor, *, bf16: bool, variation: bool) -> int:
-    """Bytes that the forward pass keeps for the backward pass, parameters aside."""
+    """Return the bytes that the forward pass saves for the backward pass, without the parameters.
+
+    Args:
+        built: network in training mode.
+        images: normalised images, (B, 3, H, W).
+        bf16: use autocast to bfloat16.
+        variation: compute the total variation too.
+    """
     ours = {parameter.untyped_storage().data_ptr() for parameter in built.parameters()}
     kept: dict[int, int] = {}
-    alive = []  # so that no address comes twice
+    alive = []  # keeps the storages, so that no address is used twice
 
     def note(x: torch.Tensor) -> torch.Tensor:
-        x = x.detach()  # with its history, what is kept would keep itself for ever
+        x = x.detach()  # a saved tensor with a graph would keep itself alive
         storage = x.untyped_storage()
         if storage.data_ptr() not in ours:
             kept[storage.data_ptr()] = storage.nbytes()
@@ -77,7 +86,7 @@ def saved_bytes(built: SharpAttentionNetwork, images: torch.Tensor, *, bf16: boo
 
 
 def _peak_bytes(step: Callable[[], None], device: str) -> int:
-    """Bytes that a step has allocated at most, beyond what lay there before; 0 on a CPU."""
+    """Return the peak of the bytes that a step allocates; 0 on a CPU."""
     if device != "cuda":
         return 0
     before = torch.cuda.memory_allocated()
@@ -89,33 +98,33 @@ def _peak_bytes(step: Callable[[], None], device: str) -> int:
 def measure(
     *, batch: int = 8, repeats: int = 5, channels_last: bool = True, bf16: bool = False, device: str = "cpu"
 ) -> list[Row]:
-    """Rows of one setting: step time and memory over plain ResNet-50's, each variant in turn.
+    """Measure step time and memory of every variant over plain ResNet-50's, interleaved.
 
     Args:
-        batch: images.
-        repeats: steps of each variant, of which the median counts, after one that does not.
-        channels_last: memory format.
-        bf16: under autocast.
-        device: of torch.
+        batch: number of images.
+        repeats: timed steps of each variant, whose median is reported; one more step warms up.
+        channels_last: use the channels_last memory format.
+        bf16: use autocast to bfloat16.
+        device: ``cpu`` or ``cuda``.
     """
     form = torch.channels_last if channels_last else torch.contiguous_format
     images = torch.randn(batch, 3, *SIZE, device=device).to(memory_format=form)
     steps: dict[str, Callable[[], None]] = {}
     kept, peaks, failed = {}, {}, {}
     for name, (override, variation) in VARIANTS.items():
-        if name in ON_A_GPU and device != "cuda":
+        if name in GPU_ONLY and device != "cuda":
             continue
         torch.manual_seed(0)
-        movable: Any = network(override).to(device)
+        movable: Any = build_network(override).to(device)
         built: SharpAttentionNetwork = movable.to(memory_format=form)
-        step = _stepper(built, images, bf16=bf16, variation=variation)
+        step = _make_step(built, images, bf16=bf16, variation=variation)
         try:
             kept[name] = saved_bytes(built, images, bf16=bf16, variation=variation) / batch / 2**20
             gc.collect()
             step()  # compiles
             peaks[name] = _peak_bytes(step, device) / batch / 2**20
-        except Exception as error:  # the others are to be measured all the same
-            if name == "plain":  # which they are compared with
+        except Exception as error:  # measure the other variants all the same
+            if name == "plain":  # the baseline of all others
                 raise
             failed[name] = f"failed: {type(error).__name__}: {error}"
         else:
@@ -182,20 +191,26 @@ def measure(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print and write."""
-    parser = command.parser("attention", __doc__)
+    """Run the benchmark from the command line."""
+    parser = command.make_parser("attention", __doc__)
     parser.add_argument(
-        "--batch", type=command.at_least(1), default=8, metavar="N", help="images; 8 by default"
+        "--batch", type=command.integer_at_least(1), default=8, metavar="N", help="images; 8 by default"
     )
     parser.add_argument(
-        "--repeats", type=command.at_least(1), default=5, metavar="N", help="steps of each; 5 by default"
+        "--repeats",
+        type=command.integer_at_least(1),
+        default=5,
+        metavar="N",
+        help="timed steps of each; 5 by default",
     )
-    parser.add_argument("--contiguous", action="store_true", help="in memory, instead of channels_last")
-    parser.add_argument("--bf16", action="store_true", help="under autocast to bfloat16; float32 by default")
+    parser.add_argument(
+        "--contiguous", action="store_true", help="contiguous memory format instead of channels_last"
+    )
+    parser.add_argument("--bf16", action="store_true", help="use autocast to bfloat16; float32 by default")
     given = parser.parse_args(arguments)
-    about = machine()
+    about = describe_machine()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with command.one_line_at_the_end():
+    with command.errors_in_one_line():
         rows = measure(
             batch=given.batch,
             repeats=given.repeats,
@@ -203,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             bf16=given.bf16,
             device=device,
         )
-        command.report(rows, about, f"attention, batch {given.batch}, on {device}", given.output)
+        command.report_rows(rows, about, f"attention, batch {given.batch}, on {device}", given.output)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the commands of this folder have in common: options that are checked first, and ends in one line."""
+"""Command lines of the benchmarks: checked options, and errors in one line."""
 
 import argparse
 import math
@@ -10,48 +10,48 @@ from typing import Any
 
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from benchmarks.rows import Row, show, write
+from benchmarks.rows import Row, print_rows, write_rows
 from sharpreid.signals import stopping_on_sigterm
 
 
-def parser(name: str, about: str | None) -> argparse.ArgumentParser:
-    """Of ``python -m benchmarks.<name>``, with ``--output``.
+def make_parser(name: str, about: str | None) -> argparse.ArgumentParser:
+    """Create the argument parser of ``python -m benchmarks.<name>``, with the option ``--output``.
 
     Args:
-        name: of the module in this folder; empty for the folder itself.
-        about: its docstring.
+        name: name of the module; empty for the package itself.
+        about: description, usually the docstring of the module.
     """
     program = f"python -m benchmarks{name and f'.{name}'}"
     made = argparse.ArgumentParser(
         prog=program, description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument(
-        "--output", type=new_file, metavar="FILE.json", help="write the rows there too; by default nothing is"
+        "--output", type=output_file, metavar="FILE.json", help="also write the rows to this file"
     )
     return made
 
 
-def report(rows: Sequence[Row], about: dict[str, Any], title: str, output: Path | None) -> None:
-    """Print rows, with a warning where the machine was busy, and write them if that was asked for.
+def report_rows(rows: Sequence[Row], about: dict[str, Any], title: str, output: Path | None) -> None:
+    """Print rows, warn if the machine was busy before, and write them to a file.
 
     Args:
-        rows: of the measurement.
-        about: of `machine`, before it.
-        title: of the table.
-        output: file.
+        rows: rows of the benchmark.
+        about: result of `describe_machine` before the benchmark.
+        title: title of the table.
+        output: JSON file; None writes none.
     """
-    show(rows, title)
+    print_rows(rows, title)
     if about["load_before"] > 0.5 * (about["cores"] or 1):
         print(
-            f"the machine was busy before (load {about['load_before']} on {about['cores']} cores): what "
-            "needs all cores then looks slower than it is"
+            f"the machine was busy before (load {about['load_before']} on {about['cores']} cores): programs "
+            "that use all cores appear slower than they are"
         )
     if output:
-        write(rows, about, output)
+        write_rows(rows, about, output)
 
 
-def at_least(least: int, *, multiple_of: int = 1) -> Callable[[str], int]:
-    """Type of an option: a whole number."""
+def integer_at_least(least: int, *, multiple_of: int = 1) -> Callable[[str], int]:
+    """Return an argument type for integers of at least ``least`` that are multiples of ``multiple_of``."""
     wanted = f"a whole number, at least {least}" + (
         f", a multiple of {multiple_of}" if multiple_of > 1 else ""
     )
@@ -68,8 +68,8 @@ def at_least(least: int, *, multiple_of: int = 1) -> Callable[[str], int]:
     return number
 
 
-def share(text: str) -> float:
-    """Type of an option: at least 0 and less than 1."""
+def fraction(text: str) -> float:
+    """Parse a number that is at least 0 and less than 1."""
     try:
         value = float(text)
     except ValueError:
@@ -79,30 +79,30 @@ def share(text: str) -> float:
     return value
 
 
-def folder(text: str) -> Path:
-    """Type of an option: a folder that is there."""
+def existing_folder(text: str) -> Path:
+    """Parse the path of an existing folder."""
     if not Path(text).is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is no folder")
+        raise argparse.ArgumentTypeError(f"{text} is not a folder")
     return Path(text)
 
 
-def new_file(text: str) -> Path:
-    """Type of an option: a file that can be written, in a folder that is there."""
+def output_file(text: str) -> Path:
+    """Parse the path of a file in an existing folder."""
     if Path(text).is_dir() or not Path(text).absolute().parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} must be a file in a folder that is there")
+        raise argparse.ArgumentTypeError(f"{text} must be a file in an existing folder")
     return Path(text)
 
 
-def checkout_with(file: str, advice: str) -> Callable[[str], str]:
-    """Type of an option: a checkout of another toolbox that has a file.
+def checkout_containing(file: str, advice: str) -> Callable[[str], str]:
+    """Return an argument type for a checkout of another toolbox that contains a file.
 
     Args:
-        file: pattern, relative to the checkout.
-        advice: how it comes to be there.
+        file: glob pattern relative to the checkout.
+        advice: what to do if the file is missing, for the error message.
     """
 
     def checkout(text: str) -> str:
-        if not any(folder(text).glob(file)):
+        if not any(existing_folder(text).glob(file)):
             raise argparse.ArgumentTypeError(f"{text} has no {file}: {advice}")
         return text
 
@@ -110,22 +110,22 @@ def checkout_with(file: str, advice: str) -> Callable[[str], str]:
 
 
 @contextmanager
-def one_line_at_the_end() -> Iterator[None]:
-    """Turn an interrupt (130), SIGTERM (143) and what could not be measured (1) into one line and a status.
+def errors_in_one_line() -> Iterator[None]:
+    """Exit with one line instead of a traceback on an interrupt (130), SIGTERM (143) or an error (1).
 
-    Temporary folders are cleared, and processes that were started are ended.
+    Temporary folders are removed and child processes are stopped.
     """
     try:
         with stopping_on_sigterm():
             yield
     except SIGTERMException:
-        sys.exit(_said("terminated", 143))
+        sys.exit(_print_error("terminated", 143))
     except KeyboardInterrupt:
-        sys.exit(_said("interrupted", 130))
+        sys.exit(_print_error("interrupted", 130))
     except (OSError, ValueError, RuntimeError) as error:
-        sys.exit(_said(f"{type(error).__name__}: {error}", 1))
+        sys.exit(_print_error(f"{type(error).__name__}: {error}", 1))
 
 
-def _said(what: str, status: int) -> int:
+def _print_error(what: str, status: int) -> int:
     print(what, file=sys.stderr)
     return status

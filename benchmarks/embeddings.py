@@ -1,4 +1,4 @@
-"""Synthetic embeddings of the sizes of known test sets."""
+"""Synthetic embeddings in the sizes of published test sets."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ Floats = npt.NDArray[np.float32]
 
 
 class Embeddings(NamedTuple):
-    """Query and gallery as `sharpreid.evaluation.ranking.evaluate_ranking` takes them."""
+    """Arguments of `sharpreid.evaluation.ranking.evaluate_ranking`."""
 
     query: Floats
     query_pids: Ints
@@ -27,30 +27,36 @@ SIZES = {  # queries, gallery images of query identities, distractors, identitie
 }
 
 
-def of_size(name: str, dim: int, seed: int = 0) -> Embeddings:
-    """A test set of a published size; see `make`."""
-    return make(*SIZES[name], dim=dim, seed=seed)
+def make_test_set(name: str, dim: int, seed: int = 0) -> Embeddings:
+    """Make embeddings in the size of a published test set.
+
+    Args:
+        name: key of `SIZES`.
+        dim: length of an embedding.
+        seed: seed of the random numbers.
+    """
+    return make_embeddings(*SIZES[name], dim=dim, seed=seed)
 
 
-def make(
+def make_embeddings(
     queries: int, matching: int, distractors: int, identities: int, cameras: int, *, dim: int, seed: int = 0
 ) -> Embeddings:
-    """Identities around centres of their own, shifted by their camera, with some samples far off.
+    """Make embeddings that cluster by identity, are shifted by camera, and have a few outliers.
 
     Args:
         queries: number of queries, spread evenly over the identities.
-        matching: gallery images of these identities.
-        distractors: gallery images of identity 0, each a person of its own.
-        identities: of the queries.
-        cameras: from 1 on; a query's identity is seen by at least two.
+        matching: number of gallery images of these identities.
+        distractors: number of gallery images of identity 0, each around a centre of its own.
+        identities: number of identities of the queries.
+        cameras: number of cameras, at least 2.
         dim: length of an embedding.
-        seed: of everything.
+        seed: seed of the random numbers.
     """
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(identities + 1, dim)).astype(np.float32)
     views = rng.normal(size=(cameras + 1, dim)).astype(np.float32)
 
-    def seen(pids: Ints, camids: Ints) -> Floats:
+    def embed(pids: Ints, camids: Ints) -> Floats:
         noise = rng.normal(size=(len(pids), dim), scale=0.9).astype(np.float32)
         noise *= rng.lognormal(0, 0.35, (len(pids), 1)).astype(np.float32)
         base = np.where((pids == 0)[:, None], rng.normal(size=(len(pids), dim)), centres[pids])
@@ -62,5 +68,5 @@ def make(
     gallery_camids = rng.integers(1, cameras + 1, len(gallery_pids))
     shuffled = rng.permutation(len(gallery_pids))
     gallery_pids, gallery_camids = gallery_pids[shuffled], gallery_camids[shuffled]
-    query, gallery = seen(query_pids, query_camids), seen(gallery_pids, gallery_camids)
+    query, gallery = embed(query_pids, query_camids), embed(gallery_pids, gallery_camids)
     return Embeddings(query, query_pids, query_camids, gallery, gallery_pids, gallery_camids)

@@ -1,4 +1,4 @@
-"""How time and memory grow: with the gallery, the batch, the image, the attention blocks and the processes.
+"""Measure how time and memory grow with gallery, batch, image, attention blocks and processes.
 
 ``python -m benchmarks.growth [--output DIR]`` writes growth.json, and one SVG for each quantity.
 """
@@ -23,10 +23,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.attention import saved_bytes
-from benchmarks.embeddings import make
-from benchmarks.networks import network
-from benchmarks.process import Cost, cost_of, in_turns
-from benchmarks.rows import machine
+from benchmarks.embeddings import make_embeddings
+from benchmarks.networks import build_network
+from benchmarks.process import Cost, measure_cost, median_costs
+from benchmarks.rows import describe_machine
 from sharpreid.evaluation import numba_kernels
 from sharpreid.evaluation.protocol import Protocol
 from sharpreid.evaluation.ranking import evaluate_ranking
@@ -39,7 +39,7 @@ _MEMORY = {"scoring": "MB at the peak", "step by processes": "MB each, network i
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Costs over one quantity."""
+    """Time and memory at several values of one quantity."""
 
     name: str
     quantity: str
@@ -48,7 +48,7 @@ class Curve:
     megabytes: list[float]
 
     def exponents(self) -> tuple[float, float]:
-        """Slopes of time and memory in the logarithm of the quantity, by least squares: 1 is linear."""
+        """Return the exponents of time and memory, fitted by least squares to the logarithms; 1 is linear."""
         return _slope(self.values, self.seconds), _slope(self.values, self.megabytes)
 
 
@@ -56,18 +56,24 @@ def _slope(x: Sequence[float], y: Sequence[float]) -> float:
     return float(np.polyfit(np.log(x), np.log(y), 1)[0]) if min(y) > 0 else math.nan
 
 
-def score(gallery: int) -> Callable[[], float]:
-    """Scoring of 500 queries against a gallery, half of which at most are matches."""
+def scoring(gallery: int) -> Callable[[], float]:
+    """Prepare to score 500 queries against a gallery, at most half of which are matches."""
     matching = min(gallery // 2, 10_000)
-    data = make(500, matching, gallery - matching, 250, 6, dim=128)
+    data = make_embeddings(500, matching, gallery - matching, 250, 6, dim=128)
     numba_kernels.MIN_PAIRS = 0
     evaluate_ranking(*(x[:256] for x in data), protocol=Protocol.market1501())
     return lambda: evaluate_ranking(*data, protocol=Protocol.market1501()).mAP
 
 
-def step(batch: int, height: int, blocks: int) -> Callable[[], tuple[float, float]]:
-    """Seconds of a training step with the first so many attention blocks, float32, and bytes it keeps."""
-    built = network(f"model.blocks={list(range(1, blocks + 1))}")
+def training_step(batch: int, height: int, blocks: int) -> Callable[[], tuple[float, float]]:
+    """Prepare to measure the seconds of a float32 training step and the bytes it saves for the gradient.
+
+    Args:
+        batch: number of images.
+        height: height of the images, whose width is half of it.
+        blocks: number of attention blocks, from the first one on.
+    """
+    built = build_network(f"model.blocks={list(range(1, blocks + 1))}")
     images = torch.randn(batch, 3, height, height // 2).to(memory_format=torch.channels_last)
 
     def run() -> tuple[float, float]:
@@ -82,9 +88,12 @@ def step(batch: int, height: int, blocks: int) -> Callable[[], tuple[float, floa
     return run
 
 
-def ranks(processes: int) -> Callable[[], tuple[float, float]]:
-    """Seconds of a step of 16 images of 128 x 64, shared by so many gloo processes of one thread, and the
-    bytes it needs in each of them at its peak."""
+def distributed_step(processes: int) -> Callable[[], tuple[float, float]]:
+    """Prepare to measure the seconds of a step of several gloo processes, and the peak bytes of each.
+
+    Args:
+        processes: number of processes of one thread, which share 16 images of 128 x 64.
+    """
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
 
     def run() -> tuple[float, float]:
@@ -103,18 +112,18 @@ def ranks(processes: int) -> Callable[[], tuple[float, float]]:
     return run
 
 
-def run_rank() -> None:
-    """One process of `ranks`; the first prints the seconds of a step, and its bytes."""
+def run_worker() -> None:
+    """Run one process of `distributed_step`; the first prints the seconds of a step and its peak bytes."""
     torch.distributed.init_process_group("gloo")
-    cost = cost_of(_steps_of_a_rank)
+    cost = measure_cost(_time_steps)
     if torch.distributed.get_rank() == 0:
         print(cost.value, cost.peak_bytes or 0)
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
-class _InTraining(torch.nn.Module):
-    """Embeddings as a training step makes them, with fused attention."""
+class _TrainingForward(torch.nn.Module):
+    """Module whose forward pass is that of a training step."""
 
     def __init__(self, built: SharpAttentionNetwork) -> None:
         super().__init__()
@@ -124,10 +133,13 @@ class _InTraining(torch.nn.Module):
         return self.network.training_forward(images, variation=False).embedding
 
 
-def _steps_of_a_rank() -> float:
-    """Seconds of a step. The network must be gone before the group that it uses: at the end of a process
-    either may wait for the other for ever."""
-    built = torch.nn.parallel.DistributedDataParallel(_InTraining(network()))
+def _time_steps() -> float:
+    """Return the seconds of a step.
+
+    The network is local to this function because it must be deleted before its process group: otherwise each
+    may wait for the other at the end of the process.
+    """
+    built = torch.nn.parallel.DistributedDataParallel(_TrainingForward(build_network()))
     images = torch.randn(16 // torch.distributed.get_world_size(), 3, 128, 64)
     images = images.to(memory_format=torch.channels_last)
     times = []
@@ -139,28 +151,28 @@ def _steps_of_a_rank() -> float:
 
 
 def measure() -> list[Curve]:
-    """All curves."""
+    """Measure all curves."""
     fixed = {"batch": 8, "height": 128, "blocks": 4}
     plans: list[tuple[str, str, str, str, list[int]]] = [
-        ("scoring", "gallery items", "score", "gallery", [10_000, 31_623, 100_000, 316_228, 1_000_000]),
-        ("step by batch", "images", "step", "batch", [4, 8, 16, 32]),
-        ("step by image", "pixels of height", "step", "height", [96, 128, 192, 256]),
-        ("step by attention", "blocks", "step", "blocks", [1, 2, 3, 4]),
-        ("step by processes", "processes", "ranks", "processes", [1, 2, 4]),
+        ("scoring", "gallery items", "scoring", "gallery", [10_000, 31_623, 100_000, 316_228, 1_000_000]),
+        ("step by batch", "images", "training_step", "batch", [4, 8, 16, 32]),
+        ("step by image", "pixels of height", "training_step", "height", [96, 128, 192, 256]),
+        ("step by attention", "blocks", "training_step", "blocks", [1, 2, 3, 4]),
+        ("step by processes", "processes", "distributed_step", "processes", [1, 2, 4]),
     ]
     curves = []
     for name, quantity, function, varied, values in plans:
-        others = fixed if function == "step" else {}
+        others = fixed if function == "training_step" else {}
         calls: list[tuple[str, dict[str, Any]]] = [
             (f"benchmarks.growth:{function}", {**others, varied: value}) for value in values
         ]
-        costs = in_turns(calls, 1)
+        costs = median_costs(calls, 1)
         failed = [one for one in costs if isinstance(one, str)]
         if failed:
             raise RuntimeError(f"{name}: {failed[0]}")
         good = [one for one in costs if isinstance(one, Cost)]
-        # a step's are measured inside, after the first
-        pairs = [(one.seconds, one.peak_bytes or 0) if function == "score" else one.value for one in good]
+        # steps measure themselves, after one that warms up
+        pairs = [(one.seconds, one.peak_bytes or 0) if function == "scoring" else one.value for one in good]
         curves.append(
             Curve(
                 name=name,
@@ -174,7 +186,7 @@ def measure() -> list[Curve]:
 
 
 def draw(curve: Curve, file: Path) -> None:
-    """Time and memory over the quantity, both axes logarithmic, as SVG."""
+    """Draw time and memory over the quantity on logarithmic axes, as SVG."""
     with_memory = min(curve.megabytes) > 0
     figure = Figure(figsize=(8 if with_memory else 4, 3), layout="constrained")
     panels = [(curve.seconds, "seconds", curve.exponents()[0])]
@@ -196,21 +208,21 @@ def draw(curve: Curve, file: Path) -> None:
 
 
 def main() -> None:
-    """Measure, print, draw."""
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__)
     parser.add_argument(
         "--output",
         type=Path,
         default=HERE,
         metavar="DIR",
-        help="folder; by default that of the record, growth/",
+        help="folder; by default benchmarks/growth/, which has the record",
     )
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.rank:
-        run_rank()
+        run_worker()
         return
-    about, curves = machine(), measure()
+    about, curves = describe_machine(), measure()
     given.output.mkdir(parents=True, exist_ok=True)
     table = Table("curve", "from", "to", "time exponent", "memory exponent")
     for curve in curves:

@@ -1,7 +1,7 @@
-"""What a training image costs of one CPU core, path by path: ``python -m benchmarks.loader --help``.
+"""Measure the CPU time of a training image on every path through the loader.
 
-Times are CPU time (user and system, all threads of the process), so that a busy machine disturbs them little.
-The paths take turns within each repeat; a figure is the median over the repeats.
+Times are CPU times (user and system, all threads of the process), which a busy machine hardly changes. The
+paths are interleaved within each repeat, and the median over the repeats is reported.
 """
 
 import tempfile
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks import command
 from benchmarks.market import write_small_market
-from benchmarks.rows import Row, machine
+from benchmarks.rows import Row, describe_machine
 from sharpreid.config.paths import CONF_DIR
 from sharpreid.config.resolvers import register_resolvers
 from sharpreid.data.datamodule import ReIDDataModule
@@ -40,44 +40,44 @@ def measure(*, images: int = 2048, repeats: int = 3, root: Path | None = None) -
     """Measure every path in this process, on one thread.
 
     Args:
-        images: how many go through each path in a repeat, at most.
-        repeats: how often.
-        root: a Market-1501 folder; None makes one of noise.
+        images: largest number of images on each path in a repeat.
+        repeats: number of repeats.
+        root: Market-1501 folder; None makes one of noise.
 
     Returns:
-        A row per path, beside the path without a cache.
+        A row per path, compared with the path without a cache.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with tempfile.TemporaryDirectory() as folder:
             market = root or write_small_market(Path(folder) / "market", images)
-            return _rates(_paths(market, Path(folder), images), repeats)
+            return _time_paths(_loader_paths(market, Path(folder), images), repeats)
     finally:
         torch.set_num_threads(threads)
 
 
-def _paths(market: Path, folder: Path, images: int) -> dict[str, tuple[int, Callable[[int], object]]]:
-    """By name the number of images of each path, and what takes the number of a repeat and runs it."""
-    decoding = _data(market, None, "worker")
+def _loader_paths(market: Path, folder: Path, images: int) -> dict[str, tuple[int, Callable[[int], object]]]:
+    """Return the number of images of each path, and a function that runs the path in a given repeat."""
+    decoding = _build_data(market, None, "worker")
     count = min(images, len(decoding.train))
     files = [sample.path for sample in decoding.train.samples[:count]]
     build_cache([sample.path for sample in decoding.train.samples], folder / "cache" / "market1501")
-    data = {where: _data(market, folder / "cache", where) for where in ("worker", "device", "resident")}
+    data = {where: _build_data(market, folder / "cache", where) for where in ("worker", "device", "resident")}
     batches = _loader(data["device"], BATCH, 0)
     batch = next(iter(batches))
     return {
-        DECODE: (count, partial(_run, decoding, count)),
-        CACHE: (count, partial(_run, data["worker"], count)),
-        GATHER: (count, partial(_run, data["device"], count)),
-        RESIDENT: (count, partial(_run, data["resident"], count)),
+        DECODE: (count, partial(_iterate, decoding, count)),
+        CACHE: (count, partial(_iterate, data["worker"], count)),
+        GATHER: (count, partial(_iterate, data["device"], count)),
+        RESIDENT: (count, partial(_iterate, data["resident"], count)),
         AUGMENT: (len(batch.indices), lambda _: data["device"].on_after_batch_transfer(batch, 0)),
         BUILD: (count, lambda repeat: build_cache(files, folder / f"built{repeat}")),
     }
 
 
-def _data(market: Path, cache: Path | None, augment_on: str) -> ReIDDataModule:
-    """The training images of the paper's recipe."""
+def _build_data(market: Path, cache: Path | None, augment_on: str) -> ReIDDataModule:
+    """Build the data module of the paper's recipe for the training images."""
     register_resolvers()
     overrides = [
         *("data=market1501", f"data.source.root='{market}'", "data.source.allow_subset=true"),
@@ -91,21 +91,23 @@ def _data(market: Path, cache: Path | None, augment_on: str) -> ReIDDataModule:
 
 
 def _loader(data: ReIDDataModule, count: int, repeat: int) -> DataLoader[Any]:
-    """The recipe's loader, but over the first ``count`` images in order, each once."""
+    """Return the recipe's loader for the first ``count`` images, in order."""
     loader = data.train_dataloader()
     draws = [Draw(position, repeat, position) for position in range(count)]
     batches = [draws[start : start + BATCH] for start in range(0, count, BATCH)]
     return DataLoader(loader.dataset, batch_sampler=batches, collate_fn=loader.collate_fn)
 
 
-def _run(data: ReIDDataModule, count: int, repeat: int) -> None:
+def _iterate(data: ReIDDataModule, count: int, repeat: int) -> None:
+    """Load the first ``count`` images."""
     for _ in _loader(data, count, repeat):
         pass
 
 
-def _rates(paths: dict[str, tuple[int, Callable[[int], object]]], repeats: int) -> list[Row]:
+def _time_paths(paths: dict[str, tuple[int, Callable[[int], object]]], repeats: int) -> list[Row]:
+    """Time all paths, interleaved."""
     rates: dict[str, list[float]] = {what: [] for what in paths}
-    for repeat in range(repeats + 1):  # the first one warms up
+    for repeat in range(repeats + 1):  # the first repeat warms up
         for what, (count, run) in paths.items():
             start = time.process_time()
             run(repeat)
@@ -127,20 +129,26 @@ def _rates(paths: dict[str, tuple[int, Callable[[int], object]]], repeats: int) 
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print a table, and write it if asked to."""
-    parser = command.parser("loader", __doc__)
+    """Run the benchmark from the command line."""
+    parser = command.make_parser("loader", __doc__)
     parser.add_argument(
-        "--images", type=command.at_least(BATCH), default=2048, metavar="N", help="per path and repeat; 2048"
+        "--images",
+        type=command.integer_at_least(BATCH),
+        default=2048,
+        metavar="N",
+        help="images per path and repeat; 2048 by default",
     )
-    parser.add_argument("--repeats", type=command.at_least(1), default=3, metavar="N", help="3 by default")
     parser.add_argument(
-        "--root", type=command.folder, metavar="DIR", help="a Market-1501 folder; noise by default"
+        "--repeats", type=command.integer_at_least(1), default=3, metavar="N", help="3 by default"
+    )
+    parser.add_argument(
+        "--root", type=command.existing_folder, metavar="DIR", help="Market-1501 folder; noise by default"
     )
     given = parser.parse_args(arguments)
-    about = machine()
-    with command.one_line_at_the_end():
+    about = describe_machine()
+    with command.errors_in_one_line():
         rows = measure(images=given.images, repeats=given.repeats, root=given.root)
-        command.report(rows, about, "microseconds of one CPU core for a training image", given.output)
+        command.report_rows(rows, about, "microseconds of one CPU core for a training image", given.output)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Folders in Market-1501's layout, filled with noise."""
+"""Folders in Market-1501's layout with images of noise."""
 
 import io
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ _PATTERNS = 32
 
 
 def write_market(root: Path) -> Path:
-    """With Market-1501's numbers of images, identities, distractors and junk, so that it passes the check.
+    """Write a folder with Market-1501's numbers of images, which passes the check of the counts.
 
     Training has 12,936 images of 751 identities; the test has 3,368 queries of 750 others, 13,115 gallery
     images of these, 2,798 distractors and 3,819 images of junk.
@@ -26,7 +26,12 @@ def write_market(root: Path) -> Path:
 
 
 def write_small_market(root: Path, images: int) -> Path:
-    """So many training images, at least 4 of each of at most 750 identities, and a query with one match."""
+    """Write a folder with some training images and one query.
+
+    Args:
+        root: folder to write.
+        images: number of training images, at least 4 of each of at most 750 identities.
+    """
     names = {
         "bounding_box_train": _names(range(1, min(images // 4, 750) + 1), images),
         "query": _names([1501], 1),
@@ -37,7 +42,7 @@ def write_small_market(root: Path, images: int) -> Path:
 
 
 def _names(identities: range | list[int], count: int) -> tuple[str, ...]:
-    """File names of ``count`` images that go round the identities, each in turn seen by another camera."""
+    """Return ``count`` file names that cycle through the identities, and for each through the cameras."""
     numbered = zip(range(count), cycle(identities))
     texts = (f"{pid:04d}" if pid >= 0 else "-1" for _, pid in numbered)
     return tuple(
@@ -47,15 +52,16 @@ def _names(identities: range | list[int], count: int) -> tuple[str, ...]:
 
 
 def _write(root: Path, names: dict[str, tuple[str, ...]]) -> None:
-    patterns = cycle([*_jpegs()])
+    """Write an image of noise for each name in each folder."""
+    patterns = cycle([*_noise_jpegs()])
     for folder, files in names.items():
         (root / folder).mkdir(parents=True)
         for name in files:
             (root / folder / name).write_bytes(next(patterns))
 
 
-def _jpegs() -> Iterator[bytes]:
-    """Smooth noise, about as large as a file of Market-1501."""
+def _noise_jpegs() -> Iterator[bytes]:
+    """Yield JPEGs of smooth noise, about as large as a file of Market-1501."""
     rng = np.random.default_rng(0)
     for _ in range(_PATTERNS):
         coarse = Image.fromarray(rng.integers(0, 256, (HEIGHT // 4, WIDTH // 4, 3), dtype=np.uint8))

@@ -1,4 +1,4 @@
-"""The networks that are timed."""
+"""Networks of the benchmarks."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ from sharpreid.models.network import SharpAttentionNetwork
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
-def network(*overrides: str) -> SharpAttentionNetwork:
-    """ResNet-50 with random weights and the paper's head, in training mode at tau = 0.8.
+def build_network(*overrides: str) -> SharpAttentionNetwork:
+    """Build the paper's network with random weights, in training mode at tau = 0.8.
 
     Args:
-        overrides: of the config group ``model``, such as ``model.blocks=[]``.
+        overrides: config overrides, for example ``model.blocks=[]``.
     """
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", ["data=market1501", "model.trunk.weights=none", *overrides])

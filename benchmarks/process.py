@@ -1,4 +1,4 @@
-"""Measurements in processes of their own: each has its own peak of memory."""
+"""Time and memory of functions, each run in a new process so that it has its own peak of memory."""
 
 import importlib
 import json
@@ -13,57 +13,59 @@ from typing import Any, NamedTuple
 
 
 class Cost(NamedTuple):
-    """What one call took."""
+    """Time, memory and result of a call."""
 
     seconds: float
     cpu_seconds: float
     peak_bytes: int | None
-    """Above what was held before; None where the system does not tell."""
+    """Peak above the memory held before the call; None where the system does not report it."""
     value: Any
-    """What it returned."""
+    """Result of the call."""
 
 
-def cost_of(work: Callable[[], Any]) -> Cost:
-    """Cost of one call in this process."""
-    before = _restart_peak()
+def measure_cost(work: Callable[[], Any]) -> Cost:
+    """Measure the cost of a call in this process."""
+    before = _reset_peak()
     cpu, start = time.process_time(), time.perf_counter()
     value = work()
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
-    return Cost(seconds, cpu_seconds, None if before is None else _status("VmHWM") - before, value)
+    return Cost(seconds, cpu_seconds, None if before is None else _read_status("VmHWM") - before, value)
 
 
-def _restart_peak() -> int | None:
-    """Bytes held now, from which the peak counts anew; None where the system does not tell."""
+def _reset_peak() -> int | None:
+    """Reset the peak, and return the bytes held now; None where the system does not report them."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
-        return _status("VmRSS")
+        return _read_status("VmRSS")
     except OSError:
         return None
 
 
-def _status(key: str) -> int:
+def _read_status(key: str) -> int:
+    """Return a field of /proc/self/status in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
 
-def in_turns(calls: Sequence[tuple[str, dict[str, Any]]], repeats: int) -> list[Cost | str]:
-    """Median cost of each call, as those of `all_in_turns`.
+def median_costs(calls: Sequence[tuple[str, dict[str, Any]]], repeats: int) -> list[Cost | str]:
+    """Return the median times of each call, see `interleaved_costs`.
 
     Returns:
-        For each call its cost (the largest peak of memory, the first value), or why it failed.
+        The cost of each call, with the largest peak and the first result, or an error message.
     """
-    return [one if isinstance(one, str) else _median(one) for one in all_in_turns(calls, repeats)]
+    return [one if isinstance(one, str) else _median(one) for one in interleaved_costs(calls, repeats)]
 
 
-def all_in_turns(calls: Sequence[tuple[str, dict[str, Any]]], repeats: int) -> list[list[Cost] | str]:
-    """Costs of each call, one call after the other, ``repeats`` times over.
+def interleaved_costs(calls: Sequence[tuple[str, dict[str, Any]]], repeats: int) -> list[list[Cost] | str]:
+    """Run all calls in turn, and repeat, each in a new process.
 
     Args:
-        calls: ``module:function``, which takes the keywords and returns what `cost_of` is to call.
-        repeats: times, >= 1.
+        calls: ``module:function`` and keyword arguments. The function prepares the call, and returns the
+            function whose cost is measured.
+        repeats: number of repeats, at least 1.
 
     Returns:
-        For each call its costs, or why it failed.
+        The costs of each call, or an error message.
     """
     found: list[list[Cost | str]] = [[] for _ in calls]
     for _ in range(repeats):
@@ -71,16 +73,18 @@ def all_in_turns(calls: Sequence[tuple[str, dict[str, Any]]], repeats: int) -> l
             what = (f"{name}={value}" for name, value in keywords.items() if not isinstance(value, list))
             print(f"  {function.replace(':', ' ')} {' '.join(what)}", file=sys.stderr)
             if not results or isinstance(results[-1], Cost):
-                results.append(_in_a_process(function, keywords))
-    return [_all_or_why_not(results) for results in found]
+                results.append(_cost_in_subprocess(function, keywords))
+    return [_costs_or_error(results) for results in found]
 
 
-def _all_or_why_not(results: list[Cost | str]) -> list[Cost] | str:
+def _costs_or_error(results: list[Cost | str]) -> list[Cost] | str:
+    """Return the costs, or the first error message."""
     costs = [one for one in results if isinstance(one, Cost)]
     return costs if len(costs) == len(results) else next(one for one in results if isinstance(one, str))
 
 
 def _median(costs: list[Cost]) -> Cost:
+    """Return the median times, the largest peak and the first result."""
     peaks = [one.peak_bytes for one in costs if one.peak_bytes is not None]
     return Cost(
         statistics.median(one.seconds for one in costs),
@@ -90,7 +94,8 @@ def _median(costs: list[Cost]) -> Cost:
     )
 
 
-def _in_a_process(function: str, keywords: dict[str, Any]) -> Cost | str:
+def _cost_in_subprocess(function: str, keywords: dict[str, Any]) -> Cost | str:
+    """Run a call in a new process; return its cost or an error message."""
     paths = os.pathsep.join(path for path in sys.path if path)
     done = subprocess.run(
         [sys.executable, "-m", __name__, function, json.dumps(keywords)],
@@ -107,4 +112,4 @@ def _in_a_process(function: str, keywords: dict[str, Any]) -> Cost | str:
 if __name__ == "__main__":
     module, _, name = sys.argv[1].partition(":")
     prepared = getattr(importlib.import_module(module), name)(**json.loads(sys.argv[2]))
-    print(json.dumps(cost_of(prepared)))
+    print(json.dumps(measure_cost(prepared)))

@@ -1,4 +1,4 @@
-"""What a measurement leaves: rows, each a ratio of two figures of one run."""
+"""Rows of the benchmarks, each a ratio of two figures of the same run."""
 
 import importlib.util
 import json
@@ -21,17 +21,17 @@ from sharpreid.run.records import describe_code
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """Two figures of one run, and their ratio.
+    """Two figures of the same run, and their ratio.
 
     Args:
-        name: what was measured, the same in every run: recorded rows are found by it.
-        ours: our figure; None if it failed, which the note tells.
-        unit: of both figures.
-        other: what ours is compared with.
-        theirs: its figure; None if it was not there to be run.
-        better: whether a ``higher`` or a ``lower`` ratio is the better one.
-        limit: what the ratio is to reach; None if nothing was set.
-        note: whatever a reader has to know.
+        name: name of the measurement, by which recorded rows are found.
+        ours: sharpreid's figure; None if the measurement failed, see ``note``.
+        unit: unit of both figures.
+        other: name of the program or quantity that ours is compared with.
+        theirs: its figure; None if it was not available.
+        better: ``higher`` or ``lower``, whichever ratio is better.
+        limit: bound that the ratio should keep; None for none.
+        note: remark for the reader.
     """
 
     name: str
@@ -45,34 +45,34 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """Times better (``higher``: theirs / ours), or times as much (``lower``: ours / theirs)."""
+        """Ratio of the figures: theirs / ours if ``higher`` is better, else ours / theirs."""
         if not self.theirs or not self.ours:
             return None
         return self.theirs / self.ours if self.better == "higher" else self.ours / self.theirs
 
     @property
-    def holds(self) -> bool | None:
-        """Whether the ratio keeps its limit; None without either."""
+    def within_limit(self) -> bool | None:
+        """Whether the ratio keeps its limit; None if one of them is missing."""
         if self.ratio is None or self.limit is None:
             return None
         return self.ratio >= self.limit if self.better == "higher" else self.ratio <= self.limit
 
 
-def beside(
+def rows_against(
     name: str,
     ours: float,
     unit: str,
     others: Mapping[str, tuple[float | None, str]],
     limits: Mapping[str, float],
 ) -> list[Row]:
-    """A row for each of others that did the same, whose figure is to be higher.
+    """Return a row for each other program, whose figure should be higher than ours.
 
     Args:
-        name: what was done.
-        ours: our figure.
-        unit: of all.
-        others: name -> figure, None if it failed, and note.
-        limits: name -> how many times higher its figure is to be.
+        name: name of the measurement.
+        ours: sharpreid's figure.
+        unit: unit of all figures.
+        others: figure (None if the program failed) and note of each program.
+        limits: smallest ratio for each program; programs without an entry have no limit.
     """
     if not others:
         others = {"": (None, "no other toolbox was named")}
@@ -91,10 +91,10 @@ def beside(
     ]
 
 
-def machine() -> dict[str, Any]:
-    """Processor, device, versions and commit that a measurement belongs to."""
+def describe_machine() -> dict[str, Any]:
+    """Return processor, GPU, load, versions and commit, which are written with the rows."""
     return {
-        "processor": processor(),
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "load_before": round(os.getloadavg()[0], 1),
@@ -104,8 +104,8 @@ def machine() -> dict[str, Any]:
     }
 
 
-def processor() -> str:
-    """Name of the processor."""
+def processor_name() -> str:
+    """Return the name of the processor."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -118,15 +118,21 @@ def _version(name: str) -> str | None:
     return version(name) if importlib.util.find_spec(name) else None
 
 
-def write(rows: Sequence[Row], about: dict[str, Any], file: Path) -> None:
-    """Write rows as JSON."""
+def write_rows(rows: Sequence[Row], about: dict[str, Any], file: Path) -> None:
+    """Write rows to a JSON file.
+
+    Args:
+        rows: rows of a benchmark.
+        about: result of `describe_machine`.
+        file: file to write.
+    """
     content = {"machine": about, "rows": [{**asdict(row), "ratio": row.ratio} for row in rows]}
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def show(rows: Sequence[Row], title: str) -> None:
-    """Print rows as one table."""
+def print_rows(rows: Sequence[Row], title: str) -> None:
+    """Print rows as a table."""
     table = Table(title=title, title_justify="left")
     table.add_column("what")
     for heading in ("ours", "other", "ratio", "limit"):
@@ -134,7 +140,7 @@ def show(rows: Sequence[Row], title: str) -> None:
     table.add_column("compared with; note")
     for row in rows:
         sign = ">=" if row.better == "higher" else "<="
-        verdict = {None: "", True: " kept", False: " MISSED"}[row.holds]
+        verdict = {None: "", True: " kept", False: " MISSED"}[row.within_limit]
         table.add_row(
             row.name,
             _figure(row.ours, row.unit),
@@ -155,21 +161,21 @@ def _figure(value: float | None, unit: str) -> str:
 
 
 class Comparison(NamedTuple):
-    """Rows beside those on record."""
+    """Comparison of rows with recorded rows."""
 
     worse: list[str]
-    """Those whose ratio is worse by more than the tolerance, with both ratios."""
+    """Rows whose ratio is worse by more than the tolerance, with both ratios."""
     not_compared: list[str]
-    """Names of those that are, or have a ratio, only here or only there."""
+    """Names of rows without a ratio in this run or in the record."""
 
 
-def compared_with(recorded: Path, rows: Sequence[Row], tolerance: float) -> Comparison:
-    """Ratios beside those on record.
+def compare_with_record(recorded: Path, rows: Sequence[Row], tolerance: float) -> Comparison:
+    """Compare the ratios of this run with the recorded ones.
 
     Args:
-        recorded: a file of `write`.
-        rows: of this run.
-        tolerance: share of a ratio, > 0: machines and their load differ.
+        recorded: file written by `write_rows`.
+        rows: rows of this run.
+        tolerance: share by which a ratio may be worse, because machines and their load differ.
     """
     before = {row["name"]: row["ratio"] for row in json.loads(recorded.read_text(encoding="utf-8"))["rows"]}
     worse, not_compared = [], [name for name in before if name not in {row.name for row in rows}]

@@ -1,8 +1,8 @@
-"""How long commands take until there is something to see.
+"""Measure how long commands take to start.
 
-Measured are ``python -m sharpreid.train --help`` and the way to a training's first batch on a data set of
-Market-1501's size, with its decoded images at hand. Beside them stands ``python -c "import torch"``, because
-machines and disks differ. The commands take turns within each repeat; a figure is their median.
+The commands are ``python -m sharpreid.train --help`` and a training up to its first batch, on a data set of
+Market-1501's size with cached images. Both are compared with ``python -c "import torch"``, because machines
+and disks differ. The commands are interleaved within each repeat, and the median is reported.
 """
 
 import os
@@ -20,38 +20,38 @@ import pytorch_lightning as pl
 
 from benchmarks import command
 from benchmarks.market import write_market
-from benchmarks.rows import Row, machine
+from benchmarks.rows import Row, describe_machine
 from sharpreid.run.preparation import prepare
 
 TORCH = 'python -c "import torch"'
 HELP = "sharpreid.train --help"
 FIRST_BATCH = "sharpreid.train, to the first batch"
 
-PROMISED = {HELP: 1.5, FIRST_BATCH: 10.0}
-"""Seconds."""
+LIMITS = {HELP: 1.5, FIRST_BATCH: 10.0}
+"""Longest acceptable time, in seconds."""
 
 _ROOT = Path(__file__).parents[1]
 
 
-class EndAtFirstBatch(pl.Callback):
-    """Ends the process when the first batch is on the device."""
+class ExitAtFirstBatch(pl.Callback):
+    """Callback that exits when the first batch is on the device."""
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """End, without clearing up."""
+        """Exit without cleaning up."""
         os._exit(0)
 
 
 def measure(*, repeats: int = 3, root: Path | None = None) -> list[Row]:
-    """Run every command in a process of its own.
+    """Run every command in a new process.
 
     Args:
-        repeats: how often.
-        root: a Market-1501 folder; None makes one of noise, with the real counts.
+        repeats: number of repeats.
+        root: Market-1501 folder; None makes one of noise with the same number of images.
 
     Returns:
-        A row per command, beside importing torch.
+        A row per command, compared with importing torch.
     """
     with tempfile.TemporaryDirectory() as folder:
         market = root or write_market(Path(folder) / "market")
@@ -64,13 +64,13 @@ def measure(*, repeats: int = 3, root: Path | None = None) -> list[Row]:
                 *("-m", "sharpreid.train", *data, "data.num_workers=0", "score_untrained=false"),
                 *("model.trunk.weights=none", "model.trunk.depths=[1,1,1,1]", "trainer.accelerator=cpu"),
                 *("logger=csv", f"hydra.run.dir={folder}/run"),
-                "+callbacks.end._target_=benchmarks.startup.EndAtFirstBatch",
+                "+callbacks.end._target_=benchmarks.startup.ExitAtFirstBatch",
             ],
         }
         times: dict[str, list[tuple[float, float]]] = {what: [] for what in commands}
-        for repeat in range(repeats + 1):  # the first one warms up
+        for repeat in range(repeats + 1):  # the first repeat warms up
             for what, command in commands.items():
-                taken = _run(command)
+                taken = _time_command(command)
                 if repeat:
                     times[what].append(taken)
     seconds, cpu_seconds = (
@@ -84,18 +84,18 @@ def measure(*, repeats: int = 3, root: Path | None = None) -> list[Row]:
             other=TORCH,
             theirs=seconds[TORCH],
             better="lower",
-            limit=promised / seconds[TORCH],
-            note=f"at most {promised:g} s; {cpu_seconds[what]:.2f} and {cpu_seconds[TORCH]:.2f} s of CPU",
+            limit=limit_s / seconds[TORCH],
+            note=f"at most {limit_s:g} s; {cpu_seconds[what]:.2f} and {cpu_seconds[TORCH]:.2f} s of CPU",
         )
-        for what, promised in PROMISED.items()
+        for what, limit_s in LIMITS.items()
     ]
 
 
-def _run(command: Sequence[str]) -> tuple[float, float]:
-    """Seconds, and seconds of CPU, of a Python process.
+def _time_command(command: Sequence[str]) -> tuple[float, float]:
+    """Return the wall-clock and CPU seconds of a Python process.
 
     Raises:
-        RuntimeError: it failed; with what it said.
+        RuntimeError: the process failed; the message contains its output.
     """
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run([sys.executable, *command], cwd=_ROOT, capture_output=True, text=True)
@@ -106,17 +106,19 @@ def _run(command: Sequence[str]) -> tuple[float, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print a table, and write it if asked to."""
-    parser = command.parser("startup", __doc__)
-    parser.add_argument("--repeats", type=command.at_least(1), default=3, metavar="N", help="3 by default")
+    """Run the benchmark from the command line."""
+    parser = command.make_parser("startup", __doc__)
     parser.add_argument(
-        "--root", type=command.folder, metavar="DIR", help="a Market-1501 folder; noise by default"
+        "--repeats", type=command.integer_at_least(1), default=3, metavar="N", help="3 by default"
+    )
+    parser.add_argument(
+        "--root", type=command.existing_folder, metavar="DIR", help="Market-1501 folder; noise by default"
     )
     given = parser.parse_args(arguments)
-    about = machine()
-    with command.one_line_at_the_end():
+    about = describe_machine()
+    with command.errors_in_one_line():
         rows = measure(repeats=given.repeats, root=given.root)
-        command.report(rows, about, "from the command on", given.output)
+        command.report_rows(rows, about, "start-up", given.output)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the benchmarks' commands say of wrong options: before anything is measured, in one line."""
+"""The benchmarks' commands refuse wrong options before they measure anything."""
 
 import signal
 import subprocess
@@ -21,34 +21,30 @@ MAINS = {
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "message"),
+    ("name", "options", "key_words"),
     [
-        ("", ["--tolerance", "nan"], "--tolerance: must be at least 0 and less than 1; got nan"),
-        ("", ["--fast-reid", "/nowhere"], "--fast-reid: /nowhere is no folder"),
-        ("", ["--record", "/nowhere"], "--record /nowhere: no such file; make one with --output"),
-        ("attention", ["--batch", "0"], "--batch: must be a whole number, at least 1; got 0"),
-        ("attention", ["--output", "/nowhere/x.json"], "must be a file in a folder that is there"),
-        ("loader", ["--root", "/nowhere"], "--root: /nowhere is no folder"),
-        ("re_ranking", ["--size", "-1", "100"], "at least 2; got -1"),
-        (
-            "re_ranking",
-            ["--torchreid", "{}"],
-            "has no torchreid/utils/rerank.py: another version",
-        ),
-        ("scoring", ["--torchreid", "{}"], "run `python setup.py build_ext --inplace` in its rank_cylib"),
-        ("startup", ["--repeats", "x"], "--repeats: must be a whole number, at least 1; got x"),
-        ("training", ["--batch", "10"], "at least 8, a multiple of 4; got 10"),
-        ("training", ["--images", "8"], "--images must be at least --batch; got 8 and 16"),
+        ("", ["--tolerance", "nan"], ["--tolerance", "less than 1", "nan"]),
+        ("", ["--fast-reid", "/nowhere"], ["--fast-reid", "/nowhere", "folder"]),
+        ("", ["--record", "/nowhere"], ["--record", "/nowhere", "--output"]),
+        ("attention", ["--batch", "0"], ["--batch", "at least 1", "got 0"]),
+        ("attention", ["--output", "/nowhere/x.json"], ["--output", "/nowhere/x.json", "existing folder"]),
+        ("loader", ["--root", "/nowhere"], ["--root", "/nowhere", "folder"]),
+        ("re_ranking", ["--size", "-1", "100"], ["--size", "at least 2", "got -1"]),
+        ("re_ranking", ["--torchreid", "{}"], ["torchreid/utils/rerank.py", "another version"]),
+        ("scoring", ["--torchreid", "{}"], ["python setup.py build_ext --inplace", "rank_cylib"]),
+        ("startup", ["--repeats", "x"], ["--repeats", "at least 1", "got x"]),
+        ("training", ["--batch", "10"], ["--batch", "multiple of 4", "got 10"]),
+        ("training", ["--images", "8"], ["--images", "--batch", "got 8 and 16"]),
     ],
 )
 def test_a_wrong_option_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, options: list[str], message: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, options: list[str], key_words: list[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
         MAINS[name].main([option.format(tmp_path) for option in options])
     assert stop.value.code == 2
     said = capsys.readouterr().err
-    assert message in said
+    assert all(word in said.splitlines()[-1] for word in key_words), said
     assert f"usage: python -m benchmarks{name and '.'}{name} " in said
 
 
@@ -56,22 +52,22 @@ def test_a_wrong_option_is_refused(
     ("error", "status", "said"),
     [(KeyboardInterrupt(), 130, "interrupted"), (ValueError("no room"), 1, "ValueError: no room")],
 )
-def test_what_ends_a_measurement_is_said_in_one_line(
+def test_an_error_is_printed_in_one_line(
     capsys: pytest.CaptureFixture[str], error: BaseException, status: int, said: str
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as stop, command.one_line_at_the_end():
+    with pytest.raises(SystemExit) as stop, command.errors_in_one_line():
         raise error
     assert signal.getsignal(signal.SIGTERM) == before
     assert stop.value.code == status
     assert capsys.readouterr().err == f"{said}\n"
 
 
-def test_sigterm_clears_temporary_folders(tmp_path: Path) -> None:
+def test_sigterm_removes_temporary_folders(tmp_path: Path) -> None:
     program = (
         "import os, signal, tempfile\n"
-        "from benchmarks.command import one_line_at_the_end\n"
-        f"with one_line_at_the_end(), tempfile.TemporaryDirectory(dir={str(tmp_path)!r}):\n"
+        "from benchmarks.command import errors_in_one_line\n"
+        f"with errors_in_one_line(), tempfile.TemporaryDirectory(dir={str(tmp_path)!r}):\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    signal.pause()\n"
     )

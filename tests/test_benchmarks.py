@@ -1,4 +1,4 @@
-"""The benchmarks' bookkeeping: ratios, limits, comparison with the record; not the times."""
+"""Ratios, limits and the comparison with the record; not the times themselves."""
 
 from pathlib import Path
 from typing import Any
@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from benchmarks import scoring
-from benchmarks.embeddings import make
+from benchmarks.embeddings import make_embeddings
 from benchmarks.growth import Curve
-from benchmarks.process import Cost, in_turns
-from benchmarks.rows import Row, beside, compared_with, write
+from benchmarks.process import Cost, median_costs
+from benchmarks.rows import Row, compare_with_record, rows_against, write_rows
 from sharpreid.evaluation.protocol import Protocol
 from sharpreid.evaluation.ranking import evaluate_ranking
 
@@ -20,17 +20,17 @@ def row(**changes: Any) -> Row:
     return Row(**{**given, **changes})
 
 
-def test_a_ratio_is_how_many_times_better_or_how_many_times_as_much() -> None:
+def test_the_ratio_depends_on_whether_higher_or_lower_is_better() -> None:
     assert row().ratio == 5
     assert row(better="lower", theirs=1.6).ratio == 1.25
     assert row(theirs=None).ratio is None
 
 
-def test_others_stand_beside_one_by_one_and_failures_are_told() -> None:
-    one, other = beside("x", 2.0, "s", {"a": (10.0, "good"), "b": (None, "failed: it")}, {"a": 4})
-    assert (one.name, one.ratio, one.holds) == ("x against a", 5, True)
-    assert (other.ratio, other.holds, other.note) == (None, None, "failed: it")
-    (alone,) = beside("x", 2.0, "s", {}, {"a": 4})
+def test_each_other_program_has_a_row_and_failures_are_noted() -> None:
+    one, other = rows_against("x", 2.0, "s", {"a": (10.0, "good"), "b": (None, "failed: it")}, {"a": 4})
+    assert (one.name, one.ratio, one.within_limit) == ("x against a", 5, True)
+    assert (other.ratio, other.within_limit, other.note) == (None, None, "failed: it")
+    (alone,) = rows_against("x", 2.0, "s", {}, {"a": 4})
     assert (alone.name, alone.note) == ("x", "no other toolbox was named")
 
 
@@ -46,21 +46,21 @@ def test_others_stand_beside_one_by_one_and_failures_are_told() -> None:
     ],
 )
 def test_a_limit_is_kept_or_missed(changes: dict[str, Any], holds: bool | None) -> None:
-    assert row(**changes).holds is holds
+    assert row(**changes).within_limit is holds
 
 
-def test_a_worse_ratio_than_on_record_is_named_whatever_the_times(tmp_path: Path) -> None:
+def test_a_ratio_worse_than_recorded_is_reported_whatever_the_times(tmp_path: Path) -> None:
     record = tmp_path / "recorded.json"
     lower = {"name": "y", "better": "lower", "theirs": 1.0}
-    write([row(), row(**lower)], {}, record)
+    write_rows([row(), row(**lower)], {}, record)
     slower_machine = [row(ours=20.0, theirs=100.0), row(**{**lower, "ours": 20.0, "theirs": 10.0})]
-    assert compared_with(record, slower_machine, 0.25) == ([], [])
-    assert compared_with(record, slower_machine[:1], 0.25) == ([], ["y"])
-    assert compared_with(record, [row(ours=3.0), row(**{**lower, "ours": 3.0})], 0.25).worse == [
+    assert compare_with_record(record, slower_machine, 0.25) == ([], [])
+    assert compare_with_record(record, slower_machine[:1], 0.25) == ([], ["y"])
+    assert compare_with_record(record, [row(ours=3.0), row(**{**lower, "ours": 3.0})], 0.25).worse == [
         "x: 3.33, recorded 5.00",
         "y: 3.00, recorded 2.00",
     ]
-    assert compared_with(record, [row(name="new", ours=99.0), row(theirs=None)], 0.25) == (
+    assert compare_with_record(record, [row(name="new", ours=99.0), row(theirs=None)], 0.25) == (
         [],
         ["y", "new", "x"],
     )
@@ -74,13 +74,13 @@ def allocate(megabytes: int) -> Any:
 
 
 def fail() -> Any:
-    raise SystemExit("nothing to be had")
+    raise SystemExit("cannot allocate")
 
 
 @pytest.mark.slow
-def test_calls_run_in_turns_in_processes_of_their_own() -> None:
+def test_each_call_runs_in_a_new_process() -> None:
     module = "tests.test_benchmarks"
-    small, large, failed = in_turns(
+    small, large, failed = median_costs(
         [
             (f"{module}:allocate", {"megabytes": 1}),
             (f"{module}:allocate", {"megabytes": 200}),
@@ -93,23 +93,24 @@ def test_calls_run_in_turns_in_processes_of_their_own() -> None:
     assert (small.value, large.value) == (2**20, 200 * 2**20)
     if large.peak_bytes is not None:
         assert 190e6 < large.peak_bytes < 260e6
-    assert failed == "nothing to be had"
+    assert failed == "cannot allocate"
 
 
-def test_our_ways_must_have_the_same_score_and_others_that_are_too_large_are_told() -> None:
+def test_backends_must_agree_and_programs_that_need_too_much_memory_are_noted() -> None:
     mine = {
-        way: Cost(seconds, 0, 10**9, 0.5) for way, seconds in (("Numba", 1.0), ("numpy", 3.0), ("CUDA", 0.5))
+        backend: Cost(seconds, 0, 10**9, 0.5)
+        for backend, seconds in (("Numba", 1.0), ("numpy", 3.0), ("CUDA", 0.5))
     }
-    rows = {row.name: row for row in scoring._rows("x", mine, {"torchreid": "wants more than 20 GiB"})}
-    assert rows["x, Numba against torchreid"].note == "wants more than 20 GiB"
+    rows = {row.name: row for row in scoring.rows_of_size("x", mine, {"torchreid": "needs more than 20 GiB"})}
+    assert rows["x, Numba against torchreid"].note == "needs more than 20 GiB"
     assert rows["x, Numba against torchreid"].ratio is None
     assert (rows["x, Numba against numpy"].ratio, rows["x, Numba against CUDA"].ratio) == (3, 0.5)
     with pytest.raises(RuntimeError, match=r"do not give the same score.*'CUDA': 0\.6"):
-        scoring._rows("x", {**mine, "CUDA": Cost(0.5, 0, None, 0.6)}, {})
+        scoring.rows_of_size("x", {**mine, "CUDA": Cost(0.5, 0, None, 0.6)}, {})
 
 
 def test_synthetic_embeddings_are_neither_perfect_nor_chance() -> None:
-    data = make(60, 240, 100, 20, 4, dim=16)
+    data = make_embeddings(60, 240, 100, 20, 4, dim=16)
     scores = evaluate_ranking(*data, protocol=Protocol.market1501())
     assert scores.num_valid_queries == 60
     assert 0.1 < scores.mAP < 0.95

@@ -1,4 +1,4 @@
-"""The measurements of loader, start-up and training run, and write what they found."""
+"""The benchmarks of loader, start-up and training run, and write their rows."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import training
 from benchmarks.process import Cost
-from benchmarks.training import WARM_UP, FinishedError, Watch, flops_of_an_image
+from benchmarks.training import WARM_UP, FinishedError, StepTimer, flops_per_image
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,7 +44,7 @@ def test_every_path_of_the_loader_is_measured(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_training_is_measured_beside_a_bare_loop_and_what_is_missing_is_told(tmp_path: Path) -> None:
+def test_training_is_compared_with_a_bare_loop_and_a_missing_trainer_is_noted(tmp_path: Path) -> None:
     command = ["benchmarks.training", "--batch", "8", "--steps", "1", "--images", "64", "--workers", "1"]
     rows = measured(tmp_path, *command)
     assert [row["name"].removeprefix("training, batch 8, float32, ") for row in rows] == [
@@ -59,11 +59,11 @@ def test_training_is_measured_beside_a_bare_loop_and_what_is_missing_is_told(tmp
     assert rows[-1]["note"] == "no checkout of torchreid was named"
 
 
-def test_a_trainer_that_fails_leaves_the_others_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """And of the repeats the median counts, not the first."""
+def test_a_trainer_that_fails_leaves_the_others_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The median of the repeats is reported, not the first."""
     costs = [Cost(0, 0, None, {"seconds": seconds, "waited": 0.5}) for seconds in (90.0, 20.0, 30.0)]
     found = [[Cost(0, 0, None, rate) for rate in (1e12, 2e12)], costs, costs, "no room"]
-    monkeypatch.setattr(training, "all_in_turns", lambda calls, repeats: found)
+    monkeypatch.setattr(training, "interleaved_costs", lambda calls, repeats: found)
     loop, waiting, failed, theirs = training.measure({}, batch=8, images=64)
     assert (loop.ours, loop.theirs) == (30e3 / 8, 30e3 / 8)
     assert waiting.ratio == pytest.approx(30 / 29.5)
@@ -71,21 +71,21 @@ def test_a_trainer_that_fails_leaves_the_others_rows(monkeypatch: pytest.MonkeyP
     assert theirs.theirs is None
 
 
-def test_a_watch_leaves_out_the_first_steps_and_counts_the_waiting_between_its_ends() -> None:
-    watch = Watch(2)
+def test_a_timer_leaves_out_the_first_steps_and_counts_the_waiting_between_its_ends() -> None:
+    timer = StepTimer(2)
     for step in range(WARM_UP + 2):
-        watch.tick(waited=10.0 * step)
+        timer.start_step(waited=10.0 * step)
         time.sleep(0.01)
     with pytest.raises(FinishedError):
-        watch.tick(waited=10.0 * (WARM_UP + 2))
-    figures = watch.figures()
+        timer.start_step(waited=10.0 * (WARM_UP + 2))
+    figures = timer.mean_times()
     assert figures["waited"] == 10
     assert 0.01 <= figures["seconds"] < 1
 
 
 def test_operations_of_resnet50_are_those_known() -> None:
     forward = 2 * 4.09e9 * (256 * 128) / 224**2  # multiply-adds of torchvision's at 224 x 224
-    assert flops_of_an_image("model.blocks=[]") == pytest.approx(3 * forward, rel=0.03)
+    assert flops_per_image("model.blocks=[]") == pytest.approx(3 * forward, rel=0.03)
 
 
 @pytest.mark.slow
