@@ -412,9 +412,12 @@ def test_a_data_set_is_scored_by_its_own_rules(data: str) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.blocks=1", r"model: blocks must be a list such as \[1,2\], got 1"),
+        ("model.blocks=1", r"^model\.blocks must be a list, got 1"),
+        ("model.blocks=[one]", r"^model\.blocks\[0\] must be a whole number, got 'one'"),
+        ("model.blocks=[[1]]", r"^model\.blocks\[0\] must be a whole number, got \[1\]"),
+        ("model.blocks=[5]", r"^model: blocks must be different numbers"),
         ("model.trunk.depths=[1]", r"model\.trunk: depths must be 4 numbers"),
-        ("model.combine=sum", r"model: combine must be one of add, concat, attended_only; got 'sum'"),
+        ("model.combine=sum", r"model\.combine must be 'add', 'concat' or 'attended_only', got 'sum'"),
         ("objective.mu=abc", r"objective\.mu must be a number, got 'abc'"),
         ("optimizer.lr=abc", r"optimizer\.lr must be a number, got 'abc'"),
         ("optimizer.fused=maybe", r"optimizer\.fused must be true or false or null, got 'maybe'"),
@@ -425,12 +428,16 @@ def test_a_data_set_is_scored_by_its_own_rules(data: str) -> None:
         ("+model.trunk.depth=[1]", r"model\.trunk\.depth: no such key; did you mean depths\?"),
         ("schedule.temperature.floor=0", r"schedule\.temperature: .*floor=0"),
         ("schedule.learning_rate_factor.end=1", r"schedule\.learning_rate_factor: .*end=1"),
-        ("protocol.exclusion=x", "protocol: exclusion must be one of"),
+        ("protocol.exclusion=x", r"protocol\.exclusion must be '.*', got 'x'"),
     ],
 )
 def test_a_value_that_does_not_fit_is_named_with_its_key(override: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    def check_and_build() -> None:
+        check(override)
         build_module(composed(override))
+
+    with pytest.raises(ConfigError, match=message):
+        check_and_build()
 
 
 @pytest.mark.parametrize("epochs", ["3.5", "0", "null", "many"])
@@ -443,8 +450,8 @@ def test_a_number_of_epochs_that_cannot_be_is_refused_before_anything_runs(epoch
 
 
 def test_what_lightning_refuses_is_named_with_its_key() -> None:
-    cfg = composed("output_dir=out", "logger=csv", "~callbacks.progress", "trainer.precision=8")
-    with pytest.raises(ConfigError, match=r"^trainer: Precision 8 is invalid"):
+    cfg = composed("output_dir=out", "logger=csv", "~callbacks.progress", "trainer.accelerator=npu")
+    with pytest.raises(ConfigError, match=r"^trainer: .*npu"):
         build_trainer(cfg, training=True)
 
 
@@ -452,7 +459,7 @@ def test_a_size_that_is_no_number_is_named_with_its_key() -> None:
     with pytest.raises(
         ConfigError, match=r"train_transform\.height \(\$\{image\.height\}\) must be a whole number"
     ):
-        build_data(composed("image.height=abc"))
+        check("image.height=abc")
 
 
 @pytest.mark.parametrize(
@@ -467,7 +474,7 @@ def test_a_size_that_is_no_number_is_named_with_its_key() -> None:
         ("score_untrained=no", r"^score_untrained must be true or false, got 'no'"),
         ("channels_last=1", r"^channels_last must be true or false, got 1"),
         ("name=2024", r"""^name must be text, got 2024; as text it is '"2024"'"""),
-        ("allow_changed=seed", r"^allow_changed must be a list such as \[seed\], got 'seed'"),
+        ("allow_changed=seed", r"^allow_changed must be a list, got 'seed'"),
         ("+trainer.max_epoch=3", r"^trainer\.max_epoch: no such key; did you mean max_epochs\?"),
         (
             "+trainer.timeout_minute=3",
@@ -505,12 +512,16 @@ class Custom:
         rate: float | None = None,
         wait: timedelta | None = None,
         place: Path | None = None,
+        pair: tuple[float, float] = (0, 1),
         other: Any = None,
     ) -> None:
         pass
 
 
 Custom.__init__.__annotations__["rate"] = float  # beside a default of None, as other packages write
+
+
+NODE = {"_target_": f"{__name__}.Custom"}
 
 
 def unhelpful(size: Any) -> None:
@@ -527,16 +538,17 @@ def open_to_all(**options: Any) -> None:
 @pytest.mark.parametrize(
     "node",
     [
-        {"_target_": f"{__name__}.Custom", "stages": [1, 2], "rate": None, "wait": 3, "other": 5},
-        {"_target_": f"{__name__}.Custom", "place": Path("x")},
-        {"_target_": f"{__name__}.Custom", "place": "x", "rate": 1, "_partial_": True},
+        NODE | {"stages": [1, 2], "rate": None, "wait": None, "other": 5},
+        NODE | {"place": Path("x"), "pair": [1, 2.5]},
+        NODE | {"other": [{"_target_": "nowhere.at.all"}], "stages": []},
+        NODE | {"place": "x", "rate": 1, "_partial_": True},
         {"_target_": f"{__name__}.unhelpful", "size": "large"},
         {"_target_": f"{__name__}.open_to_all", "anything": 1},
         {"_target_": "builtins.dict", "anything": 1},
         {"_target_": "nowhere.at.all", "anything": 1},
         {"_target_": None},
         {1: {"a.b": {"c": 1}}},
-        {"_target_": "torch.optim.Adam", "lr": 1, "betas": [0.9, 0.99], "foreach": None},
+        {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 1, "betas": [0.9, 0.99], "foreach": None},
     ],
 )
 def test_what_cannot_be_told_to_be_wrong_is_let_through(node: dict[Any, Any]) -> None:
@@ -549,11 +561,20 @@ def test_what_cannot_be_told_to_be_wrong_is_let_through(node: dict[Any, Any]) ->
         ({"place": 3}, r"^part\.place must be a path or null, got 3"),
         ({"rate": "fast"}, r"^part\.rate must be a number, got 'fast'"),
         ({"rates": 1}, r"^part\.rates: no such key; did you mean rate\?"),
+        ({"wait": 3}, r"^part\.wait must be .*duration or null, got 3"),
+        ({"stages": [1, "two"]}, r"^part\.stages\[1\] must be a whole number, got 'two'"),
+        ({"stages": [1, True]}, r"^part\.stages\[1\] must be a whole number, got true"),
+        ({"stages": "1"}, r"^part\.stages must be a list or null, got '1'"),
+        ({"other": [NODE | {"rates": 1}]}, r"^part\.other\[0\]\.rates: no such key"),
+        ({"other": {"a": [1, NODE | {"rate": "fast"}]}}, r"^part\.other\.a\[1\]\.rate must be a number"),
+        ({"pair": [1, 2, 3]}, r"^part\.pair must be shorter, got \[1, 2, 3\]"),
+        ({"pair": [1]}, r"^part\.pair must be "),
+        ({"_target_": f"{__name__}.unhelpful"}, r"^part: missing a required argument: 'size'"),
     ],
 )
 def test_a_class_of_ones_own_is_checked_too(node: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        check_node(OmegaConf.create({"part": {"_target_": f"{__name__}.Custom", **node}}), "part")
+        check_node(OmegaConf.create({"part": NODE | node}), "part")
 
 
 def test_what_cannot_be_imported_is_named_with_its_key() -> None:

@@ -35,6 +35,11 @@ def main(arguments: list[str] | None = None) -> None:
     if not arguments or {"-h", "--help"} & set(arguments):
         print(USAGE)
         sys.exit(0 if arguments else 2)
+    from sharpreid.config.overrides import find_misspelt_of_evaluation  # Hydra, not for the help
+
+    if problem := find_misspelt_of_evaluation(arguments):
+        print(f"error: {problem}", file=sys.stderr)
+        sys.exit(1)
     from sharpreid.run.evaluation import run  # slow, and not for the help
 
     run(arguments, USAGE)

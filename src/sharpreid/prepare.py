@@ -1,5 +1,6 @@
 """Check a data set and decode it once: ``python -m sharpreid.prepare data=market1501``."""
 
+import json
 import sys
 
 USAGE = """\
@@ -24,6 +25,13 @@ def main(arguments: list[str] | None = None) -> None:
     if not arguments or {"-h", "--help"} & set(arguments):
         print(USAGE)
         sys.exit(0 if arguments else 2)
+    from sharpreid.config.overrides import find_misspelt  # Hydra, not for the help
+
+    if problem := find_misspelt([one for one in arguments if one != "--json"]):
+        print(f"error: {problem}\n\n{USAGE}", file=sys.stderr)
+        if "--json" in arguments:
+            print(json.dumps({"ready": False, "problems": [problem]}, indent=2))
+        sys.exit(2)
     from sharpreid.run.preparation import run  # slow, and not for the help
 
     run(arguments, USAGE)

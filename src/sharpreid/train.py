@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import hydra
 from omegaconf import DictConfig
 
+from sharpreid.config.overrides import refuse_misspelt
 from sharpreid.config.paths import CONF_DIR
 from sharpreid.config.resolvers import register_resolvers
 
@@ -51,4 +52,5 @@ def quote_checkpoint(argument: str) -> str:
 
 if __name__ == "__main__":
     sys.argv[1:] = map(quote_checkpoint, flags_first(sys.argv[1:]))
+    refuse_misspelt(sys.argv[1:])
     main()

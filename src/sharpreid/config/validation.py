@@ -1,29 +1,38 @@
-"""Whether a composed config has the keys and the kinds of values that what it describes takes."""
+"""Validate a config against the signatures of the classes and functions that it describes.
 
-import difflib
+The keys of a node are bound to the signature of its ``_target_``, and pydantic checks each value against the
+annotation of its parameter. It checks them as JSON in its strict mode: a list fits a tuple and a whole number
+fits a float, but text fits no number and a number fits no switch.
+"""
+
 import inspect
+import json
 import pkgutil
-import re
-import types
-import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
-from sharpreid.config.paths import CONF_DIR
+from sharpreid.config.overrides import describe_unknown_key, find_unknown_top_level
 
-_KINDS: Mapping[type, str] = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    Path: "a path",
-    types.NoneType: "null",
+_STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)
+_WORDS: Mapping[str, str] = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+    "too_short": "longer",
+    "too_long": "shorter",
+    "missing": "given",
 }
-_AT_THE_TOP: Mapping[str, type] = {
+"""Words for pydantic's error types; the other types keep the words of their message."""
+_TOP_LEVEL: Mapping[str, Any] = {
     "name": str,
     "data_root": str,
     "output_dir": str,
@@ -31,49 +40,44 @@ _AT_THE_TOP: Mapping[str, type] = {
     "channels_last": bool,
     "skip_finished": bool,
     "score_untrained": bool,
+    "allow_changed": list[str],
 }
+"""Annotations of the values that no node describes."""
 _PARTS: Mapping[str, tuple[str, ...]] = {
     "image": ("height", "width"),
     "schedule": ("temperature", "learning_rate_factor", "beta1", "noise_scale"),
 }
-"""What is read of the nodes that describe nothing by themselves."""
-_OURS: Mapping[str, Collection[str]] = {
+"""Keys of the nodes that have no ``_target_``."""
+_SET_BY_CODE: Mapping[str, Sequence[str]] = {
     "trainer": ("callbacks", "logger", "plugins", "enable_checkpointing", "limit_val_batches")
 }
-"""Parameters that the code gives, whatever the config says."""
-_NOT_HANDED_ON: Mapping[str, Collection[str]] = {"trainer": ("timeout_minutes",)}
-"""Keys of a node that are not for what it describes."""
+"""Parameters of a target that `sharpreid.run.build` sets."""
+_FURTHER: Mapping[str, Mapping[str, Any]] = {"trainer": {"timeout_minutes": float}}
+"""Keys of a node that `sharpreid.run.build` reads and does not pass to the target, with their annotations."""
 
 
 class ConfigError(ValueError):
-    """A value of the config does not fit; the message names its key."""
+    """An invalid key or value of a config; the message names the key."""
 
 
 def check_config(cfg: DictConfig) -> None:
-    """Check a training config before anything is read or built.
+    """Check every key and value of a training config before any work starts.
 
-    A further key at the top is allowed where the config or Hydra's refers to it (``${key}``).
+    A key of the user's own is allowed at the top level if an interpolation refers to it (``${key}``).
 
     Raises:
-        ConfigError: what `check_node` raises for any node; a key outside of them that nothing reads, or whose
-            value is of the wrong kind.
+        ConfigError: A key is unknown, or a value does not fit the annotation of its parameter.
     """
-    base: Any = OmegaConf.to_container(OmegaConf.load(CONF_DIR / "train.yaml"))
-    groups = {group for entry in base["defaults"] if isinstance(entry, dict) for group in entry}
-    known = (base.keys() | groups) - {"defaults", "hydra", "method", "optional recipe"}  # none of a config
-    hydras = HydraConfig.get() if HydraConfig.initialized() else OmegaConf.create()
-    written = OmegaConf.to_yaml(cfg) + OmegaConf.to_yaml(hydras)
-    for key in map(str, cfg):
-        if key not in known and not re.search(rf"\$\{{[^}}]*\b{re.escape(key)}\b", written):
-            raise ConfigError(_no_such_key(key, known) + f"; one of your own needs a value with ${{{key}}}")
-    for key, kind in _AT_THE_TOP.items():
-        check_value(key, cfg[key], kind)
-    if not OmegaConf.is_list(cfg.allow_changed):
-        raise ConfigError(f"allow_changed must be a list such as [seed], got {cfg.allow_changed!r}")
-    for place, read in _PARTS.items():
+    hydra_cfg = HydraConfig.get() if HydraConfig.initialized() else OmegaConf.create()
+    written = OmegaConf.to_yaml(cfg) + OmegaConf.to_yaml(hydra_cfg)
+    if problem := find_unknown_top_level(map(str, cfg), written):
+        raise ConfigError(problem)
+    for key, annotation in _TOP_LEVEL.items():
+        check_value(key, _plain(cfg, key), annotation)
+    for place, known in _PARTS.items():
         for key in map(str, cfg[place]):
-            if key not in read:
-                raise ConfigError(_no_such_key(f"{place}.{key}", read))
+            if key not in known:
+                raise ConfigError(describe_unknown_key(f"{place}.{key}", known))
     for group in ("callbacks", "logger"):
         for key, node in (cfg.get(group) or {}).items():
             if node is not None and "_target_" not in node:
@@ -83,43 +87,90 @@ def check_config(cfg: DictConfig) -> None:
 
 
 def check_node(cfg: DictConfig, place: str) -> None:
-    """Check what the node at ``place`` of a config, and any node within it, hands to what it describes.
+    """Check the node at ``place`` of a config and all nodes within it, also those in lists.
 
-    Lists and what is in them are not looked at, nor what cannot be imported or has no signature.
+    Targets that cannot be imported are left to Hydra's ``instantiate``, which names the reason.
 
     Raises:
-        ConfigError: a key is no parameter of that class or function, or a value is not of the annotated kind
-            (`check_value`).
+        ConfigError: A key is no parameter of its node's target, a required parameter is missing, or a value
+            does not fit the parameter's annotation (`check_value`).
     """
     _check(OmegaConf.select(cfg, place), place)
 
 
 def _check(node: Any, place: str) -> None:
+    if OmegaConf.is_list(node):
+        for index in range(len(node)):
+            if not OmegaConf.is_missing(node, index):
+                _check(node[index], f"{place}[{index}]")
     if not OmegaConf.is_dict(node):
         return
-    keys = [key for key in node if not str(key).startswith("_") and not OmegaConf.is_missing(node, key)]
-    parameters = _parameters(node.get("_target_"))
-    as_written: Any = OmegaConf.to_container(node)
+    if signature := _signature(node.get("_target_"), place):
+        _check_arguments(node, signature, place)
+    for key in node:
+        if not OmegaConf.is_missing(node, key):
+            _check(node[key], f"{place}.{key}")
+
+
+def _signature(target: object, place: str) -> inspect.Signature | None:
+    """Return the signature that the keys of a node must fit, or None if the target has none."""
+    try:
+        made = pkgutil.resolve_name(str(target))
+        try:
+            signature = inspect.signature(made, eval_str=True)
+        except Exception:  # the annotations name something that is not imported
+            signature = inspect.signature(made)
+    except Exception:  # an import may raise anything; builtins have no signature
+        return None
+    kept = [one for name, one in signature.parameters.items() if name not in _SET_BY_CODE.get(place, ())]
+    further = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=None)
+        for name, annotation in _FURTHER.get(place, {}).items()
+    ]
+    return signature.replace(parameters=[*kept, *further])
+
+
+def _check_arguments(node: DictConfig, signature: inspect.Signature, place: str) -> None:
+    """Bind the keys of a node to a signature and check each value against its parameter's annotation."""
+    keys = [str(key) for key in node if not str(key).startswith("_")]
+    bind = signature.bind_partial if node.get("_partial_") or "_args_" in node else signature.bind
+    try:
+        bind(**dict.fromkeys(keys))
+    except TypeError as error:
+        for key in keys:
+            if key not in signature.parameters:
+                raise ConfigError(describe_unknown_key(f"{place}.{key}", signature.parameters)) from error
+        raise ConfigError(f"{place}: {error}") from error
     for key in keys:
-        if parameters and key not in _NOT_HANDED_ON.get(place, ()):
-            if key not in parameters or key in _OURS.get(place, ()):
-                known = parameters.keys() - {*_OURS.get(place, ())} | {*_NOT_HANDED_ON.get(place, ())}
-                raise ConfigError(_no_such_key(f"{place}.{key}", known))
-            parameter = parameters[key]
-            if node[key] != parameter.default:
-                source = f" ({as_written[key]})" if OmegaConf.is_interpolation(node, key) else ""
-                check_value(f"{place}.{key}{source}", node[key], parameter.annotation)
-        _check(node[key], f"{place}.{key}")
+        parameter = signature.parameters.get(key)
+        if parameter is None or OmegaConf.is_missing(node, key) or node[key] == parameter.default:
+            continue
+        reference = ""
+        if OmegaConf.is_interpolation(node, key):
+            as_written: Any = OmegaConf.to_container(node)
+            reference = f" ({as_written[key]})"
+        check_value(f"{place}.{key}{reference}", _plain(node, key), parameter.annotation)
+
+
+def _plain(node: DictConfig, key: str) -> Any:
+    """Return a value of a node with containers as lists and dicts, and interpolations resolved."""
+    value = node[key]
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def check_value(place: str, value: Any, annotation: Any) -> None:
-    """Check a config's value against the annotation of the parameter that it is for.
+    """Check a value of a config, or what it contains, against the annotation of its parameter.
 
-    Only numbers, text, paths, switches and null are told apart: which of several words may be chosen, and
-    ranges, are left to the class or function, and a parameter that may also be something else is passed over.
+    A value passes if the annotation is none of Python's typing, if only an instance of a class would fit
+    (YAML has none), or if the value contains a node with a ``_target_``, which `check_node` looks into.
+
+    Args:
+        place: Full key, for the message.
+        value: Plain value: number, text, switch, null, path, list or dict.
+        annotation: Type, union, ``Literal``, or generic such as ``Sequence[int]``.
 
     Raises:
-        ConfigError: the value is of another kind; names ``place``, the full key.
+        ConfigError: The value does not fit.
 
     >>> check_value("objective.margin", 1, float)
     >>> check_value("objective.margin", "wide", float)
@@ -128,75 +179,56 @@ def check_value(place: str, value: Any, annotation: Any) -> None:
     >>> check_value("trainer.max_epochs", True, int | None)
     Traceback (most recent call last):
     sharpreid.config.validation.ConfigError: trainer.max_epochs must be a whole number or null, got true
-    >>> check_value("name", 2024, str)
+    >>> check_value("model.blocks", [1, "two"], list[int])
     Traceback (most recent call last):
-    sharpreid.config.validation.ConfigError: name must be text, got 2024; as text it is '"2024"'
+    sharpreid.config.validation.ConfigError: model.blocks[1] must be a whole number, got 'two'
     """
-    kinds = _kinds(annotation)
-    if not kinds or OmegaConf.is_dict(value) or _is_of(value, kinds):
+    if annotation is inspect.Parameter.empty or isinstance(annotation, str) or _has_target(value):
         return
-    named = kinds - {str} if Path in kinds else kinds
-    wanted = " or ".join(words for kind, words in _KINDS.items() if kind in named)
-    got = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
-    quotable = str in kinds and isinstance(value, (int, float))
+    try:
+        adapter = TypeAdapter[Any](annotation, config=_STRICT)
+    except Exception:  # an annotation may be any expression
+        return
+    try:
+        adapter.validate_json(json.dumps(value, default=str))
+    except ValidationError as error:
+        errors = [one for one in error.errors() if one["type"] != "needs_python_object"]
+        if errors:
+            raise ConfigError(_describe(place, value, errors, annotation)) from error
+
+
+def _has_target(value: Any) -> bool:
+    if isinstance(value, dict):
+        return "_target_" in value or any(map(_has_target, value.values()))
+    return isinstance(value, list) and any(map(_has_target, value))
+
+
+def _describe(place: str, value: Any, errors: Sequence[ErrorDetails], annotation: Any) -> str:
+    """Describe the innermost errors of a value; for a union pydantic reports errors of each member."""
+    places = [_place_within(value, error["loc"]) for error in errors]
+    inner = max(places, key=len)
+    found = [error for error, where in zip(errors, places, strict=True) if where == inner]
+    given = found[0]["input"]
+    got = repr(given) if isinstance(given, str) else json.dumps(given)
+    types = () if inner else (annotation, *get_args(annotation))
+    names = {**_WORDS, "string_type": "a path" if Path in types else "text"}
+    messages = [names.get(error["type"], error["msg"]).removeprefix("Input should be ") for error in found]
+    wanted = " or ".join(dict.fromkeys([*messages, "null"] if type(None) in types else messages))
+    quotable = isinstance(given, (int, float)) and any(error["type"] == "string_type" for error in found)
     hint = f"""; as text it is '"{got}"'""" if quotable else ""
-    raise ConfigError(f"{place} must be {wanted}, got {got}{hint}")
+    return f"{place}{inner} must be {wanted}, got {got}{hint}"
 
 
-def _is_of(value: Any, kinds: Collection[type]) -> bool:
-    if isinstance(value, bool):
-        return bool in kinds
-    if isinstance(value, str):
-        return bool({str, Path} & {*kinds})
-    return isinstance(value, tuple(kinds)) or (isinstance(value, int) and float in kinds)
+def _place_within(value: Any, location: Sequence[int | str]) -> str:
+    """Return the place of an error within a value, without pydantic's names of union members.
 
-
-def _kinds(annotation: Any) -> set[type]:
-    """Which of `_KINDS` a value may be; empty if it may be something else.
-
-    >>> _kinds(typing.Literal["plain", "flip"] | None) == {str, types.NoneType}, _kinds(list[int] | str)
-    (True, set())
+    >>> _place_within({"a": [1, "x"]}, ("dict[str,list[int]]", "a", 1))
+    '.a[1]'
     """
-    members = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
-    kinds: set[type] = set()
-    for member in members:
-        if typing.get_origin(member) is typing.Literal:
-            kinds |= {*map(type, typing.get_args(member))}
-        elif getattr(member, "__name__", None) != "Tensor":  # as of Adam's learning rate; no YAML holds one
-            kinds.add(member)
-    return kinds if kinds <= _KINDS.keys() else set()
-
-
-def _is_union(annotation: Any) -> bool:
-    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
-
-
-def _parameters(target: object) -> Mapping[str, inspect.Parameter]:
-    """Parameters that a class or function has, with its annotations resolved; empty if that cannot be told.
-
-    It cannot be told of what takes further keywords (``**``), cannot be imported (which is for the one to say
-    who needs it) or is no Python function.
-    """
-    try:
-        made = pkgutil.resolve_name(str(target))
-        parameters = inspect.signature(made).parameters
-    except Exception:  # an import may raise anything
-        return {}
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return {}
-    try:
-        annotations = typing.get_type_hints(made.__init__ if inspect.isclass(made) else made)
-    except Exception:  # they may be any expression, of names that are not there
-        annotations = {}
-    return {name: one.replace(annotation=annotations.get(name, Any)) for name, one in parameters.items()}
-
-
-def _no_such_key(place: str, known: Collection[str]) -> str:
-    """What to say of a key that nothing reads.
-
-    >>> _no_such_key("objective.margn", ["margin", "mu", "reduction"])
-    'objective.margn: no such key; did you mean margin? Known are margin, mu, reduction'
-    """
-    close = difflib.get_close_matches(place.rpartition(".")[2], known, n=1)
-    hint = f"did you mean {close[0]}? Known" if close else "known"
-    return f"{place}: no such key; {hint} are {', '.join(sorted(known))}"
+    place = ""
+    for step in location:
+        if isinstance(value, list) and isinstance(step, int) and step < len(value):
+            value, place = value[step], f"{place}[{step}]"
+        elif isinstance(value, dict) and step in value:
+            value, place = value[step], f"{place}.{step}"
+    return place

@@ -19,7 +19,7 @@ from pytorch_lightning.strategies import DDPStrategy
 
 from sharpreid.callbacks.progress import ProgressWithTimeLeft
 from sharpreid.checkpoint_io import SafeCheckpointIO
-from sharpreid.config.validation import ConfigError, check_node
+from sharpreid.config.validation import ConfigError
 from sharpreid.data.datamodule import ReIDDataModule
 from sharpreid.models.batch_norm import set_statistics
 from sharpreid.module import ReIDModule
@@ -37,7 +37,6 @@ def _built(cfg: DictConfig, key: str, *trial: Any) -> Any:
     Raises:
         ConfigError: it cannot be built; names the key.
     """
-    check_node(cfg, key)
     node = OmegaConf.select(cfg, key)  # re_ranking is not in the configs of early runs
     with _naming(cfg, key):
         part = hydra.utils.instantiate(node)
@@ -101,7 +100,6 @@ def build_trainer(cfg: DictConfig, *, training: bool) -> pl.Trainer:
         )
     else:
         callbacks, loggers = [ProgressWithTimeLeft(training=False)], []
-    check_node(cfg, "trainer")
     settings = cfg.trainer.copy()
     OmegaConf.set_struct(settings, False)
     minutes = settings.pop("timeout_minutes", 10)  # not in the configs of early runs

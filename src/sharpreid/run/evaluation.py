@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sharpreid.config.paths import CONF_DIR
+from sharpreid.config.validation import check_node
 from sharpreid.data.datamodule import ReIDDataModule
 from sharpreid.evaluation.scores import RankingScores
 from sharpreid.models.batch_norm import recalibrate
@@ -173,6 +174,8 @@ def _checkpoint_and_config(given: Mapping[str, Any]) -> tuple[Path, DictConfig]:
         if OmegaConf.select(cfg, key, default=_ABSENT) is _ABSENT:
             raise ValueError(f"{key}: the config of {checkpoint} has no such key; see config.yaml beside it")
         OmegaConf.update(cfg, key, value)
+    for place in ("data", "model", "protocol", "re_ranking", "trainer"):
+        check_node(cfg, place)
     return checkpoint, cfg
 
 

@@ -1,0 +1,254 @@
+"""Find misspelt keys and choices among the overrides of a command line.
+
+Hydra advises to add a misspelt key with a plus sign, and ignores a misspelt choice of an optional group. The
+search here runs before Hydra composes the config. It imports neither torch nor the targets of the config.
+"""
+
+import argparse
+import difflib
+import os
+import re
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString, Sweep
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from sharpreid.config.early_runs import with_later_keys
+from sharpreid.config.paths import CONF_DIR
+
+_NO_RUN = {"--help", "-h", "--hydra-help", "--version", "--shell-completion", "-sc", "--info", "-i"}
+"""Hydra's flags that start no run."""
+
+
+_EVALUATION_KEYS = ("checkpoint", "output", "recalibrate", "experiment", "re_ranking")
+"""Arguments of `sharpreid.evaluate` that are no keys of a run's config, or whose keys depend on a choice."""
+
+
+def refuse_misspelt(arguments: Sequence[str]) -> None:
+    """End the program if an argument of `sharpreid.train` has a misspelt key or choice.
+
+    Raises:
+        SystemExit: The message, with status 1.
+        ValueError: The same, if the environment variable HYDRA_FULL_ERROR is 1.
+    """
+    if problem := find_misspelt(arguments):
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise ValueError(problem)
+        sys.exit(problem)
+
+
+def find_misspelt(arguments: Sequence[str]) -> str | None:
+    """Describe the first misspelt key or choice, or return None; Hydra reports all other errors.
+
+    Args:
+        arguments: Overrides and flags of `sharpreid.train`. Values may be those of a sweep.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-path", "-cp", default=str(CONF_DIR))
+    parser.add_argument("--config-dir", "-cd")
+    parser.add_argument("--config-name", "-cn", default="train")
+    flags, others = parser.parse_known_args([*arguments])
+    given = [one for one in others if not one.startswith("-")]
+    if not given or not _NO_RUN.isdisjoint(others) or any("hydra.searchpath" in one for one in given):
+        return None
+    try:
+        with initialize_config_dir(str(Path(flags.config_path).absolute()), version_base="1.3"):
+            return _Command(given, flags.config_name, flags.config_dir).find_misspelt()
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError):  # Hydra will raise it again
+        return None
+
+
+def find_misspelt_of_evaluation(arguments: Sequence[str]) -> str | None:
+    """Describe the first misspelt key or choice among the arguments of `sharpreid.evaluate`, or return None.
+
+    The keys are those of the run's config.yaml. A missing file is left to the evaluation.
+    """
+    pairs = dict(one.lstrip("+").split("=", 1) for one in arguments if "=" in one)
+    for key, folder in (("experiment", "evaluation"), ("re_ranking", "re_ranking")):
+        options = {path.stem for path in (CONF_DIR / folder).glob("*.yaml")}
+        for choice in pairs[key].split(",") if key in pairs else ():
+            if choice not in options:
+                return f"{key}={choice}: no such choice; {_suggest(choice, options)}"
+    path = Path(pairs.get("checkpoint", "")).resolve().parent.parent / "config.yaml"
+    if not path.is_file():
+        return None
+    try:
+        cfg = OmegaConf.load(path)
+        content: Any = OmegaConf.to_container(with_later_keys(cfg) if isinstance(cfg, DictConfig) else cfg)
+    except (YAMLError, OmegaConfBaseException):
+        return None
+    given = [key for key in pairs if key.partition(".")[0] not in _EVALUATION_KEYS]
+    return next(filter(None, (_find_unknown(content, key, addable=False) for key in given)), None)
+
+
+class _Command:
+    """The overrides of a command and the configs that they refer to."""
+
+    def __init__(self, given: Sequence[str], config_name: str, config_dir: str | None) -> None:
+        self.overrides = OverridesParser.create().parse_overrides([*given])
+        self.text = " ".join(given)
+        self.config_name = config_name
+        self.config_dir = None if config_dir is None else Path(config_dir).absolute()
+        self.loader: ConfigLoader = GlobalHydra.instance().config_loader()
+
+    def find_misspelt(self) -> str | None:
+        if problem := self._find_choice(self.overrides):
+            return problem
+        cfg = self._compose(self.overrides)
+        swept = [one for one in _of_the_sweeper(cfg) if one.key_or_group not in self._keys()]
+        if problem := self._find_choice(swept):
+            return problem
+        if any(self._options(one.key_or_group) for one in swept):
+            cfg = self._compose([*swept, *self.overrides])
+        return self._find_key([*swept, *self.overrides], cfg)
+
+    def _keys(self) -> set[str]:
+        return {one.key_or_group for one in self.overrides}
+
+    def _options(self, group: str) -> set[str]:
+        """Return the choices of a group; empty if there is no such group."""
+        if "." in group:
+            return set()
+        further = self.config_dir.joinpath(group).glob("*.yaml") if self.config_dir else ()
+        return {*self.loader.get_group_options(group), *(path.stem for path in further)}
+
+    def _find_choice(self, overrides: Iterable[Override]) -> str | None:
+        for one in overrides:
+            options = self._options(one.key_or_group)
+            for choice in _values(one) if options else ():
+                if isinstance(choice, str) and "/" not in choice and choice not in options:
+                    return f"{one.key_or_group}={choice}: no such choice; {_suggest(choice, options)}"
+        return None
+
+    def _compose(self, overrides: Iterable[Override]) -> DictConfig:
+        """Compose the config without its values: from the groups alone, with the first choice of each."""
+        chosen = [] if self.config_dir is None else [f"hydra.searchpath=['file://{self.config_dir}']"]
+        for one in overrides:
+            if self._options(one.key_or_group):
+                first = next(iter(_values(one)), None)
+                swept = one.is_sweep_override() and first is not None
+                chosen.append(f"{one.get_key_element()}={first}" if swept else str(one.input_line))
+        return compose(self.config_name, chosen, return_hydra_config=True)
+
+    def _find_key(self, overrides: Sequence[Override], cfg: DictConfig) -> str | None:
+        keyed = [one for one in overrides if not self._options(one.key_or_group) and not one.package]
+        added = tuple(one.key_or_group for one in keyed if one.is_add() or one.is_force_add())
+        top_level = [key.partition(".")[0] for key in added]
+        if problem := find_unknown_top_level(
+            [*map(str, cfg), *top_level], OmegaConf.to_yaml(cfg) + self.text
+        ):
+            return problem
+        content: Any = OmegaConf.to_container(cfg)
+        keys = [
+            key
+            for one in keyed
+            for value in _values(one) or [None]
+            for key in _keys_of(one.key_or_group, value)
+        ]
+        changed = [key for key in keys if not f"{key}.".startswith(tuple(f"{other}." for other in added))]
+        return next(filter(None, (_find_unknown(content, key, addable=True) for key in changed)), None)
+
+
+def _of_the_sweeper(cfg: DictConfig) -> list[Override]:
+    """Return the overrides that the composed config gives its sweeper, as an experiment file does."""
+    sweeper = cfg.hydra.sweeper
+    listed = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+    repeated = [one for repeat in sweeper.get("repeats") or () for one in repeat]
+    return OverridesParser.create().parse_overrides([*listed, *repeated])
+
+
+def _values(override: Override) -> list[Any]:
+    """Return the values of an override that it spells out: one, those of a list, or those of a sweep."""
+    value = override.value()
+    if isinstance(value, ChoiceSweep):
+        value = value.list
+    elif isinstance(value, Sweep):
+        return []
+    values = value if isinstance(value, list) else [value]
+    return [one.text if isinstance(one, QuotedString) else one for one in values]
+
+
+def _keys_of(key: str, value: Any) -> Iterator[str]:
+    """Yield the keys that an override sets.
+
+    >>> list(_keys_of("model.trunk", {"strides": "v1"}))
+    ['model.trunk', 'model.trunk.strides']
+    """
+    yield key
+    if isinstance(value, Mapping):
+        for name, one in value.items():
+            yield from _keys_of(f"{key}.{name}", one)
+
+
+def _find_unknown(content: dict[str, Any], key: str, *, addable: bool) -> str | None:
+    """Describe the first part of a dotted key that a config lacks, or return None.
+
+    Args:
+        content: The config.
+        key: Dotted key.
+        addable: Whether a plus sign can add a parameter that the config does not list.
+    """
+    node: Any = content
+    place = ""
+    for part in key.split("."):
+        if not isinstance(node, dict):
+            return None
+        place = f"{place}.{part}".lstrip(".")
+        if part not in node:
+            break
+        node = node[part]
+    else:
+        return None
+    if difflib.get_close_matches(part, node):
+        return describe_unknown_key(place, node)
+    if place.startswith("hydra."):  # some nodes of Hydra take any key, with a plus sign
+        return None
+    if longer := [
+        one for name in content for one in _keys_of(name, content[name]) if one.endswith(f".{key}")
+    ]:
+        return f"{key}: no such key; did you mean {longer[0]}?"
+    target = node.get("_target_") if addable else None
+    hint = f"; another parameter of {target} needs a plus sign: +{key}=..." if target else ""
+    return describe_unknown_key(place, node) + hint
+
+
+def find_unknown_top_level(keys: Iterable[str], written: str) -> str | None:
+    """Describe the first key at the top level of a training config that nothing reads, or return None.
+
+    Args:
+        keys: Keys of the config.
+        written: Text in which a key of the user's own may be referred to as ``${key}``.
+    """
+    base: Any = OmegaConf.to_container(OmegaConf.load(CONF_DIR / "train.yaml"))
+    groups = {group for entry in base["defaults"] if isinstance(entry, dict) for group in entry}
+    known = (base.keys() | groups) - {"defaults", "hydra", "method", "optional recipe"}  # no keys of a config
+    for key in keys:
+        if key not in {*known, "hydra"} and not re.search(rf"\$\{{[^}}]*\b{re.escape(key)}\b", written):
+            advice = f"; a key of your own needs a value with ${{{key}}}"
+            return describe_unknown_key(key, known | {"experiment", "cluster"} - {key}) + advice
+    return None
+
+
+def describe_unknown_key(place: str, known: Collection[str]) -> str:
+    """Return the message about a key that nothing reads.
+
+    >>> describe_unknown_key("objective.margn", ["margin", "mu", "reduction"])
+    'objective.margn: no such key; did you mean margin? Known are margin, mu, reduction'
+    """
+    return f"{place}: no such key; {_suggest(place.rpartition('.')[2], known)}"
+
+
+def _suggest(word: str, known: Collection[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    listed = ", ".join(sorted(one for one in known if not one.startswith("_")))
+    return f"did you mean {close[0]}? Known are {listed}" if close else f"known are {listed}"
