@@ -54,7 +54,7 @@ test-slurm: $(READY) ## a sweep on a SLURM cluster of this machine; installs Deb
 	$(BIN)/python -m pytest -m slurm $(ARGS)
 
 docs: $(READY) ## the pages and the Python reference as a site in site/; fails on a broken link: 10 seconds
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 check: $(READY) ## what CI runs: lint, format, types, pages, fast tests and doctests
 	$(BIN)/ruff check

@@ -18,7 +18,7 @@ SUFFIXES = {".md", ".png", ".jpg", ".svg", ".csv", ".json", ".yaml", ".py"}
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Replace the files of docs/ by files of the checkout, named by their path in the checkout."""
     root = Path(config.config_file_path).parent
-    paths = [path for path in root.iterdir() if path.suffix == ".md" or path.name == "LICENSE"]
+    paths = [*root.glob("*.md"), root / "LICENSE", root / "CITATION.cff"]
     for folder in FOLDERS:
         paths += [path for path in (root / folder).rglob("*") if path.suffix in SUFFIXES]
     theme = [file for file in files if file.src_dir != config.docs_dir]
