@@ -13,6 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 import sharpreid
+from sharpreid.__main__ import COMMANDS
 from sharpreid.run.build import build_module
 
 CHECKOUT = Path(sharpreid.__file__).parents[2]
@@ -63,6 +64,11 @@ def test_every_command_of_the_pages_exists() -> None:
         for target in re.findall(r"(?m)(?:^|`)make ([a-z-]+)", text):
             assert target in targets, f"{page}: make {target}"
     assert found > 50
+
+
+def test_the_page_on_running_has_every_command() -> None:
+    page = (CHECKOUT / "docs" / "running.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"(?m)^\| `python -m sharpreid\.([\w.]+)", page)) == set(COMMANDS)
 
 
 def test_every_option_of_the_pages_exists() -> None:
