@@ -14,7 +14,7 @@ from lightning_fabric.utilities.apply_func import convert_tensors_to_scalars
 from pytorch_lightning.callbacks import Checkpoint
 
 from sharpreid.checkpoint_io import remove_unfinished, step_checkpoints, step_path
-from sharpreid.loggers.csv import ContinuedCSVLogger
+from sharpreid.loggers.csv import AppendingCSVLogger
 from sharpreid.signals import STOP_SIGNALS, StoppedAtStepError
 
 log = logging.getLogger(__name__)
@@ -152,7 +152,7 @@ def _write_pending_row(trainer: pl.Trainer, step: int) -> None:
         return
     row = convert_tensors_to_scalars(connector.metrics["log"])
     for logger in trainer.loggers:
-        if row and isinstance(logger, ContinuedCSVLogger):
+        if row and isinstance(logger, AppendingCSVLogger):
             logger.log_metrics({**row, "epoch": trainer.current_epoch}, step)
             logger.save()
 

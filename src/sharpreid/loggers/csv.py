@@ -1,62 +1,93 @@
-"""A CSV log that a resumed run goes on with."""
+"""A CSV log that a resumed run appends to.
+
+Lightning's CSVLogger deletes an existing metrics.csv, and rewrites the file in place when a column is added.
+"""
 
 import csv
+from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_fabric.loggers.csv_logs import _ExperimentWriter
-from lightning_fabric.loggers.logger import rank_zero_experiment
-from pytorch_lightning.loggers import CSVLogger
-from pytorch_lightning.loggers.csv_logs import ExperimentWriter
+from pytorch_lightning.core.saving import save_hparams_to_yaml
+from pytorch_lightning.loggers.logger import Logger
 
-from sharpreid.atomic_io import write_rows
+from sharpreid.atomic_io import replacing, write_rows
+from sharpreid.distributed import rank_zero_only
 
 
-class ContinuedCSVLogger(CSVLogger):
-    """Lightning's, but what is in ``metrics.csv`` stays: Lightning's own deletes it when a run is resumed.
+class AppendingCSVLogger(Logger):
+    """Logger that appends each row to ``metrics.csv`` at once and keeps the rows that are there.
 
-    A row that repeats the one before it is written once, so that a checkpoint's row can be there before it.
+    A row equal to the one before it is written once, so that a checkpoint can write the row of its step
+    before Lightning does. A new column is added to all rows by replacing the file. Only the process of rank 0
+    writes.
+
+    Args:
+        folder: Folder of ``metrics.csv`` and ``hparams.yaml``.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self._last: tuple[Mapping[str, Any], int | None] | None = None
-
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Add a row, unless it is the last one again."""
-        if (metrics, step) != self._last:
-            self._last = dict(metrics), step
-            super().log_metrics(dict(metrics), step)
+    def __init__(self, *, folder: str) -> None:
+        super().__init__()
+        self._file = Path(folder) / "metrics.csv"
+        self._columns: list[str] = []
+        self._last: dict[str, Any] = {}
+        self._hparams: dict[str, Any] = {}
 
     @property
-    @rank_zero_experiment
-    def experiment(self) -> _ExperimentWriter:
-        """The writer of hparams.yaml and metrics.csv."""
-        if self._experiment is None:
-            self._experiment = _Writer(log_dir=self.log_dir)
-        return self._experiment
+    def name(self) -> str:
+        """Name of the experiment: none."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Name of the log's folder."""
+        return self._file.parent.name
+
+    @property
+    def save_dir(self) -> str:
+        """Folder of the log."""
+        return str(self._file.parent)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Append a row, unless it equals the last one."""
+        row = {**metrics, "step": step}
+        if row == self._last:
+            return
+        self._last = row
+        if not self._columns and self._file.is_file():
+            with self._file.open(newline="", encoding="utf-8") as lines:
+                self._columns = next(csv.reader(lines), [])
+        if not row.keys() <= {*self._columns}:
+            self._add_columns(row)
+        with self._file.open("a", newline="", encoding="utf-8") as lines:
+            csv.DictWriter(lines, self._columns).writerow(row)
+
+    def _add_columns(self, row: Mapping[str, Any]) -> None:
+        """Replace the file by one with the columns of ``row`` too; a kill leaves one of the two."""
+        rows: list[dict[str, str]] = []
+        if self._file.is_file():
+            with self._file.open(newline="", encoding="utf-8") as lines:
+                rows = [*csv.DictReader(lines)]
+        columns = sorted({*self._columns, *row})
+        write_rows(self._file, columns, [[one.get(name, "") for name in columns] for one in rows])
+        self._columns = columns
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Write the settings, with those logged before, to ``hparams.yaml``."""
+        self._hparams |= vars(params) if isinstance(params, Namespace) else params
+        with replacing(self._file.with_name("hparams.yaml")) as temporary:
+            save_hparams_to_yaml(temporary, self._hparams)
 
 
-class _Writer(ExperimentWriter):
-    def _check_log_dir_exists(self) -> None:
-        file = Path(self.metrics_file_path)
-        if file.is_file():
-            with file.open(newline="", encoding="utf-8") as lines:
-                self.metrics_keys = next(csv.reader(lines), [])
+def drop_rows_from(metrics: Path, step: int) -> None:
+    """Drop the rows of ``step`` and later, which a resumed run writes again, and a truncated last line.
 
-    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
-        """As in the base class, but a process that is killed meanwhile leaves the whole file."""
-        file = Path(self.metrics_file_path)
-        with file.open(newline="", encoding="utf-8") as lines:
-            rows = [*csv.DictReader(lines)]
-        write_rows(file, fieldnames, [[row.get(name, "") for name in fieldnames] for row in rows])
-
-
-def forget_from(metrics: Path, step: int) -> None:
-    """Drop the rows of ``step`` and later from a ``metrics.csv``: the resumed run writes them again.
-
-    A last line that was cut short goes too. Without such a file nothing happens.
+    Args:
+        metrics: A ``metrics.csv``, which may not exist.
+        step: Optimizer step, from 0.
     """
     if not metrics.is_file():
         return
@@ -65,5 +96,4 @@ def forget_from(metrics: Path, step: int) -> None:
     if "step" not in header:
         return
     column = header.index("step")
-    kept = [row for row in rows if len(row) == len(header) and int(row[column]) < step]
-    write_rows(metrics, header, kept)
+    write_rows(metrics, header, [row for row in rows if len(row) == len(header) and int(row[column]) < step])

@@ -21,7 +21,7 @@ from sharpreid.checkpoint_io import step_of
 from sharpreid.config.validation import check_config
 from sharpreid.data.datamodule import ReIDDataModule
 from sharpreid.distributed import is_first, naming_lost_processes
-from sharpreid.loggers.csv import forget_from
+from sharpreid.loggers.csv import drop_rows_from
 from sharpreid.module import ReIDModule
 from sharpreid.run.build import build_data, build_module, build_trainer
 from sharpreid.run.comparability import caveats, method_of, rules_of
@@ -214,7 +214,7 @@ def _go_on(output_dir: Path, checkpoint: Path) -> dict[str, Any]:
     step = step_of(checkpoint)
     log.info("going on from step %d, %s", step, checkpoint)
     if is_first():
-        forget_from(output_dir / "csv" / "metrics.csv", step)
+        drop_rows_from(output_dir / "csv" / "metrics.csv", step)
         set_later_checkpoints_aside(output_dir, step)
     earlier, here = _earlier_job(output_dir), describe_code()["commit"]
     if earlier.get("commit", here) != here:
