@@ -194,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark from the command line."""
     parser = command.make_parser("attention", __doc__)
     parser.add_argument(
-        "--batch", type=command.integer_at_least(1), default=8, metavar="N", help="images; 8 by default"
+        "--batch", type=command.integer_at_least(2), default=8, metavar="N", help="images; 8 by default"
     )
     parser.add_argument(
         "--repeats",

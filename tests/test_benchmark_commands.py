@@ -26,7 +26,7 @@ MAINS = {
         ("", ["--tolerance", "nan"], ["--tolerance", "less than 1", "nan"]),
         ("", ["--fast-reid", "/nowhere"], ["--fast-reid", "/nowhere", "folder"]),
         ("", ["--record", "/nowhere"], ["--record", "/nowhere", "--output"]),
-        ("attention", ["--batch", "0"], ["--batch", "at least 1", "got 0"]),
+        ("attention", ["--batch", "0"], ["--batch", "at least 2", "got 0"]),
         ("attention", ["--output", "/nowhere/x.json"], ["--output", "/nowhere/x.json", "existing folder"]),
         ("loader", ["--root", "/nowhere"], ["--root", "/nowhere", "folder"]),
         ("re_ranking", ["--size", "-1", "100"], ["--size", "at least 2", "got -1"]),
