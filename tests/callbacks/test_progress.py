@@ -1,7 +1,8 @@
 import io
 import pickle
 import re
-from dataclasses import replace
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,15 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from sharpreid.callbacks import progress
-from sharpreid.callbacks.progress import (
-    Bar,
-    Lines,
-    Pass,
-    ProgressWithTimeLeft,
-    SweepClock,
-    plain_line,
-    sweep_left,
-)
+from sharpreid.callbacks.progress import ProgressWithTimeLeft, SweepClock
 
 CONTROL = "\x1b"
 
@@ -32,24 +25,44 @@ pytestmark = [
 ]
 
 
+class Clock:
+    """Seconds that pass in a batch only."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+CLOCK = Clock()
+
+
 class TinyModule(pl.LightningModule):
-    def __init__(self, *, stop_at: int | None = None) -> None:
+    """Each batch takes some seconds of `CLOCK`, ten unless told otherwise: enough to be shown."""
+
+    def __init__(
+        self, *, stop_at: int | None = None, seconds: Callable[[int], float] = lambda step: 10
+    ) -> None:
         super().__init__()
         self.layer = nn.Linear(2, 1)
         self.stop_at = stop_at
+        self.seconds = seconds
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         if self.global_step == self.stop_at:
             raise RuntimeError("the loss is not finite")
+        CLOCK.now += self.seconds(self.global_step)
         loss = self.layer(batch[0]).square().mean()
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/tau", 0.5, prog_bar=True)
         return loss
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        CLOCK.now += 10
         self.log("val/mAP", torch.tensor(0.25))
 
     def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        CLOCK.now += 10
         self.log("test/mAP", torch.tensor(0.25))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -69,6 +82,8 @@ def loader(batches: int) -> DataLoader[Any]:
 @pytest.fixture(autouse=True)
 def fresh_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "_sweep", SweepClock())
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=CLOCK))
+    CLOCK.now = 0.0
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("TTY_INTERACTIVE", raising=False)
 
@@ -87,21 +102,18 @@ def trainer_with(bar: ProgressWithTimeLeft, **settings: Any) -> pl.Trainer:
 
 def plain_bar(**settings: Any) -> tuple[ProgressWithTimeLeft, io.StringIO]:
     text = io.StringIO()
-    return ProgressWithTimeLeft(console=Console(file=text, force_terminal=False), **settings), text
+    return ProgressWithTimeLeft(
+        console=Console(file=text, force_terminal=False, get_time=CLOCK), **settings
+    ), text
 
 
-def moving_bar(**settings: Any) -> tuple[ProgressWithTimeLeft, io.StringIO]:
+def moving_bar(*, width: int = 140, **settings: Any) -> tuple[ProgressWithTimeLeft, io.StringIO]:
     text = io.StringIO()
-    return ProgressWithTimeLeft(console=Console(file=text, force_terminal=True, width=140), **settings), text
+    console = Console(file=text, force_terminal=True, width=width, get_time=CLOCK)
+    return ProgressWithTimeLeft(console=console, **settings), text
 
 
-@pytest.fixture
-def always_due(monkeypatch: pytest.MonkeyPatch) -> None:
-    for display in (Bar, Lines):
-        monkeypatch.setattr(display, "due", lambda self, now: True)
-
-
-def test_a_pipe_gets_lines_over_all_epochs_without_control_characters(always_due: None) -> None:
+def test_a_pipe_gets_lines_over_all_epochs_without_control_characters() -> None:
     bar, text = plain_bar(label="blocks=[1,2]", job=3, jobs=8)
     trainer_with(bar).fit(TinyModule(), loader(4), loader(1))
     lines = text.getvalue().splitlines()
@@ -109,38 +121,38 @@ def test_a_pipe_gets_lines_over_all_epochs_without_control_characters(always_due
     assert CONTROL not in text.getvalue()
     assert all(line.startswith("[3/8] blocks=[1,2]: step ") for line in lines)
     assert steps[0].split(": ")[1].startswith("step 1/12 8 % loss ")
+    assert "step 7/12 58 % loss " in text.getvalue()
+    # 70 s of 6 steps and a validation: 59 s for 5 steps, and 5 further jobs of 80 s + 59 s
     assert re.search(
-        r"step 7/12 58 % loss \S+ held-out mAP 25.0 % tau 0.5 left 0:00, sweep 0:0\d$", "\n".join(steps), re.M
+        r"^\[3/8\] .* step 7/12 58 % loss \S+ held-out mAP 25.0 % tau 0.5 left 0:59, sweep 12:34$",
+        text.getvalue(),
+        re.MULTILINE,
     )
-    assert re.search(r"step 12/12 100 % loss \S+ held-out mAP 25.0 % tau 0.5 took 0:0\d$", steps[-1])
+    assert re.search(r"step 12/12 100 % loss \S+ held-out mAP 25.0 % tau 0.5 took 2:30$", steps[-1])
 
 
 def test_a_short_run_prints_only_its_end() -> None:
     bar, text = plain_bar()
-    trainer_with(bar).fit(TinyModule(), loader(4))
+    trainer_with(bar).fit(TinyModule(seconds=lambda step: 0.05), loader(4))
     assert len(text.getvalue().splitlines()) == 1
 
 
-def test_lines_come_after_ten_seconds_or_a_tenth_of_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    lines = Lines(console=Console(file=io.StringIO()))
-
-    def due(seconds: float, done: int) -> bool:
-        now[0] = seconds
-        return lines.due(Pass("", "step", 100, done))
-
-    assert not due(0.1, 0)
-    assert not due(0.9, 50)
-    assert not due(9.9, 9)
-    assert due(1.1, 10)
-    assert due(10.0, 1)
-    lines.show(Pass("", "step", 100, 10))
-    assert not due(19.9, 19)
-    assert due(20.0, 11)
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (1 / 16, [*range(16, 100, 16), 100]),  # a tenth of the way in less than a second
+        (0.5, [*range(10, 101, 10), 100]),
+        (2, [*range(5, 101, 5), 100]),
+        (30, [*range(1, 101), 100]),
+    ],
+)
+def test_lines_come_after_ten_seconds_or_a_tenth_of_the_way(seconds: float, shown: list[int]) -> None:
+    bar, text = plain_bar()
+    trainer_with(bar, max_epochs=1).fit(TinyModule(seconds=lambda step: seconds), loader(100))
+    assert [int(step) for step in re.findall(r"step (\d+)/100 ", text.getvalue())] == shown
 
 
-def test_a_terminal_gets_one_bar_over_all_epochs(always_due: None) -> None:
+def test_a_terminal_gets_one_bar_over_all_epochs() -> None:
     bar, text = moving_bar(label="blocks=[1,2]", job=1, jobs=2)
     trainer_with(bar).fit(TinyModule(), loader(4), loader(1))
     shown = text.getvalue()
@@ -155,16 +167,15 @@ def test_a_terminal_gets_one_bar_over_all_epochs(always_due: None) -> None:
 
 
 def test_a_narrow_terminal_still_shows_the_time_left() -> None:
-    text = io.StringIO()
-    start = Pass("[3/8] " + "blocks=[1,2]" * 9, "step", 460)
-    bar = Bar(console=Console(file=text, force_terminal=True, width=100), now=start)
-    bar.show(replace(start, done=120, elapsed=12.0, left=34.6, sweep_left=250.0, figures={"loss": "0.41"}))
-    bar.close()
-    assert "0:12  left 0:35, sweep 4:10" in text.getvalue()
+    bar, text = moving_bar(width=100, label="blocks=[1,2]" * 9, job=3, jobs=8)
+    trainer_with(bar).fit(TinyModule(), loader(4))
+    assert "0:20  left 1:40, sweep 11:40" in text.getvalue()
+    drawn = re.split(r"\r|\n", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text.getvalue()))
+    assert max(map(len, drawn)) <= 100
 
 
 @pytest.mark.parametrize("make", [plain_bar, moving_bar])
-def test_test_and_validation_passes_have_their_own_bar(make: Any, always_due: None) -> None:
+def test_test_and_validation_passes_have_their_own_bar(make: Any) -> None:
     bar, text = make()
     trainer = trainer_with(bar)
     trainer.test(TinyModule(), loader(5), verbose=False)
@@ -175,7 +186,7 @@ def test_test_and_validation_passes_have_their_own_bar(make: Any, always_due: No
 
 
 @pytest.mark.parametrize("make", [plain_bar, moving_bar])
-def test_sanity_validation_shows_nothing(make: Any, always_due: None) -> None:
+def test_sanity_validation_shows_nothing(make: Any) -> None:
     bar, text = make()
 
     class LooksBeforeTraining(pl.Callback):
@@ -192,7 +203,7 @@ def test_sanity_validation_shows_nothing(make: Any, always_due: None) -> None:
 
 
 @pytest.mark.parametrize("make", [plain_bar, moving_bar])
-def test_a_run_of_unknown_length_counts_without_a_total(make: Any, always_due: None) -> None:
+def test_a_run_of_unknown_length_counts_without_a_total(make: Any) -> None:
     bar, text = make()
 
     class StopsAtSix(pl.Callback):
@@ -206,13 +217,13 @@ def test_a_run_of_unknown_length_counts_without_a_total(make: Any, always_due: N
     assert "step 6/" not in text.getvalue()
 
 
-def test_steps_are_the_optimizers_when_gradients_accumulate(always_due: None) -> None:
+def test_steps_are_the_optimizers_when_gradients_accumulate() -> None:
     bar, text = plain_bar()
     trainer_with(bar, accumulate_grad_batches=2).fit(TinyModule(), loader(4))
     assert text.getvalue().splitlines()[-1].startswith("step 6/6 100 %")
 
 
-def test_a_resumed_run_goes_on_from_its_step(tmp_path: Any, always_due: None) -> None:
+def test_a_resumed_run_goes_on_from_its_step(tmp_path: Any) -> None:
     first = trainer_with(plain_bar()[0], max_epochs=1)
     first.fit(TinyModule(), loader(4))
     first.save_checkpoint(tmp_path / "last.ckpt")
@@ -223,12 +234,12 @@ def test_a_resumed_run_goes_on_from_its_step(tmp_path: Any, always_due: None) ->
 
 def test_an_error_gives_the_terminal_back() -> None:
     bar, text = moving_bar()
-    with pytest.raises(RuntimeError, match="the loss is not finite"):
+    with pytest.raises(RuntimeError, match="not finite"):
         trainer_with(bar).fit(TinyModule(stop_at=2), loader(4))
     assert text.getvalue().count("\x1b[?25l") == text.getvalue().count("\x1b[?25h") == 1
 
 
-def test_disabled_bar_is_silent_and_enabling_brings_it_back(always_due: None) -> None:
+def test_disabled_bar_is_silent_and_enabling_brings_it_back() -> None:
     bar, text = plain_bar()
     trainer = trainer_with(bar)
     bar.disable()
@@ -241,7 +252,7 @@ def test_disabled_bar_is_silent_and_enabling_brings_it_back(always_due: None) ->
     assert "test 2/2" in text.getvalue()
 
 
-def test_only_the_first_process_shows_anything(monkeypatch: pytest.MonkeyPatch, always_due: None) -> None:
+def test_only_the_first_process_shows_anything(monkeypatch: pytest.MonkeyPatch) -> None:
     bar, text = plain_bar()
     monkeypatch.setattr(pl.Trainer, "is_global_zero", property(lambda self: False))
     trainer_with(bar).fit(TinyModule(), loader(4))
@@ -280,16 +291,14 @@ def test_it_can_be_sent_to_another_process() -> None:
     assert pickle.loads(pickle.dumps(ProgressWithTimeLeft(label="x", job=1, jobs=2))).label == "[1/2] x"
 
 
-def test_a_timed_test_pass_counts_as_time_left_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    bar, _ = plain_bar()
-    bar._open("step", 10, 0)
-    bar._test_seconds = 30.0
-    for second, done in ((100.0, 1), (102.0, 2), (104.0, 3)):
-        now[0] = second
-        bar._count(done)
-    assert bar._left() == pytest.approx(7 * 2.0 + 30.0), "the slow first step is no part of the pace"
+def test_a_timed_test_pass_counts_as_time_left_of_training() -> None:
+    bar, text = plain_bar()
+    trainer = trainer_with(bar, max_epochs=1)
+    trainer.test(TinyModule(), loader(3), verbose=False)
+    trainer.fit(TinyModule(seconds=lambda step: 2 if step else 100), loader(10))
+    assert re.search(r"step 3/10 .* left 0:44$", text.getvalue(), re.MULTILINE), (
+        "7 steps of 2 s and a test of 30 s: the slow first step is no part of the pace"
+    )
 
 
 def test_sweep_clock_counts_trained_jobs_from_start_to_start() -> None:
@@ -305,18 +314,17 @@ def test_sweep_clock_counts_trained_jobs_from_start_to_start() -> None:
 
 
 def test_jobs_of_one_process_time_each_other() -> None:
-    for job in (1, 2, 3):
-        trainer_with(plain_bar(job=job, jobs=3)[0], max_epochs=1).fit(TinyModule(), loader(2))
-    assert len(progress._sweep.finished) == 2
+    for job, first in ((1, 100), (2, 10)):
+        bar, text = plain_bar(job=job, jobs=3)
+        module = TinyModule(seconds=lambda step, first=first: 10 if step else first)  # type: ignore[misc]
+        trainer_with(bar, max_epochs=1).fit(module, loader(4))
+    assert re.search(r"step 2/4 .* left 0:20, sweep 2:30$", text.getvalue(), re.MULTILINE), (
+        "20 s of this job, and 130 s of the third, as long as the first took"
+    )
 
 
-def test_sweep_left_after_the_last_job_is_the_jobs_own() -> None:
-    assert sweep_left(10.0, 50.0, later_jobs=0, finished=[80.0]) == 10.0
-
-
-def test_plain_line_of_a_sweep_has_both_times() -> None:
-    line = plain_line(Pass("a", "step", 4, 1, 3.0, 9.0, 3700.0))
-    assert line == "a: step 1/4 25 % left 0:09, sweep 1:01:40"
+def test_the_last_job_s_sweep_has_no_more_left_than_itself() -> None:
+    assert SweepClock([80.0]).left(10.0, later_jobs=0, now=50.0) == 10.0
 
 
 @pytest.mark.parametrize("wrong", [{"job": 1}, {"jobs": 2}, {"job": 3, "jobs": 2}, {"job": 0, "jobs": 2}])

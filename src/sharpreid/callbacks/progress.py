@@ -1,29 +1,29 @@
-"""One progress bar per run, with the time left of the run and, in a sweep, of the sweep.
+"""One progress bar per run, with the time left of the run and of its sweep.
 
-On a terminal a bar that is redrawn in place; anywhere else (CI, a pipe, a log file) a plain line now
-and then, without control characters.
+On a terminal the bar is redrawn in place. Elsewhere (CI, a pipe, a log file) it is a plain line now and then.
+Rich draws it and measures the pace. Lightning's own bars start again at each epoch and know of no sweep.
 """
 
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.trainer.states import TrainerFn
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 from rich.text import Text
 
 
 def clock(seconds: float) -> str:
-    """Seconds as a person reads them: minutes and seconds, with hours from one hour on.
+    """Return seconds as minutes and seconds, with hours from one hour on.
 
     >>> clock(35.4), clock(250), clock(7384)
     ('0:35', '4:10', '2:03:04')
@@ -33,27 +33,11 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def sweep_left(job_left: float, job_elapsed: float, later_jobs: int, finished: Sequence[float]) -> float:
-    """Seconds left of a sweep whose jobs run one after the other.
-
-    Args:
-        job_left: seconds left of the running job.
-        job_elapsed: seconds the running job has taken so far.
-        later_jobs: how many jobs follow it.
-        finished: seconds that each finished job took. Empty: the later jobs are taken to last as long
-            as the running one.
-
-    >>> sweep_left(10.0, 50.0, later_jobs=2, finished=[]), sweep_left(10.0, 50.0, 2, finished=[80.0, 100.0])
-    (130.0, 190.0)
-    """
-    return job_left + later_jobs * (fmean(finished) if finished else job_elapsed + job_left)
-
-
 @dataclass
 class SweepClock:
-    """How long the jobs of the sweep in this process took, each from its start to the next one's.
+    """Durations of a sweep's jobs in this process, each from its start to the start of the next, in seconds.
 
-    A job counts once it has trained to its end, so that one that fails early spoils no estimate.
+    Only jobs that trained to their end count: one that fails early would spoil the estimate.
     """
 
     finished: list[float] = field(default_factory=list)
@@ -62,7 +46,7 @@ class SweepClock:
     trained: bool = False
 
     def begin(self, job: int, now: float) -> None:
-        """Note that a job starts; the number of an earlier job starts a new sweep, the same is ignored."""
+        """Note that a job starts: the next one, the same one again, or by a lower number a new sweep's."""
         if job == self.job:
             return
         if job < self.job:
@@ -71,145 +55,35 @@ class SweepClock:
             self.finished.append(now - self.started)
         self.job, self.started, self.trained = job, now, False
 
+    def left(self, job_left: float, later_jobs: int, now: float) -> float:
+        """Return the seconds left of the sweep; until a job has finished, all are taken to last as long.
+
+        >>> SweepClock().left(10.0, later_jobs=2, now=50.0), SweepClock([80.0, 100.0]).left(10.0, 2, 50.0)
+        (130.0, 190.0)
+        """
+        each = fmean(self.finished) if self.finished else now - self.started + job_left
+        return job_left + later_jobs * each
+
 
 _sweep = SweepClock()
-
-
-@dataclass(frozen=True)
-class Pass:
-    """Where a pass over data stands; times in seconds, None where unknown."""
-
-    label: str
-    unit: str  # what is counted: "step" of the optimizer, "test" or "validation" batches
-    total: int | None
-    done: int = 0
-    elapsed: float = 0.0
-    left: float | None = None
-    sweep_left: float | None = None
-    figures: Mapping[str, str] = field(default_factory=dict)
-
-
-def plain_line(now: Pass) -> str:
-    """The pass as one line of text.
-
-    >>> plain_line(Pass("[3/8] blocks=[1,2]", "step", 460, 120, 12.0, 34.6, figures={"loss": "0.41"}))
-    '[3/8] blocks=[1,2]: step 120/460 26 % loss 0.41 left 0:35'
-    >>> plain_line(Pass("", "test", None, 7, 12.0))
-    'test 7 took 0:12'
-    """
-    counted = f"{now.unit} {now.done}"
-    if now.total is not None:
-        counted += f"/{now.total} {100 * now.done // max(now.total, 1)} %"
-    words = [counted, *(f"{name} {value}" for name, value in now.figures.items()), _time_left(now)]
-    return (f"{now.label}: " if now.label else "") + " ".join(words)
-
-
-def _time_left(now: Pass) -> str:
-    if now.left is None:
-        return f"took {clock(now.elapsed)}"
-    sweep = "" if now.sweep_left is None else f", sweep {clock(now.sweep_left)}"
-    return f"left {clock(now.left)}{sweep}"
-
-
-class Display(Protocol):
-    """Shows one pass to a person."""
-
-    def due(self, now: Pass) -> bool:
-        """Whether it is time to show the pass again; asked at every batch, so it has to be cheap."""
-
-    def show(self, now: Pass) -> None:
-        """Show the pass as it stands."""
-
-    def close(self) -> None:
-        """Leave the output as it is, ready for other text."""
-
-
-class Lines:
-    """A line after ten seconds or a tenth of the way, and never two within a second."""
-
-    def __init__(self, *, console: Console) -> None:
-        self.console = console
-        self.shown_at = time.monotonic()
-        self.shown_done: int | None = None
-
-    def due(self, now: Pass) -> bool:
-        """See Display."""
-        seconds = time.monotonic() - self.shown_at
-        self.shown_done = now.done if self.shown_done is None else self.shown_done
-        tenth = now.total is not None and now.done - self.shown_done >= now.total / 10
-        return seconds >= 10 or (tenth and seconds >= 1)
-
-    def show(self, now: Pass) -> None:
-        """See Display."""
-        self.shown_at, self.shown_done = time.monotonic(), now.done
-        self.console.print(Text(plain_line(now)), soft_wrap=True)
-
-    def close(self) -> None:
-        """See Display."""
-
-
-class _TimeColumn(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        now: Pass = task.fields["now"]
-        return Text(
-            clock(now.elapsed) + (f"  {_time_left(now)}" if now.left is not None else ""), style="cyan"
-        )
-
-
-class _FiguresColumn(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        now: Pass = task.fields["now"]
-        shown = "  ".join(f"{name} {value}" for name, value in now.figures.items())
-        return Text(shown, no_wrap=True, overflow="ellipsis")
-
-
-class Bar:
-    """A bar on a terminal, redrawn at most four times a second.
-
-    It draws from the training loop, not from a thread of its own: data loader workers may be forked
-    at any moment, and a fork must not copy a lock that such a thread holds.
-    """
-
-    def __init__(self, *, console: Console, now: Pass) -> None:
-        self.progress = Progress(
-            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, max_width=40)),
-            BarColumn(bar_width=None),
-            TextColumn("{task.fields[counted]}", markup=False),
-            _TimeColumn(Column(no_wrap=True)),
-            _FiguresColumn(),  # what a narrow terminal cuts short first
-            console=console,
-            auto_refresh=False,
-            expand=True,
-        )
-        self.task = self.progress.add_task(now.label or now.unit, total=now.total, **self._fields(now))
-        self.shown_at = -math.inf
-        self.progress.start()
-
-    @staticmethod
-    def _fields(now: Pass) -> dict[str, Any]:
-        counted = f"{now.unit} {now.done}" + ("" if now.total is None else f"/{now.total}")
-        return {"counted": counted, "now": now}
-
-    def due(self, now: Pass) -> bool:
-        """See Display."""
-        return time.monotonic() - self.shown_at >= 0.25
-
-    def show(self, now: Pass) -> None:
-        """See Display."""
-        self.shown_at = time.monotonic()
-        self.progress.update(self.task, completed=now.done, refresh=True, **self._fields(now))
-
-    def close(self) -> None:
-        """See Display."""
-        self.progress.stop()
 
 
 class ProgressWithTimeLeft(ProgressBar):
     """Progress over all steps of a run, not of an epoch, and over a test or validation pass.
 
-    Shows the loss, the last validation's mAP, and whatever the module logs with ``prog_bar=True``.
-    The time left of a run counts its remaining steps at the pace so far, validation included, and a
-    test pass if one was timed before. Silent on every process but the first.
+    It shows the loss, the last validation's mAP, and what the module logs with ``prog_bar=True``. The time
+    left of a run is that of its steps at the pace of the last thousand, validations included, and of a test
+    pass if one was timed before. Only the process of rank 0 shows it.
+
+    Args:
+        label: Name of the run, e.g. ``blocks=[1,2]``.
+        training: Whether the run trains; a test before its first step is then labelled "untrained test".
+        job: Place of the run in its sweep, from 1; None outside a sweep.
+        jobs: Number of the sweep's runs, one after the other in this process; None with ``job`` None.
+        console: Where to show it; the standard output by default.
+
+    Raises:
+        ValueError: Only one of ``job`` and ``jobs`` is given, or ``job`` is not in 1..jobs.
     """
 
     def __init__(
@@ -221,32 +95,16 @@ class ProgressWithTimeLeft(ProgressBar):
         jobs: int | None = None,
         console: Console | None = None,
     ) -> None:
-        """
-        Args:
-            label: names the run, e.g. ``blocks=[1,2]``.
-            training: whether the run trains; a test before its first step is then called untrained.
-            job: the run's place in its sweep, from 1; None outside a sweep.
-            jobs: how many runs the sweep has, one after the other in this process. Leave job and jobs
-                None where runs go on side by side, as under a cluster's launcher.
-            console: where to show; the standard output by default.
-        Raises:
-            ValueError: only one of job and jobs is given, or job is not in 1..jobs.
-        """
         super().__init__()
-        if (job is None) != (jobs is None):
-            raise ValueError(f"job and jobs go together, got job={job} and jobs={jobs}")
-        if job is not None and jobs is not None and not 1 <= job <= jobs:
-            raise ValueError(f"job must be in 1..jobs, got job={job} of jobs={jobs}")
-        self.label = " ".join(part for part in (f"[{job}/{jobs}]" if job is not None else "", label) if part)
-        self.training = training
-        self.job, self.jobs = job, jobs
+        if (job, jobs) != (None, None) and not 1 <= (job or 0) <= (jobs or 0):
+            raise ValueError(f"job must be in 1..jobs, or both be None, got job={job} and jobs={jobs}")
+        self.label = " ".join(part for part in (f"[{job}/{jobs}]" if job else "", label) if part)
+        self.training, self.job, self.jobs = training, job, jobs
         self._console = console
         self._enabled = True
-        self._display: Display | None = None
-        self._now = Pass(self.label, "step", None)
-        self._began = self._first_step_at = self._last_step_at = 0.0
-        self._done_at_first_step = 0
-        self._test_seconds = 0.0
+        self._progress: Progress | None = None
+        self._unit, self._figures = "", dict[str, str]()
+        self._shown_at, self._shown_done, self._test_seconds = 0.0, 0.0, 0.0
 
     @property
     def is_enabled(self) -> bool:
@@ -263,157 +121,150 @@ class ProgressWithTimeLeft(ProgressBar):
         self._enabled = True
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Note that the job has begun."""
+        """Note that the job begins."""
         super().setup(trainer, pl_module, stage)
         if self.job is not None:
             _sweep.begin(self.job, time.monotonic())
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Open the run's bar, at the step a resumed run goes on from."""
+        """Open the bar of the run, at the step of a resumed one."""
         self._open("step", trainer.estimated_stepping_batches, trainer.global_step)
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *args: Any, **kwargs: Any
     ) -> None:
-        """Count optimizer steps, not batches: with accumulated gradients a step is several batches."""
-        self._count(trainer.global_step)
-        if self._display is not None and self._display.due(self._now):
-            self._show(self._figures(trainer, pl_module, outputs))
+        """Count optimizer steps, not batches: with accumulated gradients a step has several batches."""
+        if self._progress is not None and self._count(self._progress, trainer.global_step):
+            self._figures = self._read_figures(trainer, pl_module, outputs)
+            self._show(self._progress)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Show the run's last state, with how long it took."""
+        """Show the final state of the run with its duration."""
         _sweep.trained = True
-        self._finish(self._figures(trainer, pl_module, None))
+        if self._progress is not None:
+            self._figures = self._read_figures(trainer, pl_module, None)
+            self._show(self._progress, last=True)
+        self._close()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Open a bar for a validation that is not part of training."""
+        """Open the bar of a test, or of a validation outside of training."""
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._open("validation", sum(trainer.num_val_batches), 0)
+        elif trainer.state.fn == TrainerFn.TESTING:
+            untrained = self.training and not trainer.global_step
+            self._open("untrained test" if untrained else "test", sum(trainer.num_test_batches), 0)
 
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Within training, keep the clock going; else count the batch."""
-        if trainer.state.fn == TrainerFn.VALIDATING:
-            self._count(self._now.done + 1)
-        if self._display is not None and self._display.due(self._now):
-            self._show(self._now.figures)
+    def on_validation_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Count the batch; within training only keep the clock going."""
+        if self._progress is not None:
+            done = self._progress.tasks[0].completed + (trainer.state.fn != TrainerFn.FITTING)
+            if self._count(self._progress, done):
+                self._show(self._progress)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Close the bar of a validation that is not part of training."""
-        if trainer.state.fn == TrainerFn.VALIDATING:
-            self._finish({})
+        """Show the duration of a test, or of a validation outside of training."""
+        if self._progress is not None and trainer.state.fn != TrainerFn.FITTING:
+            if trainer.state.fn == TrainerFn.TESTING:
+                self._test_seconds = self._progress.tasks[0].elapsed or 0.0
+            self._show(self._progress, last=True)
+            self._close()
 
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Open a bar for the test pass."""
-        untrained = self.training and not trainer.global_step
-        self._open("untrained test" if untrained else "test", sum(trainer.num_test_batches), 0)
+    on_test_start = on_validation_start
+    on_test_batch_end = on_validation_batch_end
+    on_test_end = on_validation_end
 
-    def on_test_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Count the batch."""
-        self._count(self._now.done + 1)
-        if self._display is not None and self._display.due(self._now):
-            self._show({})
-
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Close the test pass's bar and remember how long it took."""
-        self._test_seconds = time.monotonic() - self._began
-        self._finish({})
-
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        """Give the terminal back before the error is printed on it."""
+    def teardown(self, *args: Any, **kwargs: Any) -> None:
+        """Restore the terminal, also before an error is printed."""
         self._close()
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Give the terminal back, however the pass ended."""
-        self._close()
+    on_exception = teardown
 
     def _open(self, unit: str, total: float, done: int) -> None:
         self._close()
-        known = int(total) if math.isfinite(total) and total > 0 else None
-        self._now = Pass(self.label, unit, known, done)
-        self._began = time.monotonic()
-        self._first_step_at = self._last_step_at = 0.0
         if not self._enabled:
             return
         on_terminal = sys.stdout.isatty()  # FORCE_COLOR asks for colours in a log, not for a moving bar
         console = self._console or Console(force_terminal=None if on_terminal else False)
-        moving = console.is_terminal and console.is_interactive
-        self._display = Bar(console=console, now=self._now) if moving else Lines(console=console)
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, max_width=40)),
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),
+            TextColumn("{task.fields[counted]}", markup=False),
+            TextColumn("{task.fields[times]}", style="cyan", table_column=Column(no_wrap=True)),
+            TextColumn(
+                "{task.fields[figures]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=2)
+            ),
+            console=console,
+            auto_refresh=False,  # a thread may hold a lock while workers of the data loader are forked
+            expand=True,
+            speed_estimate_period=math.inf,
+        )
+        known = total if math.isfinite(total) and total > 0 else None
+        self._progress.add_task(
+            self.label or unit, total=known, completed=done, counted="", times="", figures=""
+        )
+        self._unit, self._figures, self._shown_done = unit, {}, done
+        self._shown_at = self._progress.get_time()
+        if console.is_terminal and console.is_interactive:
+            self._shown_at = -math.inf
+            self._progress.start()
 
-    def _count(self, done: int) -> None:
-        """Advance; the pace leaves out the first step, which also warms everything up."""
-        if done == self._now.done:
-            return
-        self._last_step_at = time.monotonic()
-        if not self._first_step_at:
-            self._first_step_at, self._done_at_first_step = self._last_step_at, done
-        self._now = replace(self._now, done=done)
+    def _count(self, progress: Progress, done: float) -> bool:
+        """Advance to ``done``; return whether to show it.
 
-    def _left(self) -> float | None:
-        steps = self._now.done - self._done_at_first_step
-        if self._now.total is None or not self._first_step_at or steps <= 0:
-            return None
-        pace = (self._last_step_at - self._first_step_at) / steps
-        later = self._test_seconds if self._now.unit == "step" else 0.0
-        return pace * max(self._now.total - self._now.done, 0) + later
+        A bar is drawn at most four times a second. A line is printed after ten seconds, or after a tenth of
+        the way and at least one second.
+        """
+        task = progress.tasks[0]
+        progress.update(task.id, completed=done)
+        seconds = progress.get_time() - self._shown_at
+        tenth = task.total is not None and done - self._shown_done >= task.total / 10
+        return seconds >= (0.25 if progress.live.is_started else 1 if tenth else 10)
 
-    def _figures(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any) -> dict[str, str]:
+    def _show(self, progress: Progress, *, last: bool = False) -> None:
+        task = progress.tasks[0]
+        self._shown_at, self._shown_done = progress.get_time(), task.completed
+        times, left = "", None if last else task.time_remaining
+        if left is not None:
+            left += self._test_seconds if self._unit == "step" else 0.0
+            times = f"left {clock(left)}"
+            if self._unit == "step" and self.job and self.jobs:
+                times += f", sweep {clock(_sweep.left(left, self.jobs - self.job, time.monotonic()))}"
+        elapsed = clock(task.elapsed or 0.0)
+        counted = f"{self._unit} {task.completed:.0f}" + ("" if task.total is None else f"/{task.total:.0f}")
+        figures = [f"{name} {value}" for name, value in self._figures.items()]
+        if progress.live.is_started:
+            shown: dict[str, Any] = {"counted": counted, "times": f"{elapsed}  {times}".rstrip()}
+            progress.update(task.id, refresh=True, figures="  ".join(figures), **shown)
+        else:
+            share = [] if task.total is None else [f"{math.floor(task.percentage)} %"]
+            line = " ".join([counted, *share, *figures, times or f"took {elapsed}"])
+            progress.console.print(Text(f"{self.label}: {line}" if self.label else line), soft_wrap=True)
+
+    def _close(self) -> None:
+        if self._progress is not None and self._progress.live.is_started:
+            self._progress.stop()
+        self._progress = None
+
+    def _read_figures(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any
+    ) -> dict[str, str]:
         logged = trainer.callback_metrics
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        named = {
+        figures = {
             "loss": logged.get("train/loss") if loss is None else loss,
             "held-out mAP": logged.get("val/mAP"),
         }
-        found: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
         for name, value in self.get_metrics(trainer, pl_module).items():
-            if name != "v_num":
-                found.setdefault(name.rpartition("/")[2], value)
-        return {name: _shown(name, value) for name, value in found.items()}
-
-    def _show(self, figures: Mapping[str, str], *, last: bool = False) -> None:
-        if self._display is None:
-            return
-        now = time.monotonic()
-        left = None if last else self._left()
-        sweep = None
-        in_training = self._now.unit == "step"  # a test before it does not know how long the training takes
-        if left is not None and in_training and self.job is not None and self.jobs is not None:
-            sweep = sweep_left(left, now - _sweep.started, self.jobs - self.job, _sweep.finished)
-        self._now = replace(
-            self._now, elapsed=now - self._began, left=left, sweep_left=sweep, figures=dict(figures)
-        )
-        self._display.show(self._now)
-
-    def _finish(self, figures: Mapping[str, str]) -> None:
-        self._show(figures, last=True)
-        self._close()
-
-    def _close(self) -> None:
-        if self._display is not None:
-            self._display.close()
-            self._display = None
+            figures.setdefault(name.rpartition("/")[2], value)
+        return {
+            name: _format(name, value)
+            for name, value in figures.items()
+            if name != "v_num" and value is not None
+        }
 
 
-def _shown(name: str, value: Any) -> str:
-    if isinstance(value, torch.Tensor):
-        value = value.item()
+def _format(name: str, value: Any) -> str:
+    value = value.item() if isinstance(value, torch.Tensor) else value
     if not isinstance(value, float):
         return str(value)
     return f"{100 * value:.1f} %" if name.endswith("mAP") else f"{value:.3g}"
