@@ -9,7 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from sharpreid.attention.mask import TestMask
-from sharpreid.checkpoint_io import DamagedCheckpointError, SafeCheckpointIO
+from sharpreid.checkpoint_files import DamagedCheckpointError
+from sharpreid.checkpoint_io import SafeCheckpointIO
 from sharpreid.evaluate import main
 from sharpreid.run.console import gather_readings, print_readings
 from sharpreid.run.evaluation import _sweeps, combinations, evaluate, evaluate_sweep

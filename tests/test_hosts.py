@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from sharpreid.checkpoint_io import SafeCheckpointIO, newest_whole, step_checkpoints, step_of
+from sharpreid.checkpoint_files import newest_whole, step_checkpoints, step_of
+from sharpreid.checkpoint_io import SafeCheckpointIO
 
 pytestmark = [pytest.mark.hosts, pytest.mark.timeout(900)]
 

@@ -12,7 +12,10 @@ import sharpreid
 SOURCE = Path(sharpreid.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("attention", "losses", "schedules", "evaluation", "config", "atomic_io", "distributed", "signals"),
+    (
+        *("attention", "losses", "schedules", "evaluation", "config"),
+        *("atomic_io", "distributed", "signals", "checkpoint_files"),
+    ),
     ("models", "data"),
     ("module", "checkpoint_io", "loggers", "visualization"),
     ("callbacks",),

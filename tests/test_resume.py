@@ -20,14 +20,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from sharpreid.callbacks.checkpoint import StepCheckpoints
-from sharpreid.checkpoint_io import (
-    SafeCheckpointIO,
-    newest_whole,
-    step_checkpoints,
-    step_of,
-    step_path,
-    verify,
-)
+from sharpreid.checkpoint_files import newest_whole, step_checkpoints, step_of, step_path, verify
+from sharpreid.checkpoint_io import SafeCheckpointIO
 from sharpreid.data.pixel_cache import build_cache
 from sharpreid.models.weights import WeightsError
 from sharpreid.run.build import build_data, build_module

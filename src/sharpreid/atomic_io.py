@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Write files completely or not at all."""
 
 import csv
 import os
@@ -10,7 +10,10 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place once it is fully written and on the disk."""
+    """Yield a temporary path beside ``path``; when the block ends, flush that file and rename it to ``path``.
+
+    If the block raises, ``path`` is unchanged and the temporary file is deleted.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
     try:
@@ -32,7 +35,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a CSV file in UTF-8; bytes of a path that are none are kept (surrogateescape)."""
+    """Write a CSV file in UTF-8; paths whose bytes are not UTF-8 keep them (surrogateescape)."""
     with (
         replacing(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,

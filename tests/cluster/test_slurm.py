@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from sharpreid.checkpoint_io import SafeCheckpointIO, step_checkpoints
+from sharpreid.checkpoint_files import step_checkpoints
+from sharpreid.checkpoint_io import SafeCheckpointIO
 
 SCRIPT = Path(__file__).with_name("slurm.sh")
 BLOCKS = ("[]", "[1]", "[9]")  # the last cannot be built

@@ -21,14 +21,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sharpreid.checkpoint_io import (
-    DamagedCheckpointError,
-    SafeCheckpointIO,
-    newest_whole,
-    step_checkpoints,
-    step_of,
-    verify,
-)
+from sharpreid.checkpoint_files import DamagedCheckpointError, newest_whole, step_checkpoints, step_of, verify
+from sharpreid.checkpoint_io import SafeCheckpointIO
 from sharpreid.run.records import describe_code
 from tests.soak.phase import SAVE, SCORING, START, read_phase
 from tests.test_resume import differing

@@ -23,7 +23,8 @@ from hydra.errors import CompactHydraException
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
-from sharpreid.checkpoint_io import SafeCheckpointIO, newest_whole, step_checkpoints
+from sharpreid.checkpoint_files import newest_whole, step_checkpoints
+from sharpreid.checkpoint_io import SafeCheckpointIO
 from sharpreid.config.paths import CONF_DIR
 from sharpreid.config.resolvers import register_resolvers
 from sharpreid.signals import EXIT_RESUMABLE

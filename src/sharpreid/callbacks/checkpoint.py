@@ -1,4 +1,4 @@
-"""Saves what a run needs to go on, and lets a signal stop it where nothing is lost."""
+"""Save checkpoints of a training, and stop it at a signal without losing a step."""
 
 import logging
 import random
@@ -13,7 +13,7 @@ import torch
 from lightning_fabric.utilities.apply_func import convert_tensors_to_scalars
 from pytorch_lightning.callbacks import Checkpoint
 
-from sharpreid.checkpoint_io import remove_unfinished, step_checkpoints, step_path
+from sharpreid.checkpoint_files import remove_unfinished, step_checkpoints, step_path
 from sharpreid.loggers.csv import AppendingCSVLogger
 from sharpreid.signals import STOP_SIGNALS, StoppedAtStepError
 
@@ -21,19 +21,20 @@ log = logging.getLogger(__name__)
 
 
 class StepCheckpoints(Checkpoint):
-    """Every so many steps a checkpoint from which the run goes on exactly; the last few are kept.
+    """Callback that saves a checkpoint every few steps and keeps the newest ones.
 
-    Within an epoch it is written after a step; at an epoch's end after its validation. SIGTERM and SIGUSR1
-    are noted, and at the next of these places all processes agree, save, and raise `StoppedAtStepError`.
-    The last step of the training is always saved.
+    A training that resumes from such a checkpoint continues exactly. Within an epoch a checkpoint is written
+    after a step, at the end of an epoch after its validation, and always after the last step. SIGTERM and
+    SIGUSR1 set a flag. At the next of these points all processes agree to stop, save, and raise
+    `StoppedAtStepError`.
 
     Args:
-        folder: of the checkpoints.
-        every_n_steps: optimizer steps between two, > 0.
-        keep: how many stay, > 0; more than one, since a disk may damage one.
+        folder: Folder of the checkpoints.
+        every_n_steps: Optimizer steps between two checkpoints, > 0.
+        keep: Number of checkpoints to keep, > 0. More than one is safer, because a disk may damage one.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: An argument is out of range.
     """
 
     def __init__(self, *, folder: str, every_n_steps: int, keep: int) -> None:
@@ -51,7 +52,7 @@ class StepCheckpoints(Checkpoint):
         self._random: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Set the random states a resumed run goes on with, and note signals from here on."""
+        """Restore the random states of a resumed training, and install the signal handlers."""
         self._restore_random_states(trainer)
         if trainer.is_global_zero:
             remove_unfinished(self.folder)
@@ -64,24 +65,24 @@ class StepCheckpoints(Checkpoint):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Stop, if that was agreed, now that the last step is logged too."""
+        """Stop if the processes agreed to; the last step is logged by now."""
         self._finish(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save, if it is time; at an epoch's last batch only after its validation."""
+        """Save if a checkpoint is due, except at an epoch's last batch, whose validation is still to come."""
         self._due = self._due or trainer.global_step % self.every_n_steps == 0
         if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._save_and_stop(trainer, row=trainer.fit_loop.epoch_loop._batches_that_stepped)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save, if it is time or the training is at its end."""
+        """Save if a checkpoint is due or this was the last epoch."""
         self._due = self._due or trainer.current_epoch + 1 == trainer.max_epochs
         self._save_and_stop(trainer, row=trainer.fit_loop.epoch_loop._batches_that_stepped - 1)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Give signals back their meaning; stop, if that was agreed or a signal came during the last save."""
+        """Restore the signal handlers, and stop if a signal came, even during the last save."""
         stop = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
         if stop and self._saved_at == trainer.global_step:
             self._stop = step_path(self.folder, trainer.global_step)
@@ -91,13 +92,13 @@ class StepCheckpoints(Checkpoint):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Give signals back their meaning; of a run that a signal stopped further ones change nothing."""
+        """Restore the signal handlers; after a stop by a signal, ignore further signals."""
         if isinstance(exception, StoppedAtStepError):
             self._handlers = dict.fromkeys(self._handlers, signal.SIG_IGN)
         self._restore_handlers()
 
     def state_dict(self) -> dict[str, Any]:
-        """Random states of all processes, in the order of their ranks."""
+        """Return the random states of all processes, in the order of their ranks."""
         mine = _random_states()
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return {"random": [mine]}
@@ -106,7 +107,7 @@ class StepCheckpoints(Checkpoint):
         return {"random": states}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the random states until the training starts: building the data loaders draws too."""
+        """Store the random states until the training starts; building the data loaders changes them."""
         self._random = state_dict
 
     def _restore_random_states(self, trainer: pl.Trainer) -> None:
@@ -120,7 +121,12 @@ class StepCheckpoints(Checkpoint):
         self._handlers = {}
 
     def _save_and_stop(self, trainer: pl.Trainer, *, row: int) -> None:
-        """Save, if it is time; ``row`` is the step that Lightning will log what is pending under."""
+        """Save if a checkpoint is due or a signal came.
+
+        Args:
+            trainer: The trainer.
+            row: Step under which Lightning will log the pending metrics.
+        """
         stop = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
         if not (self._due or stop):
             return
@@ -136,7 +142,7 @@ class StepCheckpoints(Checkpoint):
         self._stop = path if stop else None
 
     def _finish(self, trainer: pl.Trainer) -> None:
-        """Flush the logs of the steps before a checkpoint, which Lightning completes after it; then stop."""
+        """Flush the loggers after a checkpoint, when Lightning has logged its step, and stop if agreed."""
         if self._unflushed:
             self._unflushed = False
             for logger in trainer.loggers:
@@ -146,7 +152,7 @@ class StepCheckpoints(Checkpoint):
 
 
 def _write_pending_row(trainer: pl.Trainer, step: int) -> None:
-    """Give the CSV log the row of a step, which Lightning writes only after the callbacks, and then again."""
+    """Write the metrics of the current step to the CSV log, which Lightning does only after the callbacks."""
     connector = trainer._logger_connector
     if not connector.should_update_logs:
         return
@@ -159,7 +165,7 @@ def _write_pending_row(trainer: pl.Trainer, step: int) -> None:
 
 def _random_states() -> dict[str, Any]:
     version, internal, gauss = random.getstate()
-    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - it exists, so it is kept
+    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - libraries may use the global generator
     return {
         "python": [version, list(internal), gauss],
         "numpy": [kind, torch.from_numpy(np.asarray(keys, np.int64)), *rest],

@@ -1,4 +1,4 @@
-"""An alarm for the usual deaths of a triplet network."""
+"""Warn of the usual failures of a training by triplet loss."""
 
 import logging
 from typing import Any
@@ -9,18 +9,18 @@ log = logging.getLogger(__name__)
 
 
 class CollapseAlarm(pl.Callback):
-    """Warns once of a collapsed embedding, and once of a total variation that drowns the triplet loss.
+    """Callback that warns once of a collapsed embedding, and once of a dominating total variation.
 
-    With all embeddings on one point every triplet costs exactly the margin. The first alarm sounds when, for
-    ``patience`` steps in a row, the triplet loss is within ``spread`` * margin of the margin and the mean
-    distance to the hardest negative is below ``spread`` * margin. The second sounds when, for as long, the
-    rest of Eq. 8 (mu times the total variation) is above ``drowning`` times the triplet loss.
+    If all embeddings are equal, the triplet loss equals the margin. The embedding counts as collapsed if,
+    for ``patience`` consecutive steps, the triplet loss differs from the margin by less than
+    ``spread`` * margin and the mean distance to the hardest negative is below ``spread`` * margin. The total
+    variation dominates if, for as many steps, its term of Eq. 8 exceeds ``drowning`` times the triplet loss.
 
     Args:
-        margin: of the triplet loss, > 0.
-        patience: steps in a row.
-        spread: share of the margin, in (0, 1).
-        drowning: ratio of the terms of Eq. 8.
+        margin: Margin of the triplet loss, > 0.
+        patience: Number of consecutive steps before a warning.
+        spread: Tolerance as a share of the margin, in (0, 1).
+        drowning: Ratio of mu times the total variation to the triplet loss.
     """
 
     def __init__(self, *, margin: float, patience: int, spread: float, drowning: float) -> None:
@@ -34,7 +34,7 @@ class CollapseAlarm(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Look at what the step logged."""
+        """Check the losses that the step logged."""
         logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
         if "train/triplet" not in logged:
             return
@@ -44,7 +44,7 @@ class CollapseAlarm(pl.Callback):
         self.steps_collapsed = self._count(self.steps_collapsed, stuck and near)
         if self.steps_collapsed == self.patience:
             log.warning(
-                "the embedding has collapsed: for %d steps the triplet loss has stood at the margin (%.2f) "
+                "the embedding has collapsed: for %d steps the triplet loss has equalled the margin (%.2f), "
                 "with distances near 0, up to step %d. Lower objective.mu if it is above 0, lower "
                 "optimizer.lr, or start from trained weights (model.trunk.weights)",
                 self.patience,
@@ -55,9 +55,9 @@ class CollapseAlarm(pl.Callback):
         self.steps_drowned = self._count(self.steps_drowned, variation > self.drowning * triplet)
         if self.steps_drowned == self.patience:
             log.warning(
-                "the total variation drowns the triplet loss: for %d steps it has been more than %g times as "
-                "large (%.3g against %.3g in step %d), so the network learns smoothness and no identities. "
-                "Lower objective.mu, or take objective.reduction=mean",
+                "the total variation dominates the triplet loss: for %d steps it has been more than %g times "
+                "as large (%.3g against %.3g in step %d), so the network learns smooth masks instead of "
+                "identities. Lower objective.mu, or use objective.reduction=mean",
                 self.patience,
                 self.drowning,
                 variation,
@@ -66,5 +66,5 @@ class CollapseAlarm(pl.Callback):
             )
 
     def _count(self, steps: int, again: bool) -> int:
-        """Steps in a row; past the alarm it stays, so that the alarm sounds once."""
+        """Return the number of consecutive steps; from ``patience`` on it only grows, so it warns once."""
         return steps + 1 if again or steps >= self.patience else 0

@@ -7,7 +7,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from sharpreid.checkpoint_io import digest_path, verify
+from sharpreid.checkpoint_files import digest_path, verify
 from sharpreid.config.early_runs import with_later_keys
 from sharpreid.config.paths import CONF_DIR
 from sharpreid.config.resolvers import register_resolvers

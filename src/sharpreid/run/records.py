@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import sharpreid
 from sharpreid.atomic_io import replacing
-from sharpreid.checkpoint_io import digest_path, step_checkpoints, step_of
+from sharpreid.checkpoint_files import digest_path, step_checkpoints, step_of
 from sharpreid.config.early_runs import with_later_keys
 from sharpreid.data.reid_data import ReIDData, Sample
 from sharpreid.distributed import is_first, rank_zero_only

@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
 
-from sharpreid.checkpoint_io import digest_path, newest_whole, step_checkpoints, step_of, verify
+from sharpreid.checkpoint_files import digest_path, newest_whole, step_checkpoints, step_of, verify
 from sharpreid.distributed import is_first
 from sharpreid.run.records import changes, is_claimed
 

@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from sharpreid.checkpoint_io import step_of
+from sharpreid.checkpoint_files import step_of
 from sharpreid.config.validation import check_config
 from sharpreid.data.datamodule import ReIDDataModule
 from sharpreid.distributed import is_first, naming_lost_processes
