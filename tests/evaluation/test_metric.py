@@ -1,4 +1,4 @@
-"""The metric: it moves samples, and `evaluate_ranking` scores them."""
+"""The metric collects samples in any order, and scores them as `evaluate_ranking` does."""
 
 import copy
 import json
@@ -61,18 +61,18 @@ def test_a_repeated_index_with_another_label_is_an_error(which):
     other = [x[20:21].clone() for x in samples()]
     other[which] = ~other[which] if which == 3 else other[which] + 1
     metric.update(*other)
-    with pytest.raises(ValueError, match=r"1 repeated samples differ .* first index 20"):
+    with pytest.raises(ValueError, match=r"1 repeated .* index 20"):
         metric.compute()
 
 
 def test_missing_and_unknown_samples_are_named():
-    with pytest.raises(ValueError, match=r"3 of 53 samples are missing, the first have index \[3, 7, 52\]"):
+    with pytest.raises(ValueError, match=r"3 of 53 .* missing.* \[3, 7, 52\]"):
         scored([[i for i in range(SAMPLES) if i not in (3, 7, 52)]], expected=SAMPLES)
-    with pytest.raises(ValueError, match=r"indices must be 0 to 51, got 1 others, first \[52\]"):
+    with pytest.raises(ValueError, match=r"0 to 51.* \[52\]"):
         scored([torch.arange(SAMPLES)], expected=SAMPLES - 1)
 
 
-def test_further_images_are_averaged_into_their_query_and_not_ranked():
+def test_further_images_of_a_query_are_averaged_with_it_and_not_ranked():
     embeddings, pids, camids, is_query, _ = samples()
     further = torch.randn(3, 16, generator=torch.Generator().manual_seed(2))
     metric = ReIDMetric(
@@ -97,19 +97,19 @@ def test_further_images_are_averaged_into_their_query_and_not_ranked():
     assert metric.compute() != direct()
 
 
-def test_pooling_nothing_changes_no_bit():
+def test_groups_of_one_change_no_bit():
     assert scored([torch.arange(SAMPLES)], query_group=torch.arange(SAMPLES)) == direct()
     embeddings = samples()[0]
     assert torch.equal(average_groups(embeddings, torch.arange(SAMPLES)), embeddings)
 
 
-def test_a_missing_image_of_a_pool_is_named():
-    with pytest.raises(ValueError, match=r"1 of 54 samples are missing, the first have index \[53\]"):
+def test_a_missing_image_of_a_group_is_named():
+    with pytest.raises(ValueError, match=r"1 of 54 .* missing.* \[53\]"):
         scored([torch.arange(SAMPLES)], query_group=torch.tensor([*range(SAMPLES), 0]))
 
 
 def test_queries_alone_are_refused():
-    with pytest.raises(ValueError, match="need queries and gallery, got 15 queries of 15 samples"):
+    with pytest.raises(ValueError, match="gallery, got 15 queries of 15"):
         scored([torch.arange(15)])
 
 
@@ -117,16 +117,12 @@ def test_queries_alone_are_refused():
     ("which", "value", "message"),
     [
         (0, torch.zeros(SAMPLES), "embeddings must be"),
-        (
-            1,
-            torch.zeros(SAMPLES - 1).long(),
-            r"pids must have shape \(53,\) like the embeddings, got \(52,\)",
-        ),
-        (2, torch.zeros(SAMPLES), "camids must be integers, got torch.float32"),
-        (3, torch.zeros(SAMPLES).long(), "is_query must be bool, got torch.int64"),
+        (1, torch.zeros(SAMPLES - 1).long(), r"pids .* \(53,\) .* \(52,\)"),
+        (2, torch.zeros(SAMPLES), "camids .* torch.float32"),
+        (3, torch.zeros(SAMPLES).long(), "is_query .* torch.int64"),
     ],
 )
-def test_a_batch_that_does_not_fit_is_refused(which, value, message):
+def test_an_invalid_batch_is_refused(which, value, message):
     batch = list(samples())
     batch[which] = value
     with pytest.raises(ValueError, match=message):
@@ -166,7 +162,7 @@ def test_two_processes_with_uneven_shards_score_as_one(tmp_path):
         result = json.loads((tmp_path / f"{rank}.json").read_text())
         assert result["scores"] == one.as_dict()
         assert result["cmc"] == list(one.cmc)
-        assert result["missing"].startswith("1 of 54 samples are missing, the first have index [53]")
+        assert "1 of 54" in result["missing"]
 
 
 def score_a_shard(folder: Path, rank: int) -> None:

@@ -1,4 +1,4 @@
-"""Ranks counted by Numba: those of the reference, to the last."""
+"""The compiled kernels return the same bits as the reference."""
 
 import importlib
 from collections.abc import Callable
@@ -46,7 +46,7 @@ def case(
 def ranks_by(
     monkeypatch: pytest.MonkeyPatch, given: Case, protocol: Protocol, *, by_numba: bool
 ) -> torch.Tensor:
-    """The ranks that the scores are computed from."""
+    """Return the ranks from which the scores are computed."""
     seen: list[torch.Tensor] = []
     monkeypatch.setattr(numba_kernels, "MIN_PAIRS", 0 if by_numba else 10**12)
     monkeypatch.setattr(
@@ -85,7 +85,7 @@ def test_the_ranks_are_those_of_the_reference(
 
 
 def test_float32_alone_would_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The control: without the margin, near ties are counted on the wrong side."""
+    """Negative control: without the error bound, near ties are counted on the wrong side."""
     given = case(CHANGES["near ties"])
     wanted = ranks_by(monkeypatch, given, Protocol.market1501(), by_numba=False)
     monkeypatch.setattr(compiled_distances, "FLOAT32_ROUNDOFF", 0.0)
@@ -108,8 +108,8 @@ def test_chunks_and_threads_change_nothing(
     assert found == wanted
 
 
-def test_a_shorter_float32_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch may be told to multiply float32 in bfloat16, whose errors are beyond the bound."""
+def test_matmul_precision_medium_changes_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With this setting, torch may multiply float32 in bfloat16, whose errors exceed the bound."""
     monkeypatch.setattr(numba_kernels, "MIN_PAIRS", 0)
     given = case(dim=256)
     wanted = evaluate_ranking(**given, protocol=Protocol.market1501())
@@ -122,7 +122,7 @@ def test_a_shorter_float32_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "tf32"])
-def test_nor_one_that_was_asked_for_by_the_newer_setting(
+def test_fp32_precision_of_the_backends_changes_no_score(
     monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     monkeypatch.setattr(numba_kernels, "MIN_PAIRS", 0)
@@ -141,8 +141,8 @@ def test_nor_one_that_was_asked_for_by_the_newer_setting(
             one.fp32_precision = kept
 
 
-def test_the_products_are_made_in_full_precision_matmul() -> None:
-    """Whatever the processor makes of it: not every one has a shorter type."""
+def test_products_are_computed_in_float32() -> None:
+    """Checked by the setting, because not every processor has a shorter type."""
     backends: Any = torch.backends
     x = torch.rand(64, 8).double()
     seen: list[str] = []
@@ -158,8 +158,8 @@ def test_the_products_are_made_in_full_precision_matmul() -> None:
         torch.set_float32_matmul_precision("highest")
 
 
-def test_a_kernel_calls_none_of_another_file() -> None:
-    """Numba keeps a compiled kernel until its own file changes, whatever becomes of what it calls."""
+def test_all_kernels_are_in_one_file() -> None:
+    """Numba caches a kernel until its own file changes, even if a function that it calls changes."""
     kernels = importlib.import_module("sharpreid.evaluation.numba_kernels.kernels")
     found = [one for one in vars(kernels).values() if hasattr(one, "py_func")]
     assert len(found) > 10
@@ -169,10 +169,10 @@ def test_a_kernel_calls_none_of_another_file() -> None:
 
 
 @pytest.mark.parametrize(("threads", "held"), [(1, 64), (4, 64), (16, 16), (64, 4), (256, 1), (1000, 1)])
-def test_many_threads_hold_no_more_than_a_few(
+def test_all_threads_together_hold_a_bounded_number_of_distances(
     monkeypatch: pytest.MonkeyPatch, threads: int, held: int
 ) -> None:
-    """Rows of a large gallery in each: 512 MiB in all threads together, or a row each."""
+    """All threads together hold 512 MiB, or one row each if that is more."""
     seen: list[int] = []
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(compiled_distances, "run_in_threads", lambda work: work(0))

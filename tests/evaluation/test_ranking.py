@@ -1,8 +1,7 @@
-"""The ranking against hand-made problems, against a slow reference, and against itself."""
+"""The ranking against hand-made problems, a slow reference, and itself in other settings."""
 
 import json
 import math
-import re
 from fractions import Fraction
 
 import numpy as np
@@ -68,7 +67,7 @@ def random_problem(queries=40, items=300, dim=37, seed=0):
 
 
 def slow_scores(q, qp, qc, g, gp, gc, protocol):
-    """The definition, item by item, with an explicit sort: (mAP, mAP_trapezoid, cmc, valid queries)."""
+    """Score item by item with an explicit sort: (mAP, mAP_trapezoid, cmc, valid queries)."""
     steps, trapezoids, first_hits = [], [], []
     for i in range(len(q)):
         ranking = []
@@ -125,7 +124,7 @@ def test_whole_evaluation_of_known_hit_ranks(ranks, step, trapezoid):
 def test_ranks_of_a_hand_made_matrix():
     distance = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.4, 0.4, 0.1, 0.4], [torch.inf, 0.5, 0.5, 0.2]])
     match = torch.tensor([[0, 2], [0, 3], [0, 1]])
-    # row 2: two matches tied with one negative, behind one; row 3: its first match has left the ranking
+    # row 2: two matches, tied with one negative, behind another; row 3: the first match is excluded
     assert hit_ranks(distance, match).tolist() == [[1, 3], [3, 4], [3, 0]]
 
 
@@ -173,7 +172,7 @@ def test_a_query_without_a_match_is_counted_under_both_denominators(denominator,
     assert (scores.mAP, scores.rank(1), scores.rank(2)) == (mean_ap, 0.0, 2 * mean_ap)
 
 
-def test_the_scores_are_means_of_what_each_query_contributes():
+def test_the_scores_are_means_over_the_queries():
     """A perfect query, one whose match comes second, and one without a match."""
     queries, gallery = [(0, 1, 1), (10, 2, 1), (20, 3, 1)], [(1, 1, 2), (11, 9, 2), (12, 2, 2)]
     scores = on_a_line(queries, gallery)
@@ -183,7 +182,7 @@ def test_the_scores_are_means_of_what_each_query_contributes():
     assert np.nanmean(scores.queries.rank1) == scores.rank(1)
 
 
-def test_what_a_query_contributes_to_a_drawn_gallery_is_its_mean_over_the_draws():
+def test_a_query_score_on_drawn_galleries_is_the_mean_over_the_draws():
     problem = random_problem(queries=6, items=60, seed=2)
     protocol = Protocol.cuhk03_single_shot(repeats=7)
     scores = evaluate_ranking(*problem, protocol=protocol)
@@ -193,7 +192,7 @@ def test_what_a_query_contributes_to_a_drawn_gallery_is_its_mean_over_the_draws(
 
 
 def test_an_evaluation_without_any_match_says_why():
-    message = r"1 have an identity that the gallery lacks .*, and 1 have matches only in their own camera"
+    message = "1 have an identity that the gallery lacks .* 1 have matches only in their own camera"
     with pytest.raises(ValueError, match=message):
         on_a_line([(0, 1, 1), (0, 2, 1)], [(1, 1, 1), (2, 3, 1)])
     with pytest.raises(ValueError, match="0 items that are not junk"):
@@ -202,13 +201,11 @@ def test_an_evaluation_without_any_match_says_why():
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("side", ["query", "gallery"])
-def test_embeddings_that_are_not_finite_are_refused(bad, side):
+def test_nan_and_infinite_embeddings_are_refused(bad, side):
     problem = list(random_problem())
     embeddings = problem[0 if side == "query" else 3]
     embeddings[[7, 9, 9], [0, 1, 2]] = bad
-    message = (
-        f"{side}_embeddings: 2 of {len(embeddings)} rows are NaN or infinite in float32, the first is row 7"
-    )
+    message = f"{side}_embeddings: 2 of {len(embeddings)} rows .* row 7"
     with pytest.raises(ValueError, match=message):
         evaluate_ranking(*problem, protocol=MARKET)
 
@@ -216,28 +213,20 @@ def test_embeddings_that_are_not_finite_are_refused(bad, side):
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        (0, torch.zeros(40), "query_embeddings must be float (N, D), not empty, got torch.float32 (40,)"),
-        (
-            0,
-            torch.zeros(0, 37),
-            "query_embeddings must be float (N, D), not empty, got torch.float32 (0, 37)",
-        ),
-        (3, torch.zeros(9, 37).long(), "gallery_embeddings must be float (N, D), not empty, got torch.int64"),
-        (3, torch.zeros(300, 36), "embeddings must have the same length, got 37 and 36"),
-        (1, torch.ones(39).long(), "query_pids must have one value per row of query_embeddings, shape (40,)"),
-        (5, torch.ones(300), "gallery_camids must be integers, got torch.float32"),
-        (1, torch.tensor([1] * 39 + [0]), "query_pids: 1 queries, the first in row 39, have identity 0"),
-        (
-            1,
-            torch.tensor([1] * 38 + [-1] * 2),
-            "query_pids: 2 queries, the first in row 38, have identity -1",
-        ),
+        (0, torch.zeros(40), r"query_embeddings .* \(40,\)"),
+        (0, torch.zeros(0, 37), r"query_embeddings .* \(0, 37\)"),
+        (3, torch.zeros(9, 37).long(), "gallery_embeddings .* float .* torch.int64"),
+        (3, torch.zeros(300, 36), "length.* 37 and 36"),
+        (1, torch.ones(39).long(), r"query_pids .* \(40,\)"),
+        (5, torch.ones(300), "gallery_camids .* integers.* torch.float32"),
+        (1, torch.tensor([1] * 39 + [0]), "query_pids: 1 queries.* row 39, .* identity 0"),
+        (1, torch.tensor([1] * 38 + [-1] * 2), "query_pids: 2 queries.* row 38, .* identity -1"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(place, value, message):
+def test_invalid_arguments_are_refused(place, value, message):
     problem = list(random_problem())
     problem[place] = value
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(ValueError, match=message):
         evaluate_ranking(*problem, protocol=MARKET)
 
 
@@ -420,16 +409,16 @@ def test_single_shot_draws_only_from_other_cameras_than_the_query():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"exclusion": "camera"}, "exclusion must be one of"),
-        ({"map_on": "gallery"}, "map_on must be one of"),
-        ({"denominator": "some"}, "denominator must be one of"),
-        ({"max_rank": 0}, "max_rank must be at least 1, got 0"),
-        ({"seed": -1}, "seed must be at least 0, got -1"),
-        ({"repeats": 20}, "need gallery_per_identity"),
-        ({"gallery_per_identity": 1}, "needs exclusion='same_camera'"),
+        ({"exclusion": "camera"}, "exclusion .*camera"),
+        ({"map_on": "gallery"}, "map_on .*gallery"),
+        ({"denominator": "some"}, "denominator .*some"),
+        ({"max_rank": 0}, "max_rank .* 1, got 0"),
+        ({"seed": -1}, "seed .* 0, got -1"),
+        ({"repeats": 20}, "repeats .* gallery_per_identity"),
+        ({"gallery_per_identity": 1}, "exclusion='same_camera'"),
     ],
 )
-def test_a_protocol_that_makes_no_sense_is_refused(kwargs, message):
+def test_an_invalid_protocol_is_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
         Protocol(name="m", **kwargs)
 
@@ -455,7 +444,7 @@ def test_scores_are_plain_numbers():
         "num_invalid_queries": 0,
     }
     assert scores.protocol == MARKET
-    with pytest.raises(ValueError, match=re.escape("k must be 1 to 50")):
+    with pytest.raises(ValueError, match=r"k .* 50.* 51"):
         scores.rank(51)
-    with pytest.raises(ValueError, match="chunk_size must be at least 1 or None, got 0"):
+    with pytest.raises(ValueError, match=r"chunk_size .* got 0"):
         on_a_line([(0, 1, 1)], [(1, 1, 2)], chunk_size=0)

@@ -1,4 +1,4 @@
-"""Re-ranking against a slow dense reference, its invariants, and its place in the evaluation."""
+"""Re-ranking against a slow dense reference, its invariants, and its use in the evaluation."""
 
 import json
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.
 
 
 def slow_k_reciprocal(query, gallery, k1, k2, lambda_value):
-    """The definitions, with Python sets and the whole matrix; equal distances go by row."""
+    """Compute the definitions with Python sets and the whole matrix; ties are broken by row."""
     x = np.concatenate([query, gallery]).astype(np.float64)
     distance = np.square(x[:, None] - x[None]).sum(2)
     largest = distance.max(1, keepdims=True)
@@ -187,7 +187,7 @@ def test_the_order_of_the_files_changes_no_bit():
 
 
 class Largest(TorchDispatchMode):
-    """Notes the bytes of the largest tensor that any operation makes."""
+    """Record the bytes of the largest tensor that any operation allocates."""
 
     size = 0
 
@@ -264,7 +264,7 @@ def test_re_ranking_ranks_by_the_re_ranked_distance():
 
 @dataclass
 class Spy:
-    """Notes what a re-ranking is given, and ranks plainly."""
+    """Record the arguments of a re-ranking, and rank by distance."""
 
     seen: list[tuple[int, int]] = field(default_factory=list)
 
@@ -336,24 +336,24 @@ def test_a_query_without_valid_items_stays_as_it_is():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: KReciprocal(k1=0, k2=6, lambda_value=0.3), "k1 must be at least 1, got 0"),
-        (lambda: KReciprocal(k1=20, k2=0, lambda_value=0.3), "k2 must be at least 1, got 0"),
+        (lambda: KReciprocal(k1=0, k2=6, lambda_value=0.3), "k1 .* got 0"),
+        (lambda: KReciprocal(k1=20, k2=0, lambda_value=0.3), "k2 .* got 0"),
         (
             lambda: KReciprocal(k1=20, k2=6, lambda_value=1.1),
-            r"lambda_value must be in \[0, 1\], got 1.1",
+            r"lambda_value .* \[0, 1\], got 1.1",
         ),
-        (lambda: QueryExpansion(k=0), "k must be at least 1, got 0"),
+        (lambda: QueryExpansion(k=0), "k .* got 0"),
         (
             lambda: average_query_expansion(torch.ones(2, 3), torch.ones(4, 2), 1),
-            "must have the same length, got 3 and 2",
+            "length.* 3 and 2",
         ),
         (
             lambda: average_query_expansion(torch.ones(2, 3), torch.ones(4, 3) * torch.nan, 1),
-            "gallery: 4 of 4 rows are NaN or infinite",
+            "gallery: 4 of 4 rows .* NaN",
         ),
         (
             lambda: average_query_expansion(torch.ones(2, 3), torch.ones(4, 3), 1, chunk_size=0),
-            "chunk_size must be at least 1 or None, got 0",
+            "chunk_size .* got 0",
         ),
         (
             lambda: average_query_expansion(
@@ -369,10 +369,10 @@ def test_a_query_without_valid_items_stays_as_it_is():
                 query_camids=torch.ones(3),
                 gallery_camids=torch.ones(4),
             ),
-            r"query_camids must have shape \(2,\), got \(3,\)",
+            r"query_camids .* \(2,\), got \(3,\)",
         ),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(call, message):
+def test_invalid_arguments_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()

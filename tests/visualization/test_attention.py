@@ -35,7 +35,7 @@ def network() -> SharpAttentionNetwork:
     )
 
 
-def test_attention_is_that_of_the_equations_and_leaves_the_network_as_it_was(
+def test_recorded_attention_satisfies_eq_1_and_the_network_is_unchanged(
     network: SharpAttentionNetwork,
 ) -> None:
     network.train()
@@ -54,13 +54,13 @@ def test_attention_is_that_of_the_equations_and_leaves_the_network_as_it_was(
     assert not any(block._forward_hooks for block in blocks)
 
 
-def test_no_hook_stays_after_an_error(network: SharpAttentionNetwork) -> None:
+def test_hooks_are_removed_after_an_error(network: SharpAttentionNetwork) -> None:
     with pytest.raises(RuntimeError):
         record_attention(network, torch.randn(1, 4, 64, 32))
     assert not any(m._forward_hooks for m in network.modules())
 
 
-def test_a_photo_is_what_the_image_was_made_of() -> None:
+def test_denormalise_restores_the_photo() -> None:
     from sharpreid.data.transforms import to_tensor
 
     picture = Image.new("RGB", (4, 6), (10, 200, 77))
@@ -116,7 +116,7 @@ def test_sharpness_of_a_decided_mask() -> None:
     assert mask_sharpness([attention(4)]) == {4: (1.0, 0.0)}
 
 
-def test_masks_of_two_networks_stand_beside_each_other(network: SharpAttentionNetwork) -> None:
+def test_masks_of_two_networks_are_drawn_side_by_side(network: SharpAttentionNetwork) -> None:
     images = torch.randn(2, 3, 64, 32)
     sharp = record_attention(network, images)
     soft = [one._replace(mask=torch.ones_like(one.mask)) for one in sharp]
