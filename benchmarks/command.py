@@ -11,7 +11,7 @@ from typing import Any
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from benchmarks.rows import Row, print_rows, write_rows
-from sharpreid.signals import stopping_on_sigterm
+from sharpreid.signals import stop_on_sigterm
 
 
 def make_parser(name: str, about: str | None) -> argparse.ArgumentParser:
@@ -116,7 +116,7 @@ def errors_in_one_line() -> Iterator[None]:
     Temporary folders are removed and child processes are stopped.
     """
     try:
-        with stopping_on_sigterm():
+        with stop_on_sigterm():
             yield
     except SIGTERMException:
         sys.exit(_print_error("terminated", 143))

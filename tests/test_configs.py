@@ -19,7 +19,7 @@ from sharpreid.config.validation import ConfigError, check_config, check_node
 from sharpreid.distributed import rank_zero_only
 from sharpreid.evaluation.protocol import Protocol
 from sharpreid.run.build import build_data, build_module, build_trainer
-from sharpreid.run.paper_recipe import departures
+from sharpreid.run.paper_recipe import recipe_deviations
 from sharpreid.sweep.summary_callback import SweepSummary
 
 EXPERIMENTS = sorted(CONF_DIR.glob("experiment/**/*.yaml"))
@@ -262,7 +262,7 @@ def test_cuhk03_has_five_variants() -> None:
 
 @pytest.mark.parametrize("data", [name for name in DATA if name != "synthetic"])
 def test_on_real_data_sets_nothing_departs_from_the_paper_s_recipe(data: str) -> None:
-    assert departures(composed("+experiment=block_ablation", f"data={data}")) == ""
+    assert recipe_deviations(composed("+experiment=block_ablation", f"data={data}")) == ""
 
 
 def test_the_recipe_of_an_experiment_follows_its_data_set() -> None:
@@ -367,7 +367,7 @@ def test_a_method_is_the_row_of_the_paper_that_it_says(method: str) -> None:
     )
     assert found == METHODS[method]
     tv = "mu 0.01 (0.1), total variation mean (sum)" if cfg.objective.mu else ""
-    assert departures(cfg) == tv
+    assert recipe_deviations(cfg) == tv
 
 
 @pytest.mark.parametrize("method", METHODS)

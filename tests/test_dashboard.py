@@ -17,9 +17,9 @@ from sharpreid.callbacks.sharpness import SharpnessCurves
 from sharpreid.config.paths import CONF_DIR
 from sharpreid.config.resolvers import register_resolvers
 from sharpreid.run.build import build_data, build_module
+from sharpreid.run.comparability import logged_settings
 from sharpreid.run.paper_recipe import PAPER_DATA
 from sharpreid.run.records import describe_rules
-from sharpreid.run.training import logged_settings
 
 METHODS = sorted(path.stem for path in CONF_DIR.glob("method/*.yaml"))
 

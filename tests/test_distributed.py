@@ -8,7 +8,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from sharpreid.distributed import LostProcessError, naming_lost_processes
+from sharpreid.distributed import LostProcessError, explain_lost_processes
 from sharpreid.run.build import build_trainer
 
 SAID = [
@@ -51,7 +51,7 @@ def test_a_process_that_is_alone_has_lost_none() -> None:
 
 
 def fail_with(error: RuntimeError) -> None:
-    with naming_lost_processes(2):
+    with explain_lost_processes(2):
         raise error
 
 

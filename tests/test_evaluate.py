@@ -15,7 +15,7 @@ from sharpreid.evaluate import main
 from sharpreid.run.console import gather_readings, print_readings
 from sharpreid.run.evaluation import _sweeps, combinations, evaluate, evaluate_sweep
 from sharpreid.run.loading import build_empty_module, load_network
-from sharpreid.run.paper_recipe import departures
+from sharpreid.run.paper_recipe import recipe_deviations
 
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_the_weights_that_a_run_started_from_are_not_needed_and_stay_in_its_labe
     cfg = composed("model.trunk.weights=/gone/resnet50.pth")
     assert build_empty_module(cfg).network.trunk.coverage is None
     assert cfg.model.trunk.weights == "/gone/resnet50.pth"
-    assert "weights none" not in departures(cfg)
+    assert "weights none" not in recipe_deviations(cfg)
 
 
 @pytest.mark.parametrize("arguments", [["checkpoint"], ["seed=0"]])

@@ -25,8 +25,8 @@ from sharpreid.checkpoint_io import SafeCheckpointIO
 from sharpreid.data.pixel_cache import build_cache
 from sharpreid.models.weights import WeightsError
 from sharpreid.run.build import build_data, build_module
-from sharpreid.run.console import quieten
-from sharpreid.run.records import claim, describe_config, set_later_checkpoints_aside
+from sharpreid.run.console import suppress_lightning_warnings
+from sharpreid.run.records import describe_config, lock_run_dir, move_later_checkpoints_aside
 from sharpreid.run.resume import ChangedConfigError, find_checkpoint
 from sharpreid.signals import EXIT_RESUMABLE
 from tests.soak.phase import SAVE, SCORING, START, STEP, VALIDATION, read_phase
@@ -51,7 +51,7 @@ def fit(
     cfg: DictConfig, folder: Path, quiet: dict[str, Any], cut: int | None = None, resume: Path | None = None
 ) -> dict[str, Any]:
     """The last checkpoint of a training over 3 epochs of 2 batches."""
-    quieten()
+    suppress_lightning_warnings()
     pl.seed_everything(0, verbose=False)
     callbacks: list[pl.Callback] = [StepCheckpoints(folder=str(folder), every_n_steps=1, keep=2)]
     trainer = pl.Trainer(
@@ -233,7 +233,7 @@ def test_a_config_without_a_checkpoint_is_pointed_to_the_nearest_stopped_run(
     caplog.clear()
     stop(["objective.margin=2"], tmp_path / "odd" / "seed=0")
     (tmp_path / "odd" / "seed=0" / ".lock").mkdir()  # which cannot be opened
-    with claim(near):  # it is at work
+    with lock_run_dir(near):  # it is at work
         assert find_checkpoint(cfg, tmp_path / "new" / "seed=0") is None
     assert str(near) not in caplog.text
     assert f"{far}, differs in 2 keys" in caplog.text
@@ -260,10 +260,10 @@ def test_later_checkpoints_are_moved_aside_where_an_earlier_one_goes_on(tmp_path
     folder.mkdir()
     for step in (1, 2, 3):
         SafeCheckpointIO().save_checkpoint({"step": step}, step_path(folder, step))
-    set_later_checkpoints_aside(tmp_path, 2)
+    move_later_checkpoints_aside(tmp_path, 2)
     assert [path.name for path in step_checkpoints(folder)] == ["step=000002.ckpt", "step=000001.ckpt"]
     assert SafeCheckpointIO().load_checkpoint(step_path(tmp_path / "previous" / "1", 3)) == {"step": 3}
-    set_later_checkpoints_aside(tmp_path, 2)
+    move_later_checkpoints_aside(tmp_path, 2)
     assert not (tmp_path / "previous" / "2").exists()
 
 

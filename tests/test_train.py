@@ -23,8 +23,8 @@ from sharpreid.module import NonFiniteLossError
 from sharpreid.run.build import build_data, build_module
 from sharpreid.run.evaluation import evaluate, evaluate_sweep
 from sharpreid.run.loading import load_config
-from sharpreid.run.records import claim
-from sharpreid.signals import EXIT_RESUMABLE, stopping_on_sigterm
+from sharpreid.run.records import lock_run_dir
+from sharpreid.signals import EXIT_RESUMABLE, stop_on_sigterm
 
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
@@ -193,9 +193,9 @@ def test_a_file_that_a_loader_s_process_cannot_read_ends_in_one_line(
 
 def test_two_runs_in_one_place_do_not_write_at_the_same_time(tmp_path: Path) -> None:
     with (
-        claim(tmp_path),
+        lock_run_dir(tmp_path),
         pytest.raises(RuntimeError, match="another run is writing there"),
-        claim(tmp_path),
+        lock_run_dir(tmp_path),
     ):
         pass
 
@@ -298,13 +298,13 @@ def test_a_termination_in_the_last_batch_of_a_test_is_not_forgotten(
     cfg = composed("model.blocks=[]")
     before = signal.getsignal(signal.SIGTERM)
     trainer = pl.Trainer(**QUIET, callbacks=[_Terminate()])
-    with stopping_on_sigterm(), pytest.raises(SIGTERMException):
+    with stop_on_sigterm(), pytest.raises(SIGTERMException):
         trainer.test(build_module(cfg), build_data(cfg), verbose=False)
     assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_second_termination_does_not_stop_the_clearing_up() -> None:
-    with stopping_on_sigterm():
+    with stop_on_sigterm():
         with pytest.raises(SIGTERMException):
             os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)

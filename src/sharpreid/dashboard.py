@@ -37,7 +37,7 @@ GALLERY = "masks"
 """The key of the masks' pictures."""
 
 GROUPS = ("data.source.name", "method", "departures", "rules")
-"""What runs must share to be averaged, of `sharpreid.run.training.logged_settings`; their seeds differ."""
+"""Settings of `sharpreid.run.comparability.logged_settings` that averaged runs share; their seeds differ."""
 
 COMPARABLE = "Config('comparable') = True and Config('data.source.name') = '{data}'"
 OTHERS = "Config('comparable') = False"

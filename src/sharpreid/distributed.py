@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 
-__all__ = ["LostProcessError", "is_first", "naming_lost_processes", "rank_zero_only"]
+__all__ = ["LostProcessError", "explain_lost_processes", "is_rank_zero", "rank_zero_only"]
 
 _CONNECTION = re.compile(
     r"pair closure|connection (closed|reset|refused)|timed out|broken pipe|no route to host|gloo|nccl",
@@ -21,13 +21,13 @@ class LostProcessError(RuntimeError):
     """Another process of the run ended, or did not answer in time."""
 
 
-def is_first() -> bool:
+def is_rank_zero() -> bool:
     """Whether this is the process of rank 0, or the only one."""
     return not getattr(rank_zero_only, "rank", 0)
 
 
 @contextmanager
-def naming_lost_processes(minutes: float) -> Iterator[None]:
+def explain_lost_processes(minutes: float) -> Iterator[None]:
     """Turn the errors of torch's backends into one that says what to do.
 
     Args:
@@ -39,7 +39,7 @@ def naming_lost_processes(minutes: float) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not is_of_a_connection(error):
+        if not is_connection_error(error):
             raise
         raise LostProcessError(
             f"another process of this run ended, or did not answer for trainer.timeout_minutes={minutes:g} "
@@ -49,7 +49,7 @@ def naming_lost_processes(minutes: float) -> Iterator[None]:
         ) from error
 
 
-def is_of_a_connection(error: RuntimeError) -> bool:
+def is_connection_error(error: RuntimeError) -> bool:
     """Whether ``error`` is one of torch.distributed about another process."""
     if not torch.distributed.is_available():
         return False

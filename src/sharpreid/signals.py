@@ -48,7 +48,7 @@ def outlive_stop_signals(worker: int) -> None:
 
 
 @contextmanager
-def stopping_on_sigterm() -> Iterator[None]:
+def stop_on_sigterm() -> Iterator[None]:
     """Let SIGTERM and SIGUSR1 stop the command wherever it stands, as an interrupt from the keyboard does.
 
     It raises Lightning's SIGTERMException, a SystemExit, once; further ones are ignored while that clears up,

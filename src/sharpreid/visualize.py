@@ -15,7 +15,7 @@ from sharpreid.data.datamodule import picture_of
 from sharpreid.data.reid_data import Sample
 from sharpreid.run.arguments import UsageError, parse_arguments
 from sharpreid.run.build import build_data
-from sharpreid.run.console import quieten, reason
+from sharpreid.run.console import error_message, suppress_lightning_warnings
 from sharpreid.run.loading import load_config, load_network, read_views
 from sharpreid.visualization.attention import (
     draw_mask_comparison,
@@ -47,12 +47,12 @@ def main(arguments: list[str] | None = None) -> None:
     if not arguments or {"-h", "--help"} & set(arguments):
         print(USAGE)
         sys.exit(0 if arguments else 2)
-    quieten()
+    suppress_lightning_warnings()
     try:
         visualize(arguments)
     except (OSError, ValueError, RuntimeError, OmegaConfBaseException, HydraException) as error:
         usage = f"\n{USAGE}" if isinstance(error, UsageError) else ""
-        print(f"error: {reason(error)}{usage}", file=sys.stderr)
+        print(f"error: {error_message(error)}{usage}", file=sys.stderr)
         sys.exit(1)
 
 

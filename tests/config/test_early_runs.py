@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from sharpreid.config.early_runs import LATER_KEYS, with_later_keys
+from sharpreid.config.early_runs import LATER_KEYS, upgrade_config
 from sharpreid.run.loading import load_config
-from sharpreid.run.paper_recipe import departures
-from sharpreid.run.records import changes, describe_config
+from sharpreid.run.paper_recipe import recipe_deviations
+from sharpreid.run.records import config_diff, describe_config
 
 Composed = Callable[..., DictConfig]
 
@@ -40,9 +40,9 @@ def test_the_defaults_of_the_config_are_what_early_runs_did(config: DictConfig) 
 def test_an_early_run_is_the_same_as_a_new_one(config: DictConfig, tmp_path: Path) -> None:
     earlier = tmp_path / "config.yaml"
     OmegaConf.save(without_later_keys(config), earlier)
-    assert changes(config, earlier) == {}
+    assert config_diff(config, earlier) == {}
     config.model.combine = "concat"
-    assert changes(config, earlier) == {"model.combine": ("add", "concat")}
+    assert config_diff(config, earlier) == {"model.combine": ("add", "concat")}
 
 
 def test_an_early_run_s_config_is_loaded_with_the_later_keys(config: DictConfig, tmp_path: Path) -> None:
@@ -54,13 +54,11 @@ def test_an_early_run_s_config_is_loaded_with_the_later_keys(config: DictConfig,
 
 
 def test_an_early_run_departs_from_the_paper_in_nothing_new(config: DictConfig) -> None:
-    assert departures(without_later_keys(config)) == departures(config)
+    assert recipe_deviations(without_later_keys(config)) == recipe_deviations(config)
 
 
 def test_a_key_is_only_added_where_it_belongs(config: DictConfig) -> None:
-    filled = with_later_keys(without_later_keys(config))
+    filled = upgrade_config(without_later_keys(config))
     assert all(OmegaConf.select(filled, key) == value for key, (_, value) in LATER_KEYS.items())
-    soft = with_later_keys(
-        OmegaConf.create({"model": {"blocks": [], "sampler": {"_target_": "SigmoidGate"}}})
-    )
+    soft = upgrade_config(OmegaConf.create({"model": {"blocks": [], "sampler": {"_target_": "SigmoidGate"}}}))
     assert list(soft.model.sampler) == ["_target_"]

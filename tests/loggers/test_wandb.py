@@ -145,7 +145,7 @@ class TestBuildWandbLogger:
 
 END_WANDB = """
 import os, signal, subprocess, sys, time
-from sharpreid.run.training import _finish
+from sharpreid.run.training import finish_loggers
 from sharpreid.loggers.wandb import build_wandb_logger
 made = build_wandb_logger(project="p", group="g", name="n", tags=(), save_dir=sys.argv[1])
 made.log_metrics({"x": 1}, 0)
@@ -153,7 +153,7 @@ subprocess.run(["pkill", "-TERM", "-P", str(os.getpid()), "wandb-core"], check=T
 time.sleep(1)
 for step in range(1, 3):
     made.log_metrics({"x": 1}, step)
-_finish(type("Trainer", (), {"loggers": [made]}), succeeded=False)
+finish_loggers(type("Trainer", (), {"loggers": [made]}), succeeded=False)
 """
 
 

@@ -11,7 +11,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from sharpreid.config.resolvers import register_resolvers
-from sharpreid.run.paper_recipe import composed, departures
+from sharpreid.run.paper_recipe import compose_config, recipe_deviations
 
 WriteRun = Callable[..., Path]
 
@@ -49,7 +49,7 @@ def write_run(
         "scores": {"mAP": fmean(values.values()), "rank1": 1.0, "mAP_trapezoid": 0.4},
         "protocol": {"name": "market1501", "crops": "plain", "test_mask": "none", "re_ranking": "none"},
         "dataset": {"name": "market1501", "synthetic": False, "subset": None, "variant": None},
-        "reduced": departures(cfg),
+        "reduced": recipe_deviations(cfg),
         "seed": seed,
         "epochs": 150,
         "iterations": 1200,
@@ -78,7 +78,7 @@ def write_run(
 @cache
 def _config(overrides: tuple[str, ...]) -> DictConfig:
     register_resolvers()
-    return composed("data=market1501", "recipe=miniature", *overrides)
+    return compose_config("data=market1501", "recipe=miniature", *overrides)
 
 
 @pytest.fixture(scope="session")

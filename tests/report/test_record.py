@@ -15,14 +15,14 @@ from sharpreid.config.paths import CONF_DIR
 from sharpreid.config.resolvers import register_resolvers
 from sharpreid.report.record import COLUMNS, End, left_plateau, main, read_end, read_lines, read_table
 from sharpreid.report.rows import conditions_of, recipe_of, row_of
-from sharpreid.run.paper_recipe import composed
+from sharpreid.run.paper_recipe import compose_config
 
 ROWS = CONF_DIR.parent / "experiments" / "does_it_help" / "rows.csv"
 
 
 def config(*overrides: str) -> DictConfig:
     register_resolvers()
-    return composed("data=market1501", *overrides)
+    return compose_config("data=market1501", *overrides)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_what_no_recipe_changes_has_none_and_is_said() -> None:
     assert recipe_of(one) is None
     assert "epochs 3 (150)" in conditions_of(one)
     register_resolvers()
-    assert recipe_of(composed("data=synthetic")) == "synthetic"
+    assert recipe_of(compose_config("data=synthetic")) == "synthetic"
 
 
 @pytest.mark.slow
@@ -127,7 +127,7 @@ def test_every_line_of_the_experiment_is_the_row_and_the_recipe_that_it_is_calle
     for line in lines:
         overrides = ("+experiment=does_it_help", f"recipe={line['recipe']}", *line["overrides"].split())
         register_resolvers()
-        one = composed(*overrides, f"seed={line['seeds'].split(',')[0]}")
+        one = compose_config(*overrides, f"seed={line['seeds'].split(',')[0]}")
         assert (row_of(one), recipe_of(one)) == (line["row"], line["recipe"])
 
 

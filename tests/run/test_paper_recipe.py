@@ -8,8 +8,8 @@ from omegaconf import DictConfig
 
 from sharpreid.config.paths import CONF_DIR
 from sharpreid.config.resolvers import register_resolvers
-from sharpreid.run.comparability import left_open
-from sharpreid.run.paper_recipe import departures
+from sharpreid.run.comparability import open_choices
+from sharpreid.run.paper_recipe import recipe_deviations
 
 
 def composed_plainly(*overrides: str) -> DictConfig:
@@ -34,11 +34,11 @@ def composed_plainly(*overrides: str) -> DictConfig:
     ids=["recipe", "what the paper ablates", "weights from a file"],
 )
 def test_the_paper_s_recipe_departs_in_nothing(overrides: tuple[str, ...]) -> None:
-    assert departures(composed_plainly(*overrides)) == ""
+    assert recipe_deviations(composed_plainly(*overrides)) == ""
 
 
 def test_the_demo_names_all_that_it_shrinks() -> None:
-    assert departures(composed_plainly()) == (
+    assert recipe_deviations(composed_plainly()) == (
         "64 x 32 images (paper: 256 x 128), bottlenecks per stage 1 1 1 1 (3 4 6 3), "
         "channels of the stem 32 (64), weights none (imagenet), P 20 (64), K 2 (4), "
         "test views plain (ten_crop), learning rate 0.0008 (0.0002), weight decay 0.0 (0.0005), "
@@ -81,17 +81,17 @@ def test_the_demo_names_all_that_it_shrinks() -> None:
     ],
 )
 def test_any_override_of_the_recipe_is_named(override: str, said: str) -> None:
-    assert departures(composed_plainly("data=market1501", override)) == said
+    assert recipe_deviations(composed_plainly("data=market1501", override)) == said
 
 
 def test_up_sampling_other_than_the_paper_s_is_named_where_there_is_a_context_unit() -> None:
     nearest = ("data=market1501", "model.context_unit.upsample=nearest")
-    assert departures(composed_plainly(*nearest)) == ""
-    said = departures(composed_plainly(*nearest, "method=sab_cu"))
+    assert recipe_deviations(composed_plainly(*nearest)) == ""
+    said = recipe_deviations(composed_plainly(*nearest, "method=sab_cu"))
     assert said == "model.context_unit.upsample nearest (deconv)"
     levels = ("data=market1501", "model.context_unit.p=2", "model.context_unit.q=2")
-    assert departures(composed_plainly(*levels)) == ""
-    said = departures(composed_plainly(*levels, "method=sab_cu"))
+    assert recipe_deviations(composed_plainly(*levels)) == ""
+    said = recipe_deviations(composed_plainly(*levels, "method=sab_cu"))
     assert said == "model.context_unit.p 2 (1), model.context_unit.q 2 (1)"
 
 
@@ -106,23 +106,25 @@ def test_up_sampling_other_than_the_paper_s_is_named_where_there_is_a_context_un
 )
 def test_what_the_paper_leaves_open_is_no_departure(override: str, said: list[str]) -> None:
     cfg = composed_plainly("data=market1501", override)
-    assert departures(cfg) == ""
-    assert left_open(cfg) == ["strides v1.5", *said]
+    assert recipe_deviations(cfg) == ""
+    assert open_choices(cfg) == ["strides v1.5", *said]
 
 
 def test_how_a_context_unit_starts_is_open_and_no_departure() -> None:
     copied = composed_plainly("data=market1501", "method=sab_cu", "model.context_unit.init=next_stage")
-    assert departures(copied) == ""
-    assert "context unit's init next_stage" in left_open(copied)
-    assert left_open(composed_plainly("method=sab_cu")) == ["strides v1.5"]
+    assert recipe_deviations(copied) == ""
+    assert "context unit's init next_stage" in open_choices(copied)
+    assert open_choices(composed_plainly("method=sab_cu")) == ["strides v1.5"]
 
 
 def test_the_baseline_does_not_depart_by_what_it_does_not_draw() -> None:
     unused = ("model.sampler.eps=0.1", "model.combine=concat")
-    assert departures(composed_plainly("data=market1501", "model.blocks=[]", *unused)) == ""
+    assert recipe_deviations(composed_plainly("data=market1501", "model.blocks=[]", *unused)) == ""
 
 
 def test_a_preset_with_a_further_override_names_what_ran(composed: Callable[..., DictConfig]) -> None:
-    said = departures(composed_plainly("+experiment=market1501_cpu", "image.height=256", "image.width=128"))
+    said = recipe_deviations(
+        composed_plainly("+experiment=market1501_cpu", "image.height=256", "image.width=128")
+    )
     assert "images" not in said
     assert "P 16 (64)" in said

@@ -21,7 +21,7 @@ LATER_KEYS: Mapping[str, tuple[str, Any]] = {
 """A later key -> a key that has always stood beside it, and what a run without the later key did."""
 
 
-def with_later_keys(config: DictConfig) -> DictConfig:
+def upgrade_config(config: DictConfig) -> DictConfig:
     """Return a copy of a run's config with each missing key of `LATER_KEYS` set to what older versions did.
 
     A key is added only where the one beside it is: a soft gate, for example, has no ``gradient``.

@@ -9,11 +9,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from sharpreid.config.early_runs import with_later_keys
+from sharpreid.config.early_runs import upgrade_config
 from sharpreid.config.paths import CONF_DIR
 from sharpreid.report.comparison import Job, load_jobs
 from sharpreid.run.comparability import method_of
-from sharpreid.run.records import of_the_result
+from sharpreid.run.records import result_config
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Run:
     @property
     def content(self) -> str:
         """What its scores depend on, as text: equal for runs that repeat one another."""
-        config = {**of_the_result(self.config), "name": None}
+        config = {**result_config(self.config), "name": None}
         rules = {"protocol": self.record["protocol"], "dataset": self.record["dataset"]}
         return json.dumps([config, rules], sort_keys=True, default=str)
 
@@ -81,7 +81,7 @@ def _run(job: Job, record: Mapping[str, Any]) -> Run:
         if not isinstance(config, DictConfig) or OmegaConf.select(config, key) is None:
             raise ValueError(f"{path}: no {key}; expected the config of a run")
     assert isinstance(config, DictConfig)
-    config = with_later_keys(config)
+    config = upgrade_config(config)
     return Run(job, record, config, method_of(config))
 
 

@@ -11,7 +11,7 @@ from sharpreid.attention.context import ContextUnit
 from sharpreid.attention.soft import ResidualAttentionMask
 from sharpreid.report.gather import Run, distinct
 from sharpreid.report.summary_files import points
-from sharpreid.run.comparability import caveats, left_open, rules_of
+from sharpreid.run.comparability import averaging_rules, caveats, open_choices
 from sharpreid.run.console import mean_and_range, protocol_line
 from sharpreid.run.paper_recipe import PAPER_DATA
 
@@ -186,7 +186,7 @@ def by_protocol(runs: Iterable[Run]) -> list[list[Run]]:
     """Runs whose scores may share a mean: same data set, protocol and strides, whatever split was drawn."""
     found: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
-        found.setdefault(rules_of(run.record, run.config), []).append(run)
+        found.setdefault(averaging_rules(run.record, run.config), []).append(run)
     return list(found.values())
 
 
@@ -194,14 +194,14 @@ def describe_protocols(runs: Sequence[Run]) -> str:
     """The protocol of runs that share it, each split that was drawn, and what else the paper leaves open."""
     return " / ".join(
         dict.fromkeys(
-            ", ".join((protocol_line(run.record["protocol"]), *left_open(run.config))) for run in runs
+            ", ".join((protocol_line(run.record["protocol"]), *open_choices(run.config))) for run in runs
         )
     )
 
 
 def _without_mask(run: Run) -> tuple[str, ...]:
     """The rules that a run shares with a baseline, which has no mask."""
-    return rules_of(run.record, run.config, "test_mask")
+    return averaging_rules(run.record, run.config, "test_mask")
 
 
 def _percents(runs: Iterable[Run], metric: str) -> list[float]:

@@ -7,8 +7,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from sharpreid.config.paths import CONF_DIR
-from sharpreid.run.comparability import class_of, left_open
-from sharpreid.run.paper_recipe import composed, departures
+from sharpreid.run.comparability import open_choices, target_name
+from sharpreid.run.paper_recipe import compose_config, recipe_deviations
 
 _KINDS = {
     "SigmoidGate": ("sigmoid", "blocks_1234"),
@@ -54,8 +54,8 @@ def row_of(config: DictConfig) -> str:
     context = sorted(model.get("context_blocks") or [])
     attention = "blocks_" + "".join(map(str, sorted(model.blocks)))
     attention += "_cu_" + "".join(map(str, context)) if context else ""
-    sampler = class_of(model.sampler)
-    unit = class_of(model.context_unit) if context else ""
+    sampler = target_name(model.sampler)
+    unit = target_name(model.context_unit) if context else ""
     for kind in (one for one in (sampler, unit) if one not in ("", "MaskSampler", "ContextUnit", "Identity")):
         name, usual = _KINDS.get(kind, (kind, ""))
         attention = name if attention == usual else f"{name}_{attention}"
@@ -79,15 +79,15 @@ def _total_variation(objective: DictConfig) -> str:
 def _temperature(temperature: DictConfig) -> list[str]:
     if temperature.floor == 1:
         return ["constant_tau"]
-    shape = ["cosine_tau"] if class_of(temperature) == "cosine_temperature" else []
+    shape = ["cosine_tau"] if target_name(temperature) == "cosine_temperature" else []
     usual = _file("schedule/paper").temperature.floor
     return shape if temperature.floor == usual else [*shape, f"tau_floor_{temperature.floor:g}"]
 
 
 def _parts(config: DictConfig) -> list[str]:
     """The parts of `_READINGS` that a run makes use of."""
-    unused = [] if class_of(config.model.sampler) == "MaskSampler" else ["model.sampler"]
-    if not config.model.get("context_blocks") or class_of(config.model.context_unit) != "ContextUnit":
+    unused = [] if target_name(config.model.sampler) == "MaskSampler" else ["model.sampler"]
+    if not config.model.get("context_blocks") or target_name(config.model.context_unit) != "ContextUnit":
         unused.append("model.context_unit")
     return [part for part in _READINGS if part not in unused]
 
@@ -108,7 +108,7 @@ def _readings(config: DictConfig) -> list[str]:
 
 def _reading(key: str, value: Any, node: DictConfig) -> str:
     if OmegaConf.is_config(value) and "_target_" in value:
-        name = class_of(value)
+        name = target_name(value)
         name = name if name.startswith(key.partition("_")[0]) else f"{key}_{name}"
         path = CONF_DIR / "schedule" / f"{name}.yaml"
         usual = OmegaConf.select(OmegaConf.load(path), key) if path.is_file() else {}
@@ -130,7 +130,7 @@ def conditions_of(config: DictConfig) -> str:
     """
     rest = config.copy()
     OmegaConf.update(rest, "model.context_unit", {}, merge=False)  # its readings are in the row's name
-    return ", ".join([_conditions(config), *left_open(rest)]).removeprefix(", ")
+    return ", ".join([_conditions(config), *open_choices(rest)]).removeprefix(", ")
 
 
 def recipe_of(config: DictConfig) -> str | None:
@@ -148,7 +148,7 @@ def _recipes(data: str) -> dict[str, str]:
     bases = (str(base) for file in files.values() for base in file.get("defaults", []))
     started_from = {base.rpartition("/")[2] for base in bases}
     return {
-        name: _conditions(composed(f"data={data}", f"recipe={name}"))
+        name: _conditions(compose_config(f"data={data}", f"recipe={name}"))
         for name in files
         if name not in started_from
     }
@@ -172,7 +172,7 @@ def _conditions(config: DictConfig) -> str:
     neutral.schedule.temperature.merge_with({"_target_": usual["_target_"], "floor": usual.floor})
     triplet = _file("objective/triplet")
     neutral.objective.merge_with({"mu": triplet.mu, "reduction": triplet.reduction})
-    return departures(neutral)
+    return recipe_deviations(neutral)
 
 
 @cache

@@ -10,7 +10,9 @@ from typing import Any
 import hydra.utils
 import pytorch_lightning as pl
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
+from hydra.types import RunMode
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
@@ -23,6 +25,13 @@ from sharpreid.config.validation import ConfigError
 from sharpreid.data.datamodule import ReIDDataModule
 from sharpreid.models.batch_norm import set_statistics
 from sharpreid.module import ReIDModule
+
+
+def seed_everything(cfg: DictConfig) -> None:
+    """Seed Python, NumPy and torch with ``cfg.seed``; ValueError unless it is in [0, 2^32)."""
+    if not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
+        raise ValueError(f"seed must be a whole number from 0 to 2^32 - 1, got {cfg.seed!r}")
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
 
 
 def build_data(cfg: DictConfig) -> ReIDDataModule:
@@ -153,3 +162,42 @@ def _check_processes(trainer: pl.Trainer) -> None:
             f"{starter} started {started} processes, but {wanted} are {trainer.world_size}: each would train "
             "the same network on its own. Give trainer.devices (per node) and trainer.num_nodes to match"
         )
+
+
+def reject_incompatible_options(cfg: DictConfig, trainer: pl.Trainer) -> None:
+    """Reject incompatible options before any work starts.
+
+    Raises:
+        ValueError: two options exclude each other, or the processes do not fit a sweep.
+    """
+    if OmegaConf.select(cfg, "optimizer.fused") and str(cfg.trainer.precision) in ("16", "16-mixed"):
+        # its step takes the scale out of the gradients: their norm would be logged, and looked at, with it
+        raise ValueError(
+            f"optimizer.fused=true does not go with trainer.precision={cfg.trainer.precision}; take "
+            "bf16-mixed, or optimizer.fused=null"
+        )
+    expected = OmegaConf.select(cfg, "model.sampler.gradient") == "expected"
+    if expected and OmegaConf.select(cfg, "schedule.noise_scale") is not None:
+        raise ValueError(
+            "model.sampler.gradient=expected is the mean over the whole noise, which schedule.noise_scale "
+            "changes; take another gradient, or schedule.noise_scale=null"
+        )
+    device = trainer.strategy.root_device
+    if OmegaConf.select(cfg, "model.sampler.implementation") == "triton" and device.type != "cuda":
+        raise ValueError(
+            f"model.sampler.implementation=triton needs a GPU, and the training would run on {device}; take "
+            "recompute"
+        )
+    if trainer.world_size > 1 and _runs_sweep_in_process():
+        raise ValueError(
+            f"a sweep goes through its jobs in one process, but trainer.devices={trainer.num_devices} "
+            f"needs {trainer.world_size}; leave torchrun out and give hydra/launcher=local, or start "
+            f"each job by itself: torchrun --nproc-per-node={trainer.num_devices} -m sharpreid.train "
+            "... hydra.mode=RUN"
+        )
+
+
+def _runs_sweep_in_process() -> bool:
+    """Return whether this process runs all jobs of a sweep, as it does for Hydra's basic launcher."""
+    hydra_cfg = HydraConfig.get()
+    return hydra_cfg.mode == RunMode.MULTIRUN and hydra_cfg.launcher._target_.endswith(".BasicLauncher")

@@ -70,8 +70,8 @@ def method_of(config: DictConfig) -> str:
     blocks, context = tuple(sorted(model.blocks)), tuple(sorted(model.get("context_blocks") or []))
     if not blocks:
         return "baseline"
-    sampler = class_of(model.sampler)
-    unit = class_of(model.context_unit) if context else ""
+    sampler = target_name(model.sampler)
+    unit = target_name(model.context_unit) if context else ""
     penalised = bool(config.objective.mu)
     known = {
         ((1, 2, 3, 4), (), "MaskSampler", "", False): "sab",
@@ -92,12 +92,12 @@ def method_of(config: DictConfig) -> str:
     return ", ".join([*parts, "TV"] if penalised else parts)
 
 
-def class_of(config: DictConfig) -> str:
+def target_name(config: DictConfig) -> str:
     """Name of the class or function that a part of a config builds; empty without one."""
     return str(config.get("_target_", "")).rpartition(".")[2]
 
 
-def rules_of(record: Mapping[str, Any], config: DictConfig, *ignored: str) -> tuple[str, ...]:
+def averaging_rules(record: Mapping[str, Any], config: DictConfig, *ignored: str) -> tuple[str, ...]:
     """What runs have to share for their scores to share a mean, seed and departures aside.
 
     Args:
@@ -107,7 +107,7 @@ def rules_of(record: Mapping[str, Any], config: DictConfig, *ignored: str) -> tu
     """
     protocol = record["protocol"].items()
     rules = (f"{key} {value}" for key, value in protocol if key not in ("split", "seed", *ignored))
-    return dataset_line(record["dataset"]), *sorted(rules), *left_open(config)
+    return dataset_line(record["dataset"]), *sorted(rules), *open_choices(config)
 
 
 _OPEN = {
@@ -123,7 +123,7 @@ The values of `sharpreid.config.early_runs` are not said.
 """
 
 
-def left_open(config: DictConfig) -> list[str]:
+def open_choices(config: DictConfig) -> list[str]:
     """Return the run's choice in what the paper leaves open.
 
     >>> model = {"trunk": {"strides": "v1"}, "context_unit": {"init": "random"}}
@@ -134,3 +134,25 @@ def left_open(config: DictConfig) -> list[str]:
     silent = {key: (None, LATER_KEYS[key][1] if key in LATER_KEYS else None) for key in _OPEN}
     said = {key: value for key, value in values.items() if value not in silent[key]}
     return [f"{_OPEN[key]} {'dropped' if key == 'schedule.beta1' else said[key]}" for key in said]
+
+
+def logged_settings(cfg: DictConfig, rules: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's config for its loggers, with what dashboards group and filter by.
+
+    Args:
+        cfg: of the run.
+        rules: of `describe_rules`.
+
+    Returns:
+        The config's values and: ``method``; ``departures`` from the paper's recipe, or ``none``; ``rules`` of
+        the scores, all that runs have to share to be averaged; ``comparable``, whether they may stand beside
+        the paper's numbers on this data.
+    """
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    return {
+        **settings,
+        "method": method_of(cfg),
+        "departures": rules["reduced"] or "none",
+        "rules": ", ".join(averaging_rules(rules, cfg)),
+        "comparable": cfg.data.source.name in PAPER_DATA and not caveats(rules),
+    }

@@ -16,14 +16,14 @@ from sharpreid.evaluation.protocol import Protocol
 from sharpreid.run.comparability import caveats, dataset_line
 
 
-def reason(error: BaseException) -> str:
+def error_message(error: BaseException) -> str:
     """What went wrong, without the traceback that a data loader's process puts in front of it."""
     if "Original Traceback" in str(error):
         return str(error).rstrip().rpartition("\n")[2].partition(": ")[2]
     return str(error) or f"{type(error).__name__} without a message"
 
 
-def quieten() -> None:
+def suppress_lightning_warnings() -> None:
     """Leave out what Lightning says in every run and nobody can act on."""
     for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
         logging.getLogger(f"pytorch_lightning.{name}").setLevel(logging.WARNING)

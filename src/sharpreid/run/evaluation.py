@@ -21,7 +21,7 @@ from sharpreid.models.batch_norm import recalibrate
 from sharpreid.module import ReIDModule
 from sharpreid.run.arguments import PATH_KEYS, UsageError, parse_arguments
 from sharpreid.run.build import build_data, build_trainer
-from sharpreid.run.console import print_readings, print_run_table, quieten, reason
+from sharpreid.run.console import error_message, print_readings, print_run_table, suppress_lightning_warnings
 from sharpreid.run.loading import load_config, load_network, load_re_ranking, score
 from sharpreid.run.records import describe_code, describe_scores, write_json
 
@@ -54,13 +54,13 @@ _DRAW = "model.sampler.seed"
 
 def run(arguments: Sequence[str], usage: str) -> None:
     """Run the command; exit with status 1 for a checkpoint that cannot be scored."""
-    quieten()
+    suppress_lightning_warnings()
     try:
         several = any(argument.lstrip("+").startswith((*_FLAGS, "experiment=")) for argument in arguments)
         (evaluate_sweep if several else evaluate)(arguments)
     except (OSError, ValueError, RuntimeError, OmegaConfBaseException, HydraException) as error:
         help_text = f"\n{usage}" if isinstance(error, UsageError) else ""
-        print(f"error: {reason(error)}{help_text}", file=sys.stderr)
+        print(f"error: {error_message(error)}{help_text}", file=sys.stderr)
         sys.exit(1)
 
 

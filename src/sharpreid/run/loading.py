@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from sharpreid.checkpoint_files import digest_path, verify
-from sharpreid.config.early_runs import with_later_keys
+from sharpreid.config.early_runs import upgrade_config
 from sharpreid.config.paths import CONF_DIR
 from sharpreid.config.resolvers import register_resolvers
 from sharpreid.data.datamodule import ReIDDataModule
@@ -66,7 +66,7 @@ def load_config(checkpoint: Path) -> DictConfig:
     cfg = OmegaConf.load(path)
     if not isinstance(cfg, DictConfig):
         raise ValueError(f"{path}: not the config of a run")
-    return with_later_keys(cfg)
+    return upgrade_config(cfg)
 
 
 def load_re_ranking(name: str) -> DictConfig | None:

@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from sharpreid.config.early_runs import with_later_keys
+from sharpreid.config.early_runs import upgrade_config
 from sharpreid.config.paths import CONF_DIR
 from sharpreid.evaluation.protocol import Protocol
 
@@ -74,7 +74,7 @@ _TITLES = {
 """What the usual departures are called, in the order in which they are said; others have their key's name."""
 
 
-def departures(cfg: DictConfig) -> str:
+def recipe_deviations(cfg: DictConfig) -> str:
     """What differs between the composed config of a run and the paper's recipe, in one line.
 
     Every value that a training depends on is compared, but for what the paper ablates (blocks, context-aware
@@ -94,7 +94,7 @@ def departures(cfg: DictConfig) -> str:
         found.append(f"{size} images (paper: {wanted})")
     if statistics := _batch_norm(cfg):
         found.append(statistics)
-    ours, theirs = _leaves(with_later_keys(cfg)), _leaves(paper)
+    ours, theirs = _leaves(upgrade_config(cfg)), _leaves(paper)
     for key in dict.fromkeys([*_TITLES, *ours, *theirs]):
         if key.startswith(("model.sampler.", "model.combine")) and (key not in ours or not cfg.model.blocks):
             continue  # nothing is drawn; or the config is of an early run, which had the default
@@ -108,18 +108,18 @@ def departures(cfg: DictConfig) -> str:
 
 @cache
 def _paper(data: str, objective: str) -> DictConfig:
-    return composed(f"data={data}", "recipe=paper", f"objective={objective}")
+    return compose_config(f"data={data}", "recipe=paper", f"objective={objective}")
 
 
 @cache
 def paper_protocol(data: str) -> Mapping[str, Any]:
     """The rules by which the paper scores one of `PAPER_DATA`, as a score's record has them, draws aside."""
-    cfg = composed(f"data={data}").protocol
+    cfg = compose_config(f"data={data}").protocol
     rules = Protocol(**{key: value for key, value in cfg.items() if key != "_target_"}).as_dict()
     return {key: value for key, value in rules.items() if key not in ("split", "seed", "max_rank")}
 
 
-def composed(*overrides: str) -> DictConfig:
+def compose_config(*overrides: str) -> DictConfig:
     """Compose the config of a run with these overrides."""
     started = GlobalHydra.instance().is_initialized()  # by the command that runs, from the same directory
     with nullcontext() if started else initialize_config_dir(str(CONF_DIR), version_base="1.3"):

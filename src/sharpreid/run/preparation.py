@@ -23,7 +23,7 @@ from sharpreid.data.pixel_cache import Built, CachedFile, build_cache, cache_fol
 from sharpreid.data.progress_bar import progress_bar
 from sharpreid.data.reid_data import IMAGE_SUFFIXES, DataError, ReIDData, Sample, some
 from sharpreid.data.transforms import read_image
-from sharpreid.signals import stopping_on_sigterm
+from sharpreid.signals import stop_on_sigterm
 
 READY, PROBLEMS, WRONG_CALL, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
@@ -37,7 +37,7 @@ def run(arguments: Sequence[str], usage: str) -> NoReturn:
     overrides = [argument for argument in arguments if argument != "--json"]
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names are any bytes
     try:
-        with stopping_on_sigterm():
+        with stop_on_sigterm():
             report = prepare(overrides)
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
         print(f"error: {error}\n\n{usage}", file=sys.stderr)

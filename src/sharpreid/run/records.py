@@ -24,12 +24,12 @@ from omegaconf import DictConfig, OmegaConf
 import sharpreid
 from sharpreid.atomic_io import replacing
 from sharpreid.checkpoint_files import digest_path, step_checkpoints, step_of
-from sharpreid.config.early_runs import with_later_keys
+from sharpreid.config.early_runs import upgrade_config
 from sharpreid.data.reid_data import ReIDData, Sample
-from sharpreid.distributed import is_first, rank_zero_only
+from sharpreid.distributed import is_rank_zero, rank_zero_only
 from sharpreid.evaluation.protocol import Protocol
 from sharpreid.evaluation.scores import RankingScores
-from sharpreid.run.paper_recipe import departures
+from sharpreid.run.paper_recipe import recipe_deviations
 
 log = logging.getLogger(__name__)
 
@@ -64,19 +64,19 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def claim(output_dir: Path) -> Iterator[None]:
+def lock_run_dir(output_dir: Path) -> Iterator[None]:
     """Have ``output_dir``, which is made if missing, to oneself; of several processes the first claims it.
 
     Raises:
         RuntimeError: another run is writing there, or an earlier job of this sweep did.
     """
-    if not is_first():
+    if not is_rank_zero():
         yield
         return
     output_dir.mkdir(parents=True, exist_ok=True)
     lock = FileLock(output_dir / ".lock")
     try:
-        lock.acquire(timeout=1)  # seconds; `is_claimed` of another run may have it for a moment
+        lock.acquire(timeout=1)  # seconds; `is_run_dir_locked` of another run may have it for a moment
     except Timeout:
         raise RuntimeError(f"{output_dir}: another run is writing there; wait for it, or stop it") from None
     try:
@@ -86,7 +86,7 @@ def claim(output_dir: Path) -> Iterator[None]:
         lock.release()
 
 
-def is_claimed(output_dir: Path) -> bool:
+def is_run_dir_locked(output_dir: Path) -> bool:
     """Whether a run is writing in ``output_dir``; on another machine too, where the file system locks."""
     if not (output_dir / ".lock").exists():
         return False
@@ -107,7 +107,7 @@ def _refuse_same_sweep(output_dir: Path) -> None:
 
 
 @rank_zero_only
-def set_earlier_run_aside(output_dir: Path) -> Path | None:
+def move_earlier_run_aside(output_dir: Path) -> Path | None:
     """Move what an earlier run left in ``output_dir`` to ``previous/<n>`` in it; the place, or None."""
     left = [entry for entry in sorted(output_dir.iterdir()) if entry.name not in _KEPT]
     if not left:
@@ -115,7 +115,7 @@ def set_earlier_run_aside(output_dir: Path) -> Path | None:
     return _move_aside(output_dir, left)
 
 
-def set_later_checkpoints_aside(output_dir: Path, step: int) -> None:
+def move_later_checkpoints_aside(output_dir: Path, step: int) -> None:
     """Move checkpoints of later steps than the one a run goes on from, damaged or not, to ``previous/<n>``.
 
     They belong to what is not continued: the next resume=auto must not take them, nor count them as kept.
@@ -136,7 +136,7 @@ def _move_aside(output_dir: Path, entries: Sequence[Path]) -> Path:
     return place
 
 
-def finished_record(output_dir: Path, cfg: DictConfig) -> dict[str, Any] | None:
+def load_finished_record(output_dir: Path, cfg: DictConfig) -> dict[str, Any] | None:
     """The scores.json of a finished run of the same config in ``output_dir``, which then counts as asked for.
 
     None if there is no such run, it did not finish, or its config differs in more than how it is shown.
@@ -144,7 +144,7 @@ def finished_record(output_dir: Path, cfg: DictConfig) -> dict[str, Any] | None:
     try:
         job = json.loads((output_dir / "job.json").read_text(encoding="utf-8"))
         record = json.loads((output_dir / "scores.json").read_text(encoding="utf-8"))
-        differs = changes(cfg, output_dir / "config.yaml")
+        differs = config_diff(cfg, output_dir / "config.yaml")
         if job["status"] != "done" or differs or not isinstance(record, dict):
             return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -164,21 +164,21 @@ def held_out_map(record: Mapping[str, Any]) -> float:
     return float((record.get("held_out") or {}).get("mAP", math.nan))
 
 
-def changes(cfg: DictConfig, earlier: Path) -> dict[str, tuple[Any, Any]]:
+def config_diff(cfg: DictConfig, earlier: Path) -> dict[str, tuple[Any, Any]]:
     """The keys of the result in which ``cfg`` differs from a run's config.yaml: value there, value here.
 
     A key that one lacks has the value of `sharpreid.config.early_runs`, or else counts as null: an early run
     has none for what came later.
     """
     before, now = (
-        flat(of_the_result(with_later_keys(cast(DictConfig, config))))
+        flatten_config(result_config(upgrade_config(cast(DictConfig, config))))
         for config in (OmegaConf.load(earlier), OmegaConf.create(describe_config(cfg)))
     )
     keys = sorted(before.keys() | now.keys())
     return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
 
 
-def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_config(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """A nested config as one level of dotted keys.
 
     >>> flat({"a": {"b": 1, "c": []}, "d": None})
@@ -187,13 +187,13 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict) and value:
-            found |= flat(value, f"{prefix}{key}.")
+            found |= flatten_config(value, f"{prefix}{key}.")
         else:
             found[f"{prefix}{key}"] = value
     return found
 
 
-def of_the_result(config: Any) -> dict[str, Any]:
+def result_config(config: Any) -> dict[str, Any]:
     """What of a run's config its scores depend on."""
     content: Any = OmegaConf.to_container(config)
     for key in _NOT_OF_THE_RESULT:
@@ -262,7 +262,7 @@ def describe_rules(cfg: DictConfig, protocol: Protocol, data: ReIDData, re_ranki
             "variant": data.variant,
             "counts": data.counts(),
         },
-        "reduced": departures(cfg),
+        "reduced": recipe_deviations(cfg),
     }
 
 

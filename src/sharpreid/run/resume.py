@@ -8,8 +8,8 @@ import torch
 from omegaconf import DictConfig
 
 from sharpreid.checkpoint_files import digest_path, newest_whole, step_checkpoints, step_of, verify
-from sharpreid.distributed import is_first
-from sharpreid.run.records import changes, is_claimed
+from sharpreid.distributed import is_rank_zero
+from sharpreid.run.records import config_diff, is_run_dir_locked
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def find_checkpoint(cfg: DictConfig, output_dir: Path) -> Path | None:
     if cfg.resume == "auto":
         checkpoint = newest_whole(output_dir / "checkpoints")
         if checkpoint is None:
-            if is_first():
+            if is_rank_zero():
                 _point_to_a_stopped_run(cfg, output_dir)
             return None
     else:
@@ -90,7 +90,7 @@ def _refuse_changes(cfg: DictConfig, checkpoint: Path) -> None:
         raise FileNotFoundError(f"{earlier}: the config of the run that wrote {checkpoint} is missing")
     refused = {
         key: values
-        for key, values in changes(cfg, earlier).items()
+        for key, values in config_diff(cfg, earlier).items()
         if key not in cfg.allow_changed or key.startswith(_FROM_CHECKPOINT)
     }
     if not refused:
@@ -117,9 +117,9 @@ def _point_to_a_stopped_run(cfg: DictConfig, output_dir: Path) -> None:
         if run == output_dir or not step_checkpoints(run / "checkpoints") or (run / "scores.json").is_file():
             continue
         try:
-            if is_claimed(run):  # by another job of the sweep, say
+            if is_run_dir_locked(run):  # by another job of the sweep, say
                 continue
-            differing = changes(cfg, run / "config.yaml")
+            differing = config_diff(cfg, run / "config.yaml")
             if not any(key.startswith(_FROM_CHECKPOINT) for key in differing):
                 stopped.append((differing, run))
         except Exception as error:  # another run's files are no reason for this one to end

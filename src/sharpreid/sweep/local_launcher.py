@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sharpreid.config.paths import parse_override
 from sharpreid.config.resolvers import run_label
-from sharpreid.run.records import CONSOLE_LOG, claim, held_out_map, set_earlier_run_aside, write_json
+from sharpreid.run.records import CONSOLE_LOG, held_out_map, lock_run_dir, move_earlier_run_aside, write_json
 from sharpreid.signals import EXIT_RESUMABLE, STOP_SIGNALS
 
 log = logging.getLogger(__name__)
@@ -273,13 +273,13 @@ def _record_failure(ended: Running) -> str:
     error = f"its process was ended {how}"
     path = job.output_dir / "job.json"
     try:
-        with claim(job.output_dir):
+        with lock_run_dir(job.output_dir):
             told = _read_job(path)
             if path.is_file() and path.stat().st_mtime >= ended.started:
                 if told.get("status") == "failed":
                     return str(told["error"])
             elif job.config.resume == "none":  # else what it has to go on from stays
-                set_earlier_run_aside(job.output_dir)
+                move_earlier_run_aside(job.output_dir)
                 told = {}
             now = {"started": ended.started, "name": job.config.name, "overrides": _task_overrides(job)}
             write_json(path, {**now, **told, "asked_for": ended.started, "status": "failed", "error": error})

@@ -1,0 +1,158 @@
+"""The state of a run on disk, job.json: started, resumed, failed or done."""
+
+import json
+import logging
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from sharpreid.checkpoint_files import step_of
+from sharpreid.distributed import is_rank_zero
+from sharpreid.loggers.csv import drop_rows_from
+from sharpreid.run.console import error_message
+from sharpreid.run.records import (
+    describe_code,
+    move_earlier_run_aside,
+    move_later_checkpoints_aside,
+    process_token,
+    write_json,
+)
+
+log = logging.getLogger(__name__)
+
+_KEPT_ON_RESUME = ("started", "wandb_id", "resumed_at")
+"""Fields of job.json that survive a resume."""
+
+
+class Job:
+    """One run in its output directory, with its state in ``job.json``.
+
+    Args:
+        cfg: composed config of the run.
+        output_dir: directory of the run, which this process has locked.
+    """
+
+    def __init__(self, cfg: DictConfig, output_dir: Path) -> None:
+        self.output_dir = output_dir
+        self._resume = str(cfg.resume)
+        in_sweep = not OmegaConf.is_missing(HydraConfig.get().job, "num")
+        self._is_of_sweep = in_sweep
+        self.fields: dict[str, Any] = {
+            "status": "running",
+            "started": time.time(),
+            "name": cfg.name,
+            "overrides": list(HydraConfig.get().overrides.task),
+            "number": HydraConfig.get().job.num if in_sweep else None,
+            "error": None,
+            "process": process_token(),
+            "wandb_id": secrets.token_hex(4),
+            **describe_code(),
+        }
+
+    @contextmanager
+    def preparing(self) -> Iterator[None]:
+        """Record an error before the training starts, where the run is a job of a sweep.
+
+        A run by itself leaves an earlier run of its directory untouched. A sweep needs the failure for its
+        table, so the earlier run is moved aside; with ``resume=auto`` its checkpoints stay for the next try.
+        """
+        try:
+            yield
+        except Exception as error:
+            if self._is_of_sweep:
+                if self._resume == "none":
+                    move_earlier_run_aside(self.output_dir)
+                else:
+                    self.fields |= self._fields_to_keep()
+                self.fields["asked_for"] = time.time()
+                self._record_failure(error)
+            raise
+
+    def start(self, checkpoint: Path | None) -> None:
+        """Write job.json for a run that starts anew, or for one that resumes from its own ``checkpoint``.
+
+        A new run moves the files of an earlier one to ``previous/<n>``. A resumed run drops the log's rows
+        from the checkpoint's step on and moves later checkpoints aside.
+        """
+        if self.resumes(checkpoint):
+            assert checkpoint is not None
+            self._continue_from(checkpoint)
+        elif earlier := move_earlier_run_aside(self.output_dir):
+            log.info("an earlier run of this output directory is now in %s", earlier)
+        self._write()
+
+    def resumes(self, checkpoint: Path | None) -> bool:
+        """Return whether ``checkpoint`` is of this directory's own run; another's only starts a new run."""
+        return checkpoint is not None and checkpoint.resolve().parents[1] == self.output_dir.resolve()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Record the end of the training, failed or done; W&B's run has the id of job.json meanwhile."""
+        try:
+            with _wandb_run_id(self.fields["wandb_id"]):
+                yield
+        except BaseException as error:
+            self._record_failure(error)
+            raise
+        self.fields["status"] = "done"
+        self._write()
+
+    def _continue_from(self, checkpoint: Path) -> None:
+        step = step_of(checkpoint)
+        log.info("resuming from step %d, %s", step, checkpoint)
+        if is_rank_zero():
+            drop_rows_from(self.output_dir / "csv" / "metrics.csv", step)
+            move_later_checkpoints_aside(self.output_dir, step)
+        earlier, commit = self._read(), self.fields["commit"]
+        if earlier.get("commit", commit) != commit:
+            log.warning("the run was started by the code of commit %s, this is %s", earlier["commit"], commit)
+        self.fields |= self._fields_to_keep()
+        self.fields["asked_for"] = time.time()
+        self.fields["resumed_at"] = [*earlier.get("resumed_at", []), step]
+
+    def _fields_to_keep(self) -> dict[str, Any]:
+        return {key: value for key, value in self._read().items() if key in _KEPT_ON_RESUME}
+
+    def _read(self) -> dict[str, Any]:
+        """Return the fields on disk; none if there is no readable job.json."""
+        try:
+            fields = json.loads((self.output_dir / "job.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return fields if isinstance(fields, dict) else {}
+
+    def _write(self) -> None:
+        write_json(self.output_dir / "job.json", self.fields)
+
+    def _record_failure(self, error: BaseException) -> None:
+        if isinstance(error, OSError):
+            logging.raiseExceptions = False  # on a full disk each line of the log would print a traceback
+        stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
+        failure = f"{type(error).__name__}: {error_message(error)}"
+        self.fields["status"] = "failed"
+        self.fields["error"] = "interrupted; go on with resume=auto" if stopped else failure
+        try:
+            self._write()
+        except OSError as second:  # a full disk; the first error is the one to report
+            log.warning("%s could not be written (%s)", self.output_dir / "job.json", second)
+
+
+@contextmanager
+def _wandb_run_id(run_id: str) -> Iterator[None]:
+    """Give W&B's next run this id, so that a resumed run continues the same one."""
+    before = os.environ.get("WANDB_RUN_ID")
+    os.environ["WANDB_RUN_ID"] = run_id
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["WANDB_RUN_ID"]
+        else:
+            os.environ["WANDB_RUN_ID"] = before
