@@ -157,6 +157,7 @@ def test_what_is_not_misspelt_is_left_to_the_evaluation(checkpoint: str, tmp_pat
     assert find_misspelt_of_evaluation([checkpoint, "modle=1"]) is None
 
 
+@pytest.mark.own_interpreter
 def test_a_refused_evaluation_imports_no_torch(checkpoint: str) -> None:
     script = (
         "import sys; from sharpreid.evaluate import main\n"

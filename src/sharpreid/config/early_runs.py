@@ -27,7 +27,7 @@ def upgrade_config(config: DictConfig) -> DictConfig:
     A key is added only where the one beside it is: a soft gate, for example, has no ``gradient``.
 
     >>> early = OmegaConf.create({"model": {"blocks": [1], "sampler": {"_target_": "SigmoidGate"}}})
-    >>> OmegaConf.to_container(with_later_keys(early))
+    >>> OmegaConf.to_container(upgrade_config(early))
     {'model': {'blocks': [1], 'sampler': {'_target_': 'SigmoidGate'}, 'combine': 'add'}}
     """
     filled: DictConfig = config.copy()

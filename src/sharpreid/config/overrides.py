@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from sharpreid.config.early_runs import with_later_keys
+from sharpreid.config.early_runs import upgrade_config
 from sharpreid.config.paths import CONF_DIR
 
 _NO_RUN = {"--help", "-h", "--hydra-help", "--version", "--shell-completion", "-sc", "--info", "-i"}
@@ -84,7 +84,7 @@ def find_misspelt_of_evaluation(arguments: Sequence[str]) -> str | None:
         return None
     try:
         cfg = OmegaConf.load(path)
-        content: Any = OmegaConf.to_container(with_later_keys(cfg) if isinstance(cfg, DictConfig) else cfg)
+        content: Any = OmegaConf.to_container(upgrade_config(cfg) if isinstance(cfg, DictConfig) else cfg)
     except (YAMLError, OmegaConfBaseException):
         return None
     given = [key for key in pairs if key.partition(".")[0] not in _EVALUATION_KEYS]
