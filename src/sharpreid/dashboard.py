@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sharpreid.loggers.wandb import has_key
+from sharpreid.report.markdown import markdown_table
 from sharpreid.report.paper_tables import TABLES, read_paper
-from sharpreid.report.summary_files import markdown_table
 from sharpreid.run.paper_recipe import PAPER_DATA
 
 BLOCKS = (1, 2, 3, 4)

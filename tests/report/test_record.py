@@ -13,8 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from sharpreid.config.paths import CONF_DIR
 from sharpreid.config.resolvers import register_resolvers
-from sharpreid.report.record import COLUMNS, End, left_plateau, main, read_end, read_lines, read_table
-from sharpreid.report.rows import conditions_of, recipe_of, row_of
+from sharpreid.report.ablation import COLUMNS, read_lines, read_table
+from sharpreid.report.record import FinalMeans, left_plateau, main, read_final_means
+from sharpreid.report.row_names import describe_conditions, recipe_name, row_name
 from sharpreid.run.paper_recipe import compose_config
 
 ROWS = CONF_DIR.parent / "experiments" / "does_it_help" / "rows.csv"
@@ -51,14 +52,14 @@ def config(*overrides: str) -> DictConfig:
 )
 def test_a_row_s_name_says_all_of_its_config_but_the_conditions(overrides: str, row: str) -> None:
     one = config("recipe=miniature", *overrides.split())
-    assert row_of(one) == row
-    assert recipe_of(one) == "miniature"
-    assert conditions_of(one) == conditions_of(config("recipe=miniature", "method=baseline"))
+    assert row_name(one) == row
+    assert recipe_name(one) == "miniature"
+    assert describe_conditions(one) == describe_conditions(config("recipe=miniature", "method=baseline"))
 
 
 def test_ramps_and_floors_that_differ_are_different_rows() -> None:
     rows = [
-        row_of(config("recipe=miniature", *overrides.split()))
+        row_name(config("recipe=miniature", *overrides.split()))
         for overrides in (
             "schedule=noise_ramp",
             "schedule=noise_ramp schedule.noise_scale.share=0.5",
@@ -79,8 +80,8 @@ def test_a_reading_of_the_context_unit_is_no_condition() -> None:
         config("recipe=miniature", *overrides.split())
         for overrides in ("method=baseline", "method=sab_cu model.context_unit.init=next_stage")
     )
-    assert conditions_of(unit) == conditions_of(baseline)
-    assert "init_next_stage" in row_of(unit)
+    assert describe_conditions(unit) == describe_conditions(baseline)
+    assert "init_next_stage" in row_name(unit)
 
 
 @pytest.mark.parametrize(
@@ -94,9 +95,9 @@ def test_a_reading_of_the_context_unit_is_no_condition() -> None:
 def test_a_reading_that_came_later_names_a_row_and_is_no_condition(key: str, value: object, row: str) -> None:
     one = config("recipe=miniature")
     OmegaConf.update(one, key, value, force_add=True)
-    assert row_of(one) == row
+    assert row_name(one) == row
     if key == "model.sampler.eps":  # the others have no default in conf/ to compare with
-        assert recipe_of(one) == "miniature"
+        assert recipe_name(one) == "miniature"
 
 
 def test_a_run_of_before_a_key_came_is_the_same_row() -> None:
@@ -104,20 +105,20 @@ def test_a_run_of_before_a_key_came_is_the_same_row() -> None:
     OmegaConf.set_struct(one, False)
     for key in ("gradient", "train_mask", "test_mask"):
         del one.model.sampler[key]
-    assert (row_of(one), recipe_of(one)) == ("blocks_1234-whole", "miniature")
+    assert (row_name(one), recipe_name(one)) == ("blocks_1234-whole", "miniature")
 
 
 @pytest.mark.parametrize("recipe", ["miniature", "half", "cpu", "paper"])
 def test_a_recipe_is_found_by_what_it_changes(recipe: str) -> None:
-    assert recipe_of(config(f"recipe={recipe}", "method=sab_cu_tv")) == recipe
+    assert recipe_name(config(f"recipe={recipe}", "method=sab_cu_tv")) == recipe
 
 
 def test_what_no_recipe_changes_has_none_and_is_said() -> None:
     one = config("recipe=half", "trainer.max_epochs=3")
-    assert recipe_of(one) is None
-    assert "epochs 3 (150)" in conditions_of(one)
+    assert recipe_name(one) is None
+    assert "epochs 3 (150)" in describe_conditions(one)
     register_resolvers()
-    assert recipe_of(compose_config("data=synthetic")) == "synthetic"
+    assert recipe_name(compose_config("data=synthetic")) == "synthetic"
 
 
 @pytest.mark.slow
@@ -128,7 +129,7 @@ def test_every_line_of_the_experiment_is_the_row_and_the_recipe_that_it_is_calle
         overrides = ("+experiment=does_it_help", f"recipe={line['recipe']}", *line["overrides"].split())
         register_resolvers()
         one = compose_config(*overrides, f"seed={line['seeds'].split(',')[0]}")
-        assert (row_of(one), recipe_of(one)) == (line["row"], line["recipe"])
+        assert (row_name(one), recipe_name(one)) == (line["row"], line["recipe"])
 
 
 def test_a_finished_run_becomes_a_line_whatever_its_folder_is_called(
@@ -339,7 +340,9 @@ def test_the_end_of_a_training_is_the_last_tenth_of_its_steps(tmp_path: Path) ->
     steps = [f"0,{step},1.0,0.5,0.5," for step in range(18)]
     steps += ["0,18,0.5,0.3,0.2,", "0,19,0.7,0.5,0.4,", "0,19,,,,0.01"]  # the last is of an epoch
     (tmp_path / "metrics.csv").write_text("\n".join([header, *steps]) + "\n")
-    assert read_end(tmp_path / "metrics.csv") == pytest.approx(End(loss=0.4, triplet=0.3, active=0.6))
+    assert read_final_means(tmp_path / "metrics.csv") == pytest.approx(
+        FinalMeans(loss=0.4, triplet=0.3, active=0.6)
+    )
 
 
 @pytest.mark.parametrize(
@@ -349,4 +352,4 @@ def test_the_end_of_a_training_is_the_last_tenth_of_its_steps(tmp_path: Path) ->
 def test_a_training_has_left_the_plateau_if_loss_and_active_triplets_have(
     triplet: float, active: float, left: bool
 ) -> None:
-    assert left_plateau(End(loss=9.0, triplet=triplet, active=active), margin=0.5) is left
+    assert left_plateau(FinalMeans(loss=9.0, triplet=triplet, active=active), margin=0.5) is left

@@ -16,16 +16,16 @@ from omegaconf import DictConfig, OmegaConf
 from sharpreid.config.paths import CONF_DIR
 from sharpreid.report.__main__ import main, write_report
 from sharpreid.report.figures import read_curve
-from sharpreid.report.gather import distinct, gather, summary_of
 from sharpreid.report.paper_tables import (
     METHODS,
     TABLES,
-    comparable,
+    comparable_runs,
     gains_table,
-    own_rows,
+    incomparable_runs_table,
     paper_table,
     read_paper,
 )
+from sharpreid.report.runs import distinct_runs, load_runs, read_experiment
 from sharpreid.run.comparability import method_of
 
 PROTOCOL = {
@@ -98,9 +98,9 @@ def test_only_runs_by_the_papers_rules_stand_beside_its_numbers(
     record(tmp_path / "no cameras", sab, mAP=0.9, protocol={**PROTOCOL, "cameras": "unknown"})
     record(tmp_path / "variant", sab, mAP=0.9, dataset={"variant": "10 cameras"})
     record(tmp_path / "other", composed("method=sab_cu"), mAP=0.9, dataset={"name": "duke"}, protocol=DUKE)
-    runs, others = gather([tmp_path])
+    runs, others = load_runs([tmp_path])
     assert not others
-    assert {run.job.folder.name for run in comparable(runs, "sab", "market1501")} == {"a", "b"}
+    assert {run.job.folder.name for run in comparable_runs(runs, "sab", "market1501")} == {"a", "b"}
     rows = {(row.name, row.dataset): row for row in paper_table("Table I", runs, read_paper())}
     row = rows["Baseline + SAB", "market1501"]
     cell = row.cells["mAP"]
@@ -111,7 +111,7 @@ def test_only_runs_by_the_papers_rules_stand_beside_its_numbers(
     assert empty.cells["mAP"].ours == "-"
     assert empty.missing == "not run"
     assert empty.command == "python -m sharpreid.train +experiment=table1 data=market1501 method=sab_cu"
-    own = own_rows(runs)
+    own = incomparable_runs_table(runs)
     assert len(own) == 8
     assert all("not comparable with the paper" in line["why not comparable"] for line in own)
     assert {line["mAP"] for line in own} == {"90.0"}
@@ -123,7 +123,7 @@ def test_runs_by_other_rules_do_not_share_a_mean(composed: Callable[..., DictCon
     record(tmp_path / "noise-free", sab, mAP=0.70)
     record(tmp_path / "expected", expected, mAP=0.72, protocol={**PROTOCOL, "test_mask": "expected"})
     record(tmp_path / "v1", v1, mAP=0.74)
-    runs, _ = gather([tmp_path])
+    runs, _ = load_runs([tmp_path])
     rows = [row for row in paper_table("Table I", runs, read_paper()) if row.runs]
     assert sorted(row.cells["mAP"].ours for row in rows) == ["70.0", "72.0", "74.0"]
     assert {row.runs for row in rows} == {1}
@@ -137,9 +137,9 @@ def test_the_same_run_in_two_experiments_counts_once(
     record(tmp_path / "table1", composed("method=sab", "name=table1"), mAP=0.70)
     record(tmp_path / "fig5", composed("model.blocks=[1,2,3,4]", "name=fig5", "logger=csv"), mAP=0.70)
     record(tmp_path / "seed1", composed("method=sab", "name=table1"), mAP=0.72, seed=1)
-    runs, _ = gather([tmp_path])
+    runs, _ = load_runs([tmp_path])
     assert len(runs) == 3
-    assert len(distinct(runs)) == 2
+    assert len(distinct_runs(runs)) == 2
     assert [row.runs for row in paper_table("Table I", runs, read_paper()) if row.runs] == [2]
 
 
@@ -147,13 +147,13 @@ def test_a_row_with_another_total_variation_says_where_its_runs_are(
     composed: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
     record(tmp_path / "tv", composed("method=sab_cu_tv"), mAP=0.7, reduced="mu 0.01 (0.1)")
-    runs, _ = gather([tmp_path])
+    runs, _ = load_runs([tmp_path])
     rows = {(row.name, row.dataset): row for row in paper_table("Table I", runs, read_paper())}
     row = rows["Baseline + SAB + CU + TV", "market1501"]
     assert row.missing == "only runs that do not compare, see below"
     assert row.command.endswith("method=sab_cu_tv objective=tv_as_printed")
     assert rows["Baseline + SAB + CU + TV", "duke"].missing == "not run"
-    assert [line["method"] for line in own_rows(runs)] == ["sab_cu_tv"]
+    assert [line["method"] for line in incomparable_runs_table(runs)] == ["sab_cu_tv"]
 
 
 def test_gains_are_over_the_baseline_by_the_same_rules(
@@ -168,7 +168,7 @@ def test_gains_are_over_the_baseline_by_the_same_rules(
     record(tmp_path / "sab0", sab, mAP=0.63, seed=0)
     record(tmp_path / "sab1", sab, mAP=0.65, seed=1)
     record(tmp_path / "reduced", sab, mAP=0.99, seed=2, reduced="epochs 5 (150)")
-    runs, _ = gather([tmp_path])
+    runs, _ = load_runs([tmp_path])
     rows = gains_table(runs, read_paper())
     (row,) = [row for row in rows if row.runs]
     assert (row.name, row.dataset, row.runs) == ("Fig. 5(c): SAB", "market1501", 2)
@@ -194,7 +194,7 @@ def test_gains_are_over_the_baseline_by_the_same_rules(
 
 def test_a_gain_without_a_baseline_says_so(composed: Callable[..., DictConfig], tmp_path: Path) -> None:
     record(tmp_path / "sab", composed("method=sab"), mAP=0.63)
-    runs, _ = gather([tmp_path])
+    runs, _ = load_runs([tmp_path])
     (row,) = [
         row
         for row in gains_table(runs, read_paper())
@@ -210,7 +210,7 @@ def test_a_baseline_without_score_leaves_the_gain_out(
     unmasked = {**PROTOCOL, "test_mask": "none"}
     record(tmp_path / "baseline", composed("method=baseline"), mAP=float("nan"), protocol=unmasked)
     record(tmp_path / "sab", composed("method=sab"), mAP=0.63)
-    runs, _ = gather([tmp_path])
+    runs, _ = load_runs([tmp_path])
     (row,) = [row for row in gains_table(runs, read_paper()) if row.runs]
     assert row.cells["mAP_gain"].ours == "-"
 
@@ -222,8 +222,8 @@ def test_a_run_at_full_size_that_the_paper_does_not_have_is_not_lost(
     record(tmp_path / "soft", composed("method=residual_attention"), mAP=0.7)  # the paper's is on CUHK03
     record(tmp_path / "msmt17", composed("method=sab"), mAP=0.3, seed=1, dataset={"name": "msmt17"})
     record(tmp_path / "table1", composed("method=sab"), mAP=0.7)
-    runs, _ = gather([tmp_path])
-    lines = own_rows(runs)
+    runs, _ = load_runs([tmp_path])
+    lines = incomparable_runs_table(runs)
     assert [(line["data"], line["method"]) for line in lines] == [
         ("market1501", "residual_attention"),
         ("market1501", "sigmoid_gate"),
@@ -293,10 +293,10 @@ def test_the_parameters_of_table_iv_are_counted() -> None:
 
 
 def test_an_experiment_tells_its_baseline_and_claim() -> None:
-    baseline, claim = summary_of("block_ablation")
+    baseline, claim = read_experiment("block_ablation")
     assert baseline == "model.blocks=[]"
     assert claim.startswith("Fig. 5(a, b): which blocks should attend?")
-    assert summary_of("mine") == (None, "")
+    assert read_experiment("mine") == (None, "")
 
 
 def test_curves_are_means_over_an_epoch(tmp_path: Path) -> None:

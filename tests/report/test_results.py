@@ -2,16 +2,18 @@ from pathlib import Path
 
 import pytest
 
-from sharpreid.report.results import CHECKOUT, TABLES, pages, renewed
+from sharpreid.report.results import CHECKOUT, TABLES, find_readmes, update_tables
 
 HEAD = "overrides,dataset,protocol,crops,test_mask,reduced,seed,mAP,rank1,rank5"
 
 
 def test_the_tables_in_the_readmes_are_those_of_the_records() -> None:
     found = 0
-    for path in pages(CHECKOUT):
+    for path in find_readmes(CHECKOUT):
         text = path.read_text(encoding="utf-8")
-        assert renewed(text, CHECKOUT / "experiments") == text, f"{path}: python -m sharpreid.report.results"
+        assert update_tables(text, CHECKOUT / "experiments") == text, (
+            f"{path}: python -m sharpreid.report.results"
+        )
         found += text.count("<!-- results: ")
     assert found == len(TABLES)
 
@@ -19,18 +21,18 @@ def test_the_tables_in_the_readmes_are_those_of_the_records() -> None:
 def test_a_number_typed_by_hand_or_a_changed_record_is_noticed(tmp_path: Path) -> None:
     text = (CHECKOUT / "README.md").read_text(encoding="utf-8")
     assert "| 43.9 |" in text
-    assert renewed(text.replace("| 43.9 |", "| 73.9 |"), CHECKOUT / "experiments") == text
+    assert update_tables(text.replace("| 43.9 |", "| 73.9 |"), CHECKOUT / "experiments") == text
     folder = tmp_path / "block_ablation"
     folder.mkdir()
     for path in (CHECKOUT / "experiments" / "block_ablation").glob("*.json"):
         changed = path.read_text(encoding="utf-8").replace('"mAP": 0.4389', '"mAP": 0.9389')
         (folder / path.name).write_text(changed, encoding="utf-8")
-    assert "| 93.9 |" in renewed(text, tmp_path)
+    assert "| 93.9 |" in update_tables(text, tmp_path)
 
 
 def test_an_unknown_table_is_refused() -> None:
     with pytest.raises(ValueError, match="best: no such table; known are market1501-cpu"):
-        renewed("<!-- results: best -->\n<!-- end -->", CHECKOUT)
+        update_tables("<!-- results: best -->\n<!-- end -->", CHECKOUT)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +61,7 @@ def test_runs_that_do_not_belong_in_a_line_are_refused(tmp_path: Path, second: s
 )
 def test_a_table_without_its_end_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="without its <!-- end -->"):
-        renewed(text, CHECKOUT / "experiments")
+        update_tables(text, CHECKOUT / "experiments")
 
 
 def test_runs_of_one_line_are_a_mean_with_its_range(tmp_path: Path) -> None:

@@ -17,18 +17,11 @@ from rich.console import Console
 
 from sharpreid.config import sweep_context as sweeps
 from sharpreid.config.sweep_context import count_choices
-from sharpreid.report.bars import draw
-from sharpreid.report.comparison import (
-    Job,
-    configurations,
-    load_jobs,
-    split_by_data,
-    summarise,
-    unfinished,
-    varying_keys,
-)
-from sharpreid.report.summary_files import write_csv, write_markdown
-from sharpreid.report.sweep import main, report
+from sharpreid.report.comparison import compare_jobs, group_by_configuration, group_by_data, varying_keys
+from sharpreid.report.figures import draw_sweep
+from sharpreid.report.runs import Job, load_jobs, unfinished_jobs
+from sharpreid.report.sweep import main
+from sharpreid.report.sweep_summary import write_csv, write_markdown, write_summary
 from sharpreid.sweep.summary_callback import SweepSummary
 
 MARKET = {"name": "market1501", "synthetic": False, "subset": None}
@@ -138,7 +131,7 @@ def test_a_job_that_never_ended_is_unfinished_and_says_so(tmp_path: Path) -> Non
     (tmp_path / "0" / "job.json").write_text('{"status": "running", "started": 1, "overrides": []}')
     (running,) = load_jobs(tmp_path)
     assert "its process died" in str(running.error)
-    assert unfinished([running]) == [running]
+    assert unfinished_jobs([running]) == [running]
 
 
 def test_only_what_varies_is_a_setting_and_the_seed_is_not() -> None:
@@ -148,7 +141,7 @@ def test_only_what_varies_is_a_setting_and_the_seed_is_not() -> None:
         job("+a=1", mAP=0.4),
     ]
     assert varying_keys(jobs) == ["b"]
-    assert [dict(row.settings) for row in summarise(jobs, None)] == [{"b": "2"}, {"b": "3"}, {"b": ""}]
+    assert [dict(row.settings) for row in compare_jobs(jobs, None)] == [{"b": "2"}, {"b": "3"}, {"b": ""}]
 
 
 def split_sweep() -> list[Job]:
@@ -161,12 +154,12 @@ def split_sweep() -> list[Job]:
 def test_a_test_split_is_a_replicate_as_a_seed_is() -> None:
     jobs = [job(f"data.source.split={split}", f"b={b}", mAP=0.4) for split in (0, 1) for b in "xy"]
     assert varying_keys(jobs) == ["b"]
-    gathered = configurations(summarise([*jobs, job("data.source.split=2", "b=x")], None))
+    gathered = group_by_configuration(compare_jobs([*jobs, job("data.source.split=2", "b=x")], None))
     assert [(one.label, len(one.rows), len(one.done)) for one in gathered] == [("x", 3, 2), ("y", 2, 2)]
 
 
 def test_csv_gives_each_split_s_score_and_mean_and_deviation_over_all(tmp_path: Path) -> None:
-    write_csv(summarise([*split_sweep(), job("data.source.split=3")], None), tmp_path / "summary.csv")
+    write_csv(compare_jobs([*split_sweep(), job("data.source.split=3")], None), tmp_path / "summary.csv")
     lines = table(tmp_path / "summary.csv")
     assert [line["split"] for line in lines] == ["0", "1", "2", "3"], "also of the one that failed"
     assert [line["mAP"] for line in lines] == ["0.8", "0.82", "0.87", ""]
@@ -176,14 +169,14 @@ def test_csv_gives_each_split_s_score_and_mean_and_deviation_over_all(tmp_path: 
 
 
 def test_csv_of_single_jobs_has_no_deviation(tmp_path: Path) -> None:
-    write_csv(summarise(block_sweep(), None), tmp_path / "summary.csv")
+    write_csv(compare_jobs(block_sweep(), None), tmp_path / "summary.csv")
     lines = table(tmp_path / "summary.csv")
     assert [line["mAP_mean"] for line in lines] == ["0.41", "0.43", "0.4", ""]
     assert {line["mAP_std"] for line in lines} == {""}
 
 
 def test_page_and_screen_give_mean_range_and_deviation_over_splits(tmp_path: Path) -> None:
-    write_markdown(summarise(split_sweep(), None), tmp_path / "summary.md")
+    write_markdown(compare_jobs(split_sweep(), None), tmp_path / "summary.md")
     page = (tmp_path / "summary.md").read_text()
     assert (
         "| configuration | jobs | mAP % | mAP gain | mAP std | rank-1 % | rank-1 gain | rank-1 std |" in page
@@ -197,12 +190,12 @@ def test_page_and_screen_give_mean_range_and_deviation_over_splits(tmp_path: Pat
 
 
 def test_page_without_repeats_has_no_column_for_deviations(tmp_path: Path) -> None:
-    write_markdown(summarise(block_sweep(), None), tmp_path / "summary.md")
+    write_markdown(compare_jobs(block_sweep(), None), tmp_path / "summary.md")
     assert "mAP std" not in (tmp_path / "summary.md").read_text()
 
 
 def test_delta_is_in_points_over_the_baseline() -> None:
-    rows = summarise(block_sweep(), "model.blocks = [ ]")
+    rows = compare_jobs(block_sweep(), "model.blocks = [ ]")
     assert [row.is_baseline for row in rows] == [True, False, False, False]
     assert [row.delta.get("mAP") for row in rows] == pytest.approx([0.0, 2.0, -1.0, None])
     assert [row.delta.get("rank1") for row in rows] == pytest.approx([0.0, 2.0, -1.0, None])
@@ -210,7 +203,7 @@ def test_delta_is_in_points_over_the_baseline() -> None:
 
 def test_baseline_of_several_seeds_is_their_mean() -> None:
     jobs = [job("k=a", f"seed={seed}", mAP=0.40 + seed / 100, seed=seed) for seed in (0, 2)]
-    rows = summarise([*jobs, job("k=b", mAP=0.43)], "k=a")
+    rows = compare_jobs([*jobs, job("k=b", mAP=0.43)], "k=a")
     assert [row.delta["mAP"] for row in rows] == pytest.approx([-1.0, 1.0, 2.0])
 
 
@@ -221,24 +214,24 @@ def test_each_row_has_the_baseline_that_shares_its_other_settings() -> None:
         job("mu=0", "r=mean"),
         job("mu=1", "r=mean", mAP=0.45),
     ]
-    deltas = [row.delta.get("mAP") for row in summarise(jobs, "mu=0")]
+    deltas = [row.delta.get("mAP") for row in compare_jobs(jobs, "mu=0")]
     assert deltas == pytest.approx([0.0, 1.0, None, None]), "r=mean has lost its own baseline"
 
 
 def test_scores_of_different_data_are_never_subtracted() -> None:
     jobs = [job("k=a", mAP=0.4), job("k=b", mAP=0.5, dataset=SYNTHETIC)]
-    assert summarise(jobs, "k=a")[1].delta == {}
+    assert compare_jobs(jobs, "k=a")[1].delta == {}
 
 
 def test_absent_or_failed_baseline_gives_no_delta() -> None:
-    assert all(row.delta == {} for row in summarise(block_sweep(), "model.blocks=[3]"))
-    assert all(row.delta == {} for row in summarise(block_sweep(), "model.blocks=[4]"))
-    assert all(row.delta == {} for row in summarise(block_sweep(), None))
+    assert all(row.delta == {} for row in compare_jobs(block_sweep(), "model.blocks=[3]"))
+    assert all(row.delta == {} for row in compare_jobs(block_sweep(), "model.blocks=[4]"))
+    assert all(row.delta == {} for row in compare_jobs(block_sweep(), None))
 
 
 def test_baseline_that_is_no_override_is_refused() -> None:
     with pytest.raises(ValueError, match=r"must be an override such as 'model.blocks=\[\]', got 'none'"):
-        summarise([], "none")
+        compare_jobs([], "none")
 
 
 def test_rows_are_split_by_data_and_a_failed_one_joins_its_like() -> None:
@@ -247,7 +240,7 @@ def test_rows_are_split_by_data_and_a_failed_one_joins_its_like() -> None:
         job("data=s", "k=1", mAP=0.4, dataset=SYNTHETIC),
         job("data=s", "k=2"),
     ]
-    assert [[row.job.overrides for row in part] for part in split_by_data(summarise(jobs, None))] == [
+    assert [[row.job.overrides for row in part] for part in group_by_data(compare_jobs(jobs, None))] == [
         [("data=m", "k=1")],
         [("data=s", "k=1"), ("data=s", "k=2")],
     ]
@@ -255,20 +248,22 @@ def test_rows_are_split_by_data_and_a_failed_one_joins_its_like() -> None:
 
 def test_seeds_are_gathered_and_the_baseline_comes_first() -> None:
     jobs = [job(f"b={value}", f"seed={seed}", mAP=0.4) for seed in (0, 1) for value in ("[1]", "[]")]
-    gathered = configurations(summarise(jobs, "b=[]"), {"[ ]": "none", "b=[1]": "one"})
+    gathered = group_by_configuration(compare_jobs(jobs, "b=[]"), {"[ ]": "none", "b=[1]": "one"})
     assert [(one.label, len(one.rows)) for one in gathered] == [("none", 2), ("one", 2)]
 
 
 def test_labels_name_keys_only_where_several_vary() -> None:
-    one_key = summarise([job("model.mu=0", mAP=0.4), job(mAP=0.4)], None)
-    assert [one.label for one in configurations(one_key)] == ["0", "default"]
-    two_keys = summarise([job("a.mu=0", "a.r=x", mAP=0.4), job("a.mu=1", "a.r=y", mAP=0.4)], None)
-    assert [one.label for one in configurations(two_keys)] == ["mu=0, r=x", "mu=1, r=y"]
-    assert [one.label for one in configurations(summarise([job("a=0", mAP=0.4)], None))] == ["ablation"]
+    one_key = compare_jobs([job("model.mu=0", mAP=0.4), job(mAP=0.4)], None)
+    assert [one.label for one in group_by_configuration(one_key)] == ["0", "default"]
+    two_keys = compare_jobs([job("a.mu=0", "a.r=x", mAP=0.4), job("a.mu=1", "a.r=y", mAP=0.4)], None)
+    assert [one.label for one in group_by_configuration(two_keys)] == ["mu=0, r=x", "mu=1, r=y"]
+    assert [one.label for one in group_by_configuration(compare_jobs([job("a=0", mAP=0.4)], None))] == [
+        "ablation"
+    ]
 
 
 def test_csv_has_a_line_per_job_with_scores_as_recorded(tmp_path: Path) -> None:
-    write_csv(summarise(block_sweep(), "model.blocks=[]"), tmp_path / "summary.csv")
+    write_csv(compare_jobs(block_sweep(), "model.blocks=[]"), tmp_path / "summary.csv")
     lines = table(tmp_path / "summary.csv")
     assert [line["model.blocks"] for line in lines] == ["[]", "[1]", "[1,2]", "[4]"]
     assert [line["mAP"] for line in lines] == ["0.41", "0.43", "0.4", ""]
@@ -285,7 +280,7 @@ def test_csv_has_a_line_per_job_with_scores_as_recorded(tmp_path: Path) -> None:
 
 
 def test_csv_keeps_an_override_apart_from_a_column_of_the_same_name(tmp_path: Path) -> None:
-    rows = summarise([job("protocol=a", mAP=0.4), job("protocol=b", mAP=0.4)], None)
+    rows = compare_jobs([job("protocol=a", mAP=0.4), job("protocol=b", mAP=0.4)], None)
     write_csv(rows, tmp_path / "summary.csv")
     line = table(tmp_path / "summary.csv")[0]
     assert (line["protocol (override)"], line["protocol"]) == ("a", "market1501")
@@ -298,7 +293,7 @@ def test_page_tells_what_it_was_scored_on_and_that_the_paper_does_not_compare(tm
         job("b=[2]"),
     ]
     path = tmp_path / "summary.md"
-    write_markdown(summarise(jobs, "b=[]"), path, title="Which blocks", labels={"[1]": "block|1"})
+    write_markdown(compare_jobs(jobs, "b=[]"), path, title="Which blocks", labels={"[1]": "block|1"})
     page = path.read_text()
     assert page.startswith("# Which blocks\n")
     assert "data set synthetic; protocol market1501, crops plain, mask noise_free, re-ranking none." in page
@@ -321,7 +316,7 @@ def held_out_sweep() -> list[Job]:
 
 
 def test_a_choice_of_blocks_is_ranked_by_the_held_out_identities_alone(tmp_path: Path) -> None:
-    rows = summarise(held_out_sweep(), "b=[]")
+    rows = compare_jobs(held_out_sweep(), "b=[]")
     path = tmp_path / "summary.md"
     write_markdown(rows, path, by_held_out=True)
     lines = [line for line in path.read_text().splitlines() if line.startswith("| [")]
@@ -339,7 +334,7 @@ def test_the_ranking_is_printed_too(tmp_path: Path) -> None:
     for number, written in enumerate(held_out_sweep()[:-1]):
         put(tmp_path / str(number), written)
     console = Console(record=True, width=120, file=io.StringIO())
-    report(tmp_path, baseline="b=[]", by_held_out=True, console=console)
+    write_summary(tmp_path, baseline="b=[]", by_held_out=True, console=console)
     text = console.export_text()
     assert "held-out mAP" in text
     assert text.index(" [2] ") < text.index("[] (baseline)") < text.index(" [1] ")
@@ -347,7 +342,7 @@ def test_the_ranking_is_printed_too(tmp_path: Path) -> None:
 
 def test_page_gives_mean_and_range_over_seeds(tmp_path: Path) -> None:
     jobs = [job("k=a", f"seed={seed}", mAP=0.40 + seed / 100, seed=seed) for seed in (0, 2)]
-    write_markdown(summarise([*jobs, job("k=b", mAP=0.43)], "k=a"), tmp_path / "summary.md")
+    write_markdown(compare_jobs([*jobs, job("k=b", mAP=0.43)], "k=a"), tmp_path / "summary.md")
     page = (tmp_path / "summary.md").read_text()
     assert "| a (baseline) | 2 of 2 | 41.0 (40.0 to 42.0) | +0.0 (-1.0 to +1.0) |" in page
 
@@ -363,7 +358,7 @@ def texts_of_figure(
         seen.extend(text.get_text() for text in figure.findobj(lambda one: hasattr(one, "get_text")))
 
     monkeypatch.setattr(Figure, "savefig", spy)
-    draw(summarise(jobs, baseline), path)
+    draw_sweep(compare_jobs(jobs, baseline), path)
     return "\n".join(seen)
 
 
@@ -397,7 +392,7 @@ def bars_of(
             seen.append([(bar.get_height(), bar.get_facecolor()[3] > 0) for bar in bars])
 
     monkeypatch.setattr(Figure, "savefig", spy)
-    draw(summarise(jobs, baseline), path)
+    draw_sweep(compare_jobs(jobs, baseline), path)
     return seen
 
 
@@ -428,7 +423,7 @@ def test_a_bar_of_one_run_is_hollow_and_one_of_several_is_filled(
 
 
 def test_hard_pairs_have_columns_where_the_data_set_knows_them(tmp_path: Path) -> None:
-    rows = summarise(two_seeds_of_some(), "k=a")
+    rows = compare_jobs(two_seeds_of_some(), "k=a")
     write_csv(rows, tmp_path / "summary.csv")
     lines = table(tmp_path / "summary.csv")
     assert [line["hard_pair_rank1"] for line in lines] == ["0.6", "0.7", "0.5", "0.64", "0.5"]
@@ -445,7 +440,7 @@ def test_hard_pairs_have_columns_where_the_data_set_knows_them(tmp_path: Path) -
     assert "| a (baseline) | 2 of 2 | 41.0 (40.0 to 42.0) |" in page
     assert "| b | 1 of 1 | 43.0 | +2.0 | - |" in page
     assert "A random ranking reaches 49.0 %." in page
-    write_csv(summarise(block_sweep(), None), tmp_path / "others.csv")
+    write_csv(compare_jobs(block_sweep(), None), tmp_path / "others.csv")
     assert "hard_pair_rank1" not in table(tmp_path / "others.csv")[0]
 
 
@@ -491,8 +486,8 @@ def test_figure_without_a_baseline_shows_the_scores(tmp_path: Path, monkeypatch:
     ids=["all failed", "no overrides", "only the baseline", "many long names", "two data sets"],
 )
 def test_odd_sweeps_are_drawn_and_written_too(tmp_path: Path, jobs: list[Job]) -> None:
-    rows = summarise(jobs, "k=a")
-    draw(rows, tmp_path / "summary.png")
+    rows = compare_jobs(jobs, "k=a")
+    draw_sweep(rows, tmp_path / "summary.png")
     write_csv(rows, tmp_path / "summary.csv")
     write_markdown(rows, tmp_path / "summary.md")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["summary.csv", "summary.md", "summary.png"]
@@ -507,7 +502,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(Figure, "savefig", fail)
     with pytest.raises(OSError, match="disk full"):
-        draw(summarise(block_sweep(), None), path)
+        draw_sweep(compare_jobs(block_sweep(), None), path)
     assert path.read_bytes() == b"old"
     assert [left.name for left in tmp_path.iterdir()] == ["summary.png"]
 
@@ -516,7 +511,7 @@ def reported(folder: Path, **settings: Any) -> tuple[str, object]:
     text = io.StringIO()
     code: object = 0
     try:
-        report(folder, console=Console(file=text, width=80), **settings)
+        write_summary(folder, console=Console(file=text, width=80), **settings)
     except SystemExit as stop:
         code = stop.code
     return text.getvalue(), code

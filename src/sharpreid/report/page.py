@@ -1,4 +1,4 @@
-"""The report's pages: one self-contained HTML file, and Markdown with the figures beside it."""
+"""Render the report as one self-contained HTML file, and as Markdown with links to its figures."""
 
 import base64
 import re
@@ -10,9 +10,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from sharpreid.report.comparison import Job
+from sharpreid.report.markdown import markdown_table
 from sharpreid.report.paper_tables import NOTE, PaperRow
-from sharpreid.report.summary_files import markdown_table
+from sharpreid.report.runs import Job
 
 _TITLES = {"mAP": "mAP", "rank1": "rank-1", "rank5": "rank-5", "rank10": "rank-10"}
 _TITLES |= {f"{metric}_gain": f"{title} gain" for metric, title in _TITLES.items()}
@@ -21,17 +21,22 @@ _TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 
 @dataclass
 class Picture:
-    """A figure of the report."""
+    """A figure of the report.
+
+    Args:
+        path: SVG or PNG file.
+        caption: caption, which is also the alternative text.
+        photos: True for a sheet of photos, which keeps its size and scrolls on a small screen.
+    """
 
     path: Path
     caption: str
-    sheet: bool = False
-    """True for photos, which keep their size and scroll instead of shrinking on a small screen."""
+    photos: bool = False
 
 
 @dataclass
 class Section:
-    """A part of the report with figures."""
+    """A section of the report with texts and figures."""
 
     title: str
     texts: list[str] = field(default_factory=list)
@@ -41,21 +46,30 @@ class Section:
 
 @dataclass
 class Report:
-    """Everything the pages show."""
+    """Content of the report.
+
+    Args:
+        folders: folders that were searched for runs.
+        runs: number of finished runs.
+        tables: title -> rows of a table of the paper.
+        incomparable: rows of the table of runs that are not comparable with the paper, see
+            `incomparable_runs_table`.
+        sections: sections with figures.
+        unfinished: jobs without a score.
+        absent: error of each section that could not be drawn.
+    """
 
     folders: Sequence[Path]
     runs: int
     tables: Mapping[str, Sequence[PaperRow]]
-    """Title -> rows."""
-    own: Sequence[Mapping[str, str]]
+    incomparable: Sequence[Mapping[str, str]]
     sections: Sequence[Section]
     unfinished: Sequence[Job]
     absent: Sequence[str]
-    """What could not be drawn, and why, a sentence each."""
 
 
 def render_html(report: Report) -> str:
-    """The report as one page that needs no other file and no network."""
+    """Render the report as one HTML page that needs no other file and no network."""
     environment = Environment(
         loader=PackageLoader("sharpreid.report", "."), autoescape=True, undefined=StrictUndefined
     )
@@ -71,13 +85,13 @@ def render_html(report: Report) -> str:
         for section in report.sections
     ]
     contents = [(part["id"], part["title"]) for part in [*tables, *sections]]
-    contents.insert(len(tables), ("own", "Runs that do not compare"))
+    contents.insert(len(tables), ("incomparable", "Not comparable with the paper"))
     return environment.get_template("page.html.jinja").render(
         runs=report.runs,
         note=NOTE,
         folders=", ".join(map(str, report.folders)),
         tables=tables,
-        own=report.own,
+        incomparable=report.incomparable,
         sections=sections,
         contents=[*contents, ("missing", "Missing")],
         unfinished=report.unfinished,
@@ -86,7 +100,7 @@ def render_html(report: Report) -> str:
 
 
 def identifier(title: str) -> str:
-    """A title as the name of a place or a file.
+    """Turn a title into an HTML id or a file name.
 
     >>> identifier("Fig. 5(a, b): block_ablation")
     'fig-5-a-b-block_ablation'
@@ -103,7 +117,7 @@ def _image(picture: Picture) -> dict[str, Any]:
     return {
         "source": f"data:{_TYPES[picture.path.suffix]};base64,{content}",
         "caption": picture.caption,
-        "sheet": picture.sheet,
+        "photos": picture.photos,
         "width": size[0],
         "height": size[1],
     }
@@ -140,27 +154,33 @@ def _table(title: str, rows: Sequence[PaperRow]) -> dict[str, Any]:
 
 
 def render_markdown(report: Report, folder: Path) -> str:
-    """The report as Markdown for ``folder``, where its figures are."""
+    """Render the report as Markdown.
+
+    Args:
+        report: content of the report.
+        folder: folder of the page; links to figures are relative to it.
+    """
     page = ["# The paper's numbers and these runs", ""]
     page += [f"{report.runs} finished runs from {', '.join(map(str, report.folders))}. Scores in percent."]
     page += ["", NOTE]
     for title, rows in report.tables.items():
         lines = []
+        metrics = _metrics(rows)
         for row in rows:
             cells = {"row": row.name, "data set": row.dataset}
-            for metric in _metrics(rows):
+            for metric in metrics:
                 cell = row.cells.get(metric)
-                mine = cell is not None and row.method is not None
+                runnable = cell is not None and row.method is not None
                 cells[f"{_metric_title(metric)}: paper"] = cell.paper if cell else ""
-                cells[f"{_metric_title(metric)}: ours"] = cell.ours if cell and mine else ""
-                cells[f"{_metric_title(metric)}: difference"] = cell.difference if cell and mine else ""
+                cells[f"{_metric_title(metric)}: ours"] = cell.ours if cell and runnable else ""
+                cells[f"{_metric_title(metric)}: difference"] = cell.difference if cell and runnable else ""
             cells["runs"] = str(row.runs) if row.method is not None else ""
             cells["protocol"] = row.protocol
             cells["ours is missing"] = row.missing + (f": `{row.command}`" if row.command else "")
             lines.append(cells)
         page += ["", f"## {title}", "", *markdown_table(lines)]
-    page += ["", "## Runs that do not compare with the paper", ""]
-    page += markdown_table(report.own) if report.own else ["None."]
+    page += ["", "## Runs that are not comparable with the paper", ""]
+    page += markdown_table(report.incomparable) if report.incomparable else ["None."]
     for section in report.sections:
         page += ["", f"## {section.title}", ""]
         page += [*section.texts, *(f"**{text}**" for text in section.warnings)]

@@ -1,4 +1,7 @@
-"""The paper's tables with recorded runs beside them; what does not compare stands in a table of its own."""
+"""Put recorded runs beside the numbers of the paper's tables.
+
+Only runs that are comparable with the paper enter these tables. All other runs have a table of their own.
+"""
 
 import csv
 import re
@@ -9,15 +12,15 @@ from statistics import fmean
 
 from sharpreid.attention.context import ContextUnit
 from sharpreid.attention.soft import ResidualAttentionMask
-from sharpreid.report.gather import Run, distinct
-from sharpreid.report.summary_files import points
+from sharpreid.report.markdown import format_points
+from sharpreid.report.runs import Run, distinct_runs
 from sharpreid.run.comparability import averaging_rules, caveats, open_choices
 from sharpreid.run.console import mean_and_range, protocol_line
 from sharpreid.run.paper_recipe import PAPER_DATA
 
 _PACKAGED = Path(__file__).with_name("paper.csv")
 PAPER = _PACKAGED if _PACKAGED.is_file() else Path(__file__).parents[3] / "experiments" / "paper.csv"
-"""Every number of the paper's tables: inside the installed package, or of the checkout."""
+"""CSV file with every number of the paper's tables, in the installed package or in the checkout."""
 
 METHODS = {
     "ResNet-50 baseline": "baseline",
@@ -28,24 +31,34 @@ METHODS = {
     "Our sharp attention network": "sab_cu_tv",
     "Residual attention network [19]": "residual_attention",
 }
-"""The paper's rows that can be run here -> their name as ``method=``."""
+"""Rows of the paper that can be run here -> their method, as in ``method=``."""
 
-TABLES = ("Table I", "Table II", "Table III", "Table IV", "Table V", "Table VI")
+TABLES = {
+    "Table I": "components",
+    "Table II": "CUHK03 labeled, with the literature",
+    "Table III": "CUHK03 detected, with the literature",
+    "Table IV": "parameters and accuracy against residual attention",
+    "Table V": "Market-1501, with the literature",
+    "Table VI": "DukeMTMC-reID, with the literature",
+}
+"""Tables of the paper, with titles."""
 
-COMMANDS = {"Table I": "table1", "Table IV": "table4"}
-"""Table -> the experiment that fills it; "Our SAN" of the other tables is row 4 of Table I."""
+GAINS_TITLE = "Gains: over the baseline, in percentage points (Fig. 5, Sec. IV-D)"
+
+_EXPERIMENTS = {"Table I": "table1", "Table IV": "table4"}
+"""Table -> experiment that fills it. "Our SAN" of the other tables is row 4 of Table I."""
 
 NOTE = (
-    "The rows with TV: as printed, a sum with mu = 0.1, total variation outweighs the triplet loss by four "
-    "orders of magnitude and nothing was learnt in any run recorded so far. So method=sab_cu_tv takes a mean "
-    "with mu = 0.01 unless objective=tv_as_printed is given, and those runs are listed as not comparable."
+    "Rows with TV: the paper's total variation, a sum with mu = 0.1, exceeds the triplet loss by four orders "
+    "of magnitude, and no recorded run with it has learnt anything. Therefore method=sab_cu_tv uses a mean "
+    "with mu = 0.01 unless objective=tv_as_printed is given. Runs with the mean are listed as not comparable."
 )
-"""What a reader of the tables has to know about the paper's last row."""
+"""Explanation of the last row of the paper's tables."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A number of the paper beside ours."""
+    """A number of the paper, the mean and range of the runs, and the difference, as text."""
 
     paper: str
     ours: str
@@ -54,37 +67,44 @@ class Cell:
 
 @dataclass(frozen=True)
 class PaperRow:
-    """A row of one of the paper's tables, for one data set and, of ours, one protocol."""
+    """A row of a table of the paper with the runs of one protocol.
+
+    Args:
+        name: name of the row in the paper.
+        category: ``paper`` or ``literature``, see paper.csv.
+        dataset: data set.
+        method: method of the row, as in ``method=``; None if it cannot be run here.
+        cells: metric -> cell.
+        runs: number of runs.
+        protocol: protocol of the runs; empty without runs.
+        missing: why there is no run; empty if there is one.
+        command: command that fills the row; empty if the row is filled or cannot be run here.
+    """
 
     name: str
     category: str
     dataset: str
     method: str | None
-    """``method=`` that it is here; None if it cannot be run."""
     cells: Mapping[str, Cell]
-    """Metric -> the paper's number and ours."""
     runs: int
     protocol: str
-    """Of ours; empty if there is none."""
     missing: str
-    """Why there is no number of ours; empty if there is one."""
     command: str
-    """What fills the row; empty if it is filled or cannot be run here."""
 
 
 def read_paper(path: Path = PAPER) -> list[dict[str, str]]:
-    """The rows of paper.csv."""
+    """Read the rows of paper.csv."""
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
 def paper_table(place: str, runs: Sequence[Run], paper: Sequence[Mapping[str, str]]) -> list[PaperRow]:
-    """One of the paper's tables with ours beside it; only runs that compare with the paper get in.
+    """Return the rows of a table of the paper, one for each protocol of the runs.
 
     Args:
-        place: such as ``Table I``.
-        runs: of `gather`.
-        paper: of `read_paper`.
+        place: table, such as ``Table I``.
+        runs: runs, see `load_runs`; those that are not comparable with the paper are left out.
+        paper: rows of paper.csv, see `read_paper`.
     """
     found: dict[tuple[str, str, str], dict[str, str]] = {}
     for line in paper:
@@ -94,14 +114,14 @@ def paper_table(place: str, runs: Sequence[Run], paper: Sequence[Mapping[str, st
     rows = []
     for (name, category, dataset), values in found.items():
         method = METHODS.get(name)
-        for ours in by_protocol(comparable(runs, method, dataset)) or [[]]:
+        for ours in group_by_protocol(comparable_runs(runs, method, dataset)) or [[]]:
             cells = {
                 metric: _parameters(method, metric, value)
                 if metric.startswith("parameters")
                 else _cell(value, _percents(ours, metric))
                 for metric, value in values.items()
             }
-            experiment = COMMANDS.get(place, "table1")
+            experiment = _EXPERIMENTS.get(place, "table1")
             gap = ("from the literature", "") if method is None else ("", "")
             if method and not ours:
                 gap = _gap(runs, method, dataset, f"+experiment={experiment} data={dataset} method={method}")
@@ -111,14 +131,15 @@ def paper_table(place: str, runs: Sequence[Run], paper: Sequence[Mapping[str, st
 
 
 def gains_table(runs: Sequence[Run], paper: Sequence[Mapping[str, str]]) -> list[PaperRow]:
-    """What attention adds to the baseline, in percentage points (Fig. 5, Sec. IV-D).
+    """Return what attention adds to the baseline, in percentage points (Fig. 5, Sec. IV-D).
 
-    Ours is a run's score over the mean of the baseline's, of the same data set and protocol. The paper's is
-    stated (Fig. 5's last bar, Sec. IV-D) or the difference of two rows of Table I, and then says so.
+    A gain of ours is the score of a run minus the mean of the baseline on the same data set and protocol. A
+    gain of the paper is printed (last bar of Fig. 5, Sec. IV-D) or, as its cell then says, the difference of
+    two rows of Table I.
 
     Args:
-        runs: of `gather`; only those that compare with the paper get in.
-        paper: of `read_paper`.
+        runs: runs, see `load_runs`; those that are not comparable with the paper are left out.
+        paper: rows of paper.csv, see `read_paper`.
     """
     stated = {
         (line["place"], line["dataset"], line["metric"].removesuffix("_gain")): f"+{line['value']}"
@@ -143,7 +164,7 @@ def gains_table(runs: Sequence[Run], paper: Sequence[Mapping[str, str]]) -> list
     for method, name in (("sab", "SAB"), ("sab_cu", "SAB + CU")):
         for dataset in ("cuhk03_labeled", "cuhk03_detected", "market1501"):
             gain = table1[method, dataset, "mAP"] - table1["baseline", dataset, "mAP"]
-            values = {"mAP": f"{points(gain)} (of Table I)"}
+            values = {"mAP": f"{format_points(gain)} (of Table I)"}
             rows += _gains(f"Fig. 5(c): {name}", method, dataset, values, runs, "fig5c")
     for dataset in PAPER_DATA:
         values = {metric: stated["Sec. IV-D", dataset, metric] for metric in metrics}
@@ -151,13 +172,16 @@ def gains_table(runs: Sequence[Run], paper: Sequence[Mapping[str, str]]) -> list
     return rows
 
 
-def own_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
-    """Every run that stands beside no number of the paper, gathered over seeds, each line with the reason."""
+def incomparable_runs_table(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """Return the runs that are not comparable with a number of the paper, averaged over seeds.
+
+    Each row names the reason.
+    """
     groups: dict[tuple[str, str, str], list[Run]] = {}
-    of_the_paper = {(METHODS.get(line["row"]), line["dataset"]) for line in read_paper()}
+    paper_rows = {(METHODS.get(line["row"]), line["dataset"]) for line in read_paper()}
     for run in runs:
         reasons = " ".join(caveats(run.record))
-        if not reasons and (run.method, run.data) not in of_the_paper:
+        if not reasons and (run.method, run.data) not in paper_rows:
             reasons = "The paper has no number for it."
         if reasons:
             groups.setdefault((run.data, run.method, reasons), []).append(run)
@@ -172,18 +196,18 @@ def own_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
             "protocol": describe_protocols(same),
         }
         for (data, method, why), alike in sorted(groups.items())
-        for same in by_protocol(distinct(alike))
+        for same in group_by_protocol(distinct_runs(alike))
     ]
 
 
-def comparable(runs: Sequence[Run], method: str | None, dataset: str) -> list[Run]:
-    """The distinct runs of a method on a data set that may stand beside the paper's (`caveats` has none)."""
+def comparable_runs(runs: Sequence[Run], method: str | None, dataset: str) -> list[Run]:
+    """Return the distinct runs of a method on a data set that are comparable with the paper."""
     some = [run for run in runs if (run.method, run.data) == (method, dataset)]
-    return distinct(run for run in some if not caveats(run.record))
+    return distinct_runs(run for run in some if not caveats(run.record))
 
 
-def by_protocol(runs: Iterable[Run]) -> list[list[Run]]:
-    """Runs whose scores may share a mean: same data set, protocol and strides, whatever split was drawn."""
+def group_by_protocol(runs: Iterable[Run]) -> list[list[Run]]:
+    """Group runs whose scores may be averaged: same data set, protocol and strides, any drawn split."""
     found: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         found.setdefault(averaging_rules(run.record, run.config), []).append(run)
@@ -191,7 +215,7 @@ def by_protocol(runs: Iterable[Run]) -> list[list[Run]]:
 
 
 def describe_protocols(runs: Sequence[Run]) -> str:
-    """The protocol of runs that share it, each split that was drawn, and what else the paper leaves open."""
+    """Describe the protocol of the runs, their drawn splits, and their choices where the paper is silent."""
     return " / ".join(
         dict.fromkeys(
             ", ".join((protocol_line(run.record["protocol"]), *open_choices(run.config))) for run in runs
@@ -200,7 +224,7 @@ def describe_protocols(runs: Sequence[Run]) -> str:
 
 
 def _without_mask(run: Run) -> tuple[str, ...]:
-    """The rules that a run shares with a baseline, which has no mask."""
+    """Return the rules that a run must share with its baseline, which has no mask."""
     return averaging_rules(run.record, run.config, "test_mask")
 
 
@@ -209,16 +233,19 @@ def _percents(runs: Iterable[Run], metric: str) -> list[float]:
 
 
 def _cell(paper: str, ours: Sequence[float], shown: Callable[[float], str] = "{:.1f}".format) -> Cell:
-    """Ours in percent or percentage points; ``paper`` starts with its number, or says why there is none."""
+    """Compare the paper's number with ours, in percent or percentage points.
+
+    ``paper`` starts with its number, or says why there is none.
+    """
     if not ours:
         return Cell(paper, "-", "-")
     stated = re.match(r"[+-]?[\d.]+", paper)
-    difference = points(fmean(ours) - float(stated[0])) if stated else ""
+    difference = format_points(fmean(ours) - float(stated[0])) if stated else ""
     return Cell(paper, mean_and_range(ours, shown), difference)
 
 
 def _gap(runs: Sequence[Run], method: str, dataset: str, arguments: str) -> tuple[str, str]:
-    """Why a row that can be run has no number of ours, and the command that gives it one."""
+    """Return why a row has no run, and the command that fills it."""
     others = [run for run in runs if (run.method, run.data) == (method, dataset)]
     found = "not run" if not others else "only runs that do not compare, see below"
     return found, _command(arguments, method)
@@ -232,14 +259,14 @@ def _command(arguments: str, method: str) -> str:
 def _gap_of_gain(
     runs: Sequence[Run], method: str, dataset: str, experiment: str, baseline: bool
 ) -> tuple[str, str]:
-    """As `_gap`, for a gain, which needs runs of the method and, by the same rules, of the baseline."""
+    """Return the same as `_gap` for a gain, which needs runs of the method and of the baseline."""
     arguments = f"+experiment={experiment} data={dataset}"
     if experiment == "fig5":  # sweeps blocks, not methods
         blocks = "1,2,3,4" if method == "sab" else method.removeprefix("blocks ").replace("+", ",")
         ours, base = f"{arguments} model.blocks=[{blocks}]", f"{arguments} model.blocks=[]"
     else:
         ours, base = f"{arguments} method={method}", f"{arguments} method=baseline"
-    if comparable(runs, method, dataset):
+    if comparable_runs(runs, method, dataset):
         return "no baseline by the same rules", _command(base, "baseline")
     reason, command = _gap(runs, method, dataset, ours)
     return reason, command if baseline else f"{_command(base, 'baseline')}; {command}"
@@ -249,17 +276,17 @@ def _gains(
     name: str, method: str, dataset: str, values: Mapping[str, str], runs: Sequence[Run], experiment: str
 ) -> list[PaperRow]:
     baselines: dict[tuple[str, ...], list[Run]] = {}
-    for run in comparable(runs, "baseline", dataset):
+    for run in comparable_runs(runs, "baseline", dataset):
         baselines.setdefault(_without_mask(run), []).append(run)
     rows = []
-    parts = by_protocol(comparable(runs, method, dataset))
+    parts = group_by_protocol(comparable_runs(runs, method, dataset))
     for ours in [part for part in parts if _without_mask(part[0]) in baselines] or [[]]:
         base = baselines[_without_mask(ours[0])] if ours else []
         cells = {}
         for metric, value in values.items():
             before = _percents(base, metric)
             gains = [score - fmean(before) for score in _percents(ours, metric)] if before else []
-            cells[f"{metric}_gain"] = _cell(value, gains, points)
+            cells[f"{metric}_gain"] = _cell(value, gains, format_points)
         gap = ("", "") if ours else _gap_of_gain(runs, method, dataset, experiment, bool(baselines))
         rows.append(
             PaperRow(name, "paper", dataset, method, cells, len(ours), describe_protocols(ours), *gap)
@@ -268,7 +295,7 @@ def _gains(
 
 
 def _parameters(method: str | None, metric: str, paper: str) -> Cell:
-    """Convolution weights of the mask branches, in millions: counted, not trained."""
+    """Count the convolution weights of the mask branches, in millions."""
     place = metric.removeprefix("parameters_")
     blocks = (1, 2, 3) if place == "total" else (int(place.removeprefix("block")),)
     count = sum(_convolution_weights(method, 2 ** (7 + block)) for block in blocks) / 1e6

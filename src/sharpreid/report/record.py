@@ -1,8 +1,8 @@
 """Record finished runs as rows of a table: ``python -m sharpreid.report.record DIR ... --into FOLDER``.
 
-FOLDER gets ``runs.csv``, one line per run, and in ``queries/RECIPE/DATA/`` what each query contributed to the
-run's scores, from which `sharpreid.report.intervals` takes how sure a difference is. A run that is recorded
-again replaces its line. Every run is read and checked before anything is written.
+FOLDER gets ``runs.csv``, one line per run, and in ``queries/RECIPE/DATA/`` the contribution of each query to
+the scores of the run, from which `sharpreid.report.bootstrap` computes intervals. A run that is recorded
+again replaces its line. All runs are read and checked before anything is written.
 """
 
 import argparse
@@ -20,36 +20,36 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sharpreid.atomic_io import replacing
 from sharpreid.config.resolvers import register_resolvers
-from sharpreid.report.gather import Run, gather
-from sharpreid.report.rows import conditions_of, recipe_of, row_of
+from sharpreid.report.ablation import (
+    COLUMNS,
+    Line,
+    query_file,
+    query_folder,
+    read_lines,
+    read_table,
+    run_key,
+)
+from sharpreid.report.row_names import describe_conditions, recipe_name, row_name
+from sharpreid.report.runs import Run, load_runs
 from sharpreid.run.comparability import dataset_line
 from sharpreid.run.console import protocol_line
 
-KEY = ("dataset", "recipe", "row", "seed")
-"""Columns that name a run."""
-
-COLUMNS = (
-    *KEY,
-    *("gradient", "mAP", "rank1", "mAP_trapezoid", "epochs", "iterations"),
-    *("loss_at_end", "triplet_at_end", "active_at_end", "left_plateau"),
-    *("precision", "torch", "torchvision", "pytorch_lightning", "device", "world_size", "minutes"),
-    *("commit", "dirty", "scored_on", "conditions", "reduced"),
-)
-"""Of runs.csv. Scores are in [0, 1]; ``..._at_end``: see `End`; ``conditions``: see `conditions_of`."""
-
 PLATEAU = 0.9
-"""See `left_plateau`."""
-
-Line = dict[str, str]
+"""Threshold of `left_plateau`."""
 
 
-class End(NamedTuple):
-    """Means over the last tenth of a training's steps."""
+class FinalMeans(NamedTuple):
+    """Means over the last tenth of the steps of a training.
+
+    Args:
+        loss: total loss.
+        triplet: triplet loss.
+        active: share of triplets with a loss above 0, in [0, 1].
+    """
 
     loss: float
     triplet: float
     active: float
-    """Share of triplets whose loss is not 0, in [0, 1]."""
 
 
 class Query(NamedTuple):
@@ -63,34 +63,34 @@ class Query(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What is recorded of a run."""
+    """The line of runs.csv of a run, and its queries."""
 
     line: Line
     queries: tuple[Query, ...]
 
 
-def left_plateau(end: End, margin: float) -> bool:
-    """Whether a training has left the plateau on which batch-hard triplet losses begin.
+def left_plateau(final: FinalMeans, margin: float) -> bool:
+    """Return whether a training has left the initial plateau of the batch-hard triplet loss.
 
-    At first all embeddings lie close together. The hardest positive is then about as far away as the hardest
-    negative, so that the loss is about the margin and every triplet is active. Some trainings stay there for
-    long, or for good. Scores of such runs tell which method leaves first, not which is better, and are no
-    evidence. A training has left if over the last tenth of its steps the mean triplet loss is below 0.9 times
-    the margin and fewer than 0.9 of the triplets are active.
+    At first all embeddings lie close together, so that the hardest positive is about as far away as the
+    hardest negative. The loss is then about the margin, and every triplet is active. Some trainings stay
+    there for long, or for good. Scores of such runs show which method leaves the plateau first, not which is
+    better. A training has left the plateau if, over the last tenth of its steps, the mean triplet loss is
+    below 0.9 times the margin and fewer than 0.9 of the triplets are active.
 
-    >>> left_plateau(End(loss=0.2, triplet=0.2, active=0.6), margin=0.5)
+    >>> left_plateau(FinalMeans(loss=0.2, triplet=0.2, active=0.6), margin=0.5)
     True
-    >>> left_plateau(End(loss=0.49, triplet=0.49, active=1.0), margin=0.5)
+    >>> left_plateau(FinalMeans(loss=0.49, triplet=0.49, active=1.0), margin=0.5)
     False
     """
-    return end.triplet < PLATEAU * margin and end.active < PLATEAU
+    return final.triplet < PLATEAU * margin and final.active < PLATEAU
 
 
-def read_end(path: Path) -> End:
-    """Read the means over the last tenth of the steps in a run's csv/metrics.csv.
+def read_final_means(path: Path) -> FinalMeans:
+    """Read the means over the last tenth of the steps from csv/metrics.csv of a run.
 
     Raises:
-        ValueError: a quantity was not logged there, or a value is no finite number.
+        ValueError: a quantity was not logged there, or a value is not a finite number.
     """
     with path.open(newline="", encoding="utf-8") as file:
         steps = [line for line in csv.DictReader(file) if line.get("train/triplet")]
@@ -106,38 +106,38 @@ def read_end(path: Path) -> End:
         if not math.isfinite(mean):
             raise ValueError(f"{path}: {quantity} of the last steps is {mean}")
         means.append(mean)
-    return End(*means)
+    return FinalMeans(*means)
 
 
 def read_run(run: Run, recipe: str | None = None) -> Record:
-    """Read what is recorded of a finished run, from its config, scores, log and queries.
+    """Read everything that is recorded of a finished run from its config, scores, log and queries.
 
     Args:
-        run: of `gather`.
-        recipe: what to call the recipe; by default the one of conf/recipe that the config agrees with.
+        run: run, see `load_runs`.
+        recipe: name of the recipe; by default the file of conf/recipe that agrees with the config.
 
     Raises:
         OSError: a file of the run cannot be read.
-        ValueError: a file does not have what is expected; the scores are re-ranked, or are not the means over
-            the queries; or no recipe agrees with the config.
+        ValueError: a file is damaged; the scores are re-ranked, or are not the means over the queries; or no
+            recipe agrees with the config.
     """
     folder, record = run.job.folder, run.record
-    conditions = conditions_of(run.config)
-    recipe = recipe or recipe_of(run.config)
+    conditions = describe_conditions(run.config)
+    recipe = recipe or recipe_name(run.config)
     if recipe is None:
         raise ValueError(
-            f"{folder}: no file of conf/recipe trains like this ({conditions}); give it a name: --recipe NAME"
+            f"{folder}: no recipe in conf/recipe agrees with this run ({conditions}); name it: --recipe NAME"
         )
     protocol = record["protocol"]
     if protocol.get("re_ranking", "none") != "none":
-        raise ValueError(f"{folder}: its scores are re-ranked; expected those of the network alone")
-    end = read_end(folder / "csv" / "metrics.csv")
+        raise ValueError(f"{folder}: its scores are re-ranked; expected scores without re-ranking")
+    final = read_final_means(folder / "csv" / "metrics.csv")
     queries = _read_queries(folder / "queries.csv")
     scores, versions = record["scores"], record.get("versions", {})
     if protocol.get("denominator", "valid_queries") == "valid_queries":
         _check_mean(folder, "mAP", scores["mAP"], [one.ap for one in queries])
         _check_mean(folder, "rank1", scores["rank1"], [one.rank1 for one in queries])
-    row = row_of(run.config)
+    row = row_name(run.config)
     rules = protocol_line({**protocol, "test_mask": "of the row"})
     sampler = run.config.model.sampler
     values = {
@@ -149,10 +149,10 @@ def read_run(run: Run, recipe: str | None = None) -> Record:
         **{key: scores[key] for key in ("mAP", "rank1", "mAP_trapezoid")},
         "epochs": record["epochs"],
         "iterations": record["iterations"],
-        "loss_at_end": round(end.loss, 4),
-        "triplet_at_end": round(end.triplet, 4),
-        "active_at_end": round(end.active, 4),
-        "left_plateau": left_plateau(end, run.config.objective.margin),
+        "loss_at_end": round(final.loss, 4),
+        "triplet_at_end": round(final.triplet, 4),
+        "active_at_end": round(final.active, 4),
+        "left_plateau": left_plateau(final, run.config.objective.margin),
         "precision": record.get("precision"),
         **{key: versions.get(key) for key in ("torch", "torchvision", "pytorch_lightning")},
         **{key: record.get(key) for key in ("device", "world_size", "minutes", "commit", "dirty")},
@@ -172,7 +172,7 @@ def _read_queries(path: Path) -> tuple[Query, ...]:
         raise ValueError(f"{path}: every line must have {len(Query._fields)} values")
     queries = sorted(Query(*line) for line in lines[1:])
     if len({query[:3] for query in queries}) < len(queries):
-        raise ValueError(f"{path}: a query, by image, identity and camera, comes twice")
+        raise ValueError(f"{path}: a query (image, identity, camera) occurs twice")
     return tuple(queries)
 
 
@@ -185,82 +185,38 @@ def _check_mean(folder: Path, metric: str, score: float, texts: Iterable[str]) -
         )
 
 
-def key_of(line: Mapping[str, str]) -> tuple[str, ...]:
-    """What names a run in runs.csv."""
-    return tuple(line[column] for column in KEY)
-
-
-def read_lines(folder: Path) -> list[Line]:
-    """Read the lines of runs.csv in a folder; none if there is no file.
+def merge_lines(lines: Sequence[Line], new: Sequence[Line]) -> list[Line]:
+    """Merge two lists of lines, sorted by `KEY`; a new line replaces that of the same run.
 
     Raises:
-        ValueError: its columns are others.
-    """
-    path = folder / "runs.csv"
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        lines = list(reader)
-    if tuple(reader.fieldnames or ()) != COLUMNS:
-        raise ValueError(f"{path}: expected the columns {','.join(COLUMNS)}")
-    return lines
-
-
-def merged(lines: Sequence[Line], new: Sequence[Line]) -> list[Line]:
-    """Lines with new ones in place of those of the same run, sorted by `KEY`.
-
-    Raises:
-        ValueError: two new ones are the same run; or runs of one recipe on one data set differ in how they
-            were trained or scored.
+        ValueError: two new lines are of the same run; or runs of one recipe on one data set were trained or
+            scored differently.
     """
     seen: set[tuple[str, ...]] = set()
     for line in new:
-        if key_of(line) in seen:
-            raise ValueError(f"two of the runs are {_called(line)}; give only one of them")
-        seen.add(key_of(line))
-    together = [line for line in lines if key_of(line) not in seen] + list(new)
+        if run_key(line) in seen:
+            raise ValueError(f"two of the runs are {_run_label(line)}; give only one of them")
+        seen.add(run_key(line))
+    all_lines = [line for line in lines if run_key(line) not in seen] + list(new)
     alike: dict[tuple[str, str], Line] = {}
-    for line in together:
+    for line in all_lines:
         other = alike.setdefault((line["dataset"], line["recipe"]), line)
         for column in ("conditions", "scored_on"):
             if line[column] != other[column]:
                 raise ValueError(
-                    f"{_called(line)} and {_called(other)} cannot be compared: {column} "
+                    f"{_run_label(line)} and {_run_label(other)} cannot be compared: {column} "
                     f"{line[column] or 'as in the paper'!r} and {other[column] or 'as in the paper'!r}; "
                     "record one of them as --recipe NAME"
                 )
-    return sorted(together, key=lambda line: (*key_of(line)[:-1], int(line["seed"])))
+    return sorted(all_lines, key=lambda line: (*run_key(line)[:-1], int(line["seed"])))
 
 
-def _called(line: Mapping[str, str]) -> str:
-    return " ".join((*key_of(line)[:-1], f"seed {line['seed']}"))
+def _run_label(line: Mapping[str, str]) -> str:
+    return " ".join((*run_key(line)[:-1], f"seed {line['seed']}"))
 
 
-def query_folder(folder: Path, line: Mapping[str, str]) -> Path:
-    """Where the queries of a recipe on a data set are, in the folder of runs.csv."""
-    return folder / "queries" / line["recipe"] / line["dataset"].replace("/", "_")
-
-
-def query_file(folder: Path, line: Mapping[str, str]) -> Path:
-    """Where ``ap`` and ``rank1`` of a run's queries are, in the order of ``images.csv.gz`` beside it."""
-    return query_folder(folder, line) / f"{line['row']}-seed{line['seed']}.csv.gz"
-
-
-def read_table(path: Path) -> list[list[str]]:
-    """Read a compressed CSV file without its header.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
-    try:
-        return list(csv.reader(io.StringIO(gzip.decompress(path.read_bytes()).decode())))[1:]
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}; record the run again") from error
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> bytes:
-    """A compressed CSV file without a time in it: the same rows are the same bytes."""
+def _compress_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> bytes:
+    """Return the bytes of a compressed CSV file; without a time in it, the same rows give the same bytes."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
@@ -269,22 +225,22 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> bytes:
 
 
 def write_records(records: Sequence[Record], folder: Path) -> list[Line]:
-    """Add runs to the record in a folder, in place of those of the same key; return all lines.
+    """Write the records of runs into a folder, replacing those of the same runs; return all lines.
 
     Raises:
-        ValueError: see `merged`; or runs of one recipe on one data set have different queries.
+        ValueError: see `merge_lines`; or runs of one recipe on one data set have different queries.
     """
-    lines = merged(read_lines(folder), [record.line for record in records])
+    lines = merge_lines(read_lines(folder), [record.line for record in records])
     files: dict[Path, bytes] = {}
     for line, queries in records:
         images = query_folder(folder, line) / "images.csv.gz"
         rows = [list(query[:3]) for query in queries]
         if images not in files and images.is_file() and read_table(images) != rows:
-            raise ValueError(f"{images}: {_called(line)} has other queries than the runs recorded there")
-        content = _table(Query._fields[:3], rows)
+            raise ValueError(f"{images}: {_run_label(line)} has other queries than the runs recorded there")
+        content = _compress_table(Query._fields[:3], rows)
         if files.setdefault(images, content) != content:
-            raise ValueError(f"{_called(line)} has other queries than the other runs of its recipe")
-        files[query_file(folder, line)] = _table(Query._fields[3:], [query[3:] for query in queries])
+            raise ValueError(f"{_run_label(line)} has other queries than the other runs of its recipe")
+        files[query_file(folder, line)] = _compress_table(Query._fields[3:], [query[3:] for query in queries])
     for path, content in files.items():
         with replacing(path) as temporary:
             temporary.write_bytes(content)
@@ -307,15 +263,23 @@ def _read(run: Run, recipe: str | None) -> Record:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Record the finished runs below one or more folders."""
     parser = argparse.ArgumentParser(prog="python -m sharpreid.report.record", description=main.__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="DIR", help="where runs wrote to, at any depth")
     parser.add_argument(
-        "--into", required=True, type=Path, metavar="FOLDER", help="of runs.csv and queries/; made if missing"
+        "runs", nargs="+", type=Path, metavar="DIR", help="output folders of runs, searched at any depth"
     )
-    parser.add_argument("--recipe", metavar="NAME", help="of runs that no file of conf/recipe trains like")
+    parser.add_argument(
+        "--into",
+        required=True,
+        type=Path,
+        metavar="FOLDER",
+        help="folder of runs.csv and queries/; created if missing",
+    )
+    parser.add_argument(
+        "--recipe", metavar="NAME", help="recipe of runs that agree with no file of conf/recipe"
+    )
     given = parser.parse_args(arguments)
     register_resolvers()
     try:
-        runs, others = gather(given.runs)
+        runs, others = load_runs(given.runs)
         for job in (one for one in others if one.status == "unreadable"):
             raise ValueError(job.error)
         if not runs:
@@ -328,7 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(1)
     for record in records:
         note = "" if record.line["dirty"] == "False" else " (of changed or uncommitted code)"
-        print(f"recorded {_called(record.line)}{note}")
+        print(f"recorded {_run_label(record.line)}{note}")
     for job in others:
         print(f"left out {job.folder}: {job.status}")
     print(f"{given.into / 'runs.csv'}: {len(lines)} runs")

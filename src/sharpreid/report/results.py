@@ -1,7 +1,8 @@
-"""Results in the READMEs, written from the records: ``python -m sharpreid.report.results [--check]``.
+"""Write the tables of recorded results into the READMEs: ``python -m sharpreid.report.results [--check]``.
 
-A README of the checkout has each table between ``<!-- results: NAME -->`` and ``<!-- end -->``; what is typed
-there by hand does not stay. The figures of experiments/does_it_help are drawn from its records, too.
+Each table stands between ``<!-- results: NAME -->`` and ``<!-- end -->`` in a README; edits by hand there are
+overwritten. A further table is a function here that returns its lines, with its NAME in `TABLES`. The command
+also draws the figures of experiments/does_it_help.
 """
 
 import argparse
@@ -11,17 +12,21 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
-from sharpreid.report.differences import figures
-from sharpreid.report.evidence_tables import (
-    FOLDER,
-    beside_the_paper,
-    commands_table,
-    figure_links,
-    key_table,
-    runs_table,
+from sharpreid.report.ablation import (
+    QUESTIONS,
+    Line,
+    Study,
+    StudyRow,
+    find_comparisons,
+    format_difference,
+    read_studies,
 )
-from sharpreid.report.summary_files import markdown_table
+from sharpreid.report.comparison import COMPARED
+from sharpreid.report.forest_plot import forest_plots
+from sharpreid.report.markdown import markdown_table
+from sharpreid.report.paper_tables import METHODS, read_paper
 from sharpreid.run.comparability import caveats, dataset_line
 from sharpreid.run.console import (
     READINGS,
@@ -34,26 +39,27 @@ from sharpreid.run.console import (
 )
 from sharpreid.run.records import write_text
 
-_RULES = ("dataset", "protocol", "crops", "test_mask", "reduced")
-
 CHECKOUT = Path(__file__).parents[3]
+
+_STUDY = "does_it_help"
 _PLACE = re.compile(r"(<!-- results: ([\w-]+) -->\n)((?!<!-- ).*\n)*?(<!-- end -->)")
+_NO_RUN = ["no finished run yet"]
 
 
 def market1501_cpu(experiments: Path) -> list[str]:
-    """The runs of ``market1501_cpu``, one line per set of blocks.
+    """Return the runs of ``market1501_cpu``, one row per set of blocks.
 
     Raises:
-        ValueError: a record compares with the paper, so that this table's heading would be wrong.
+        ValueError: a run is comparable with the paper, which contradicts the heading of the table.
     """
-    lines = []
+    rows = []
     for path in sorted((experiments / "block_ablation").glob("market1501_cpu_*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
         if not caveats(record):
             raise ValueError(f"{path}: not reduced; this table is for reduced runs")
         (blocks,) = (text for text in record["overrides"] if text.startswith("model.blocks="))
         scores, untrained = record["scores"], record["untrained"]
-        lines.append(
+        rows.append(
             {
                 "reduced, one seed: not comparable with the paper": f"`{blocks}`",
                 "untrained mAP / rank-1": f"{percent(untrained['mAP'])} / {percent(untrained['rank1'])}",
@@ -61,38 +67,36 @@ def market1501_cpu(experiments: Path) -> list[str]:
                 "rank-1": percent(scores["rank1"]),
             }
         )
-    return markdown_table(lines)
+    return markdown_table(rows)
 
 
 def open_questions(experiments: Path) -> list[str]:
-    """The rows of ``open_questions/runs.csv``, gathered over seeds.
+    """Return the rows of ``open_questions/runs.csv``, averaged over seeds.
 
     Raises:
-        ValueError: a run compares with the paper, so that this table's heading would be wrong; or runs of one
-            line were scored by different rules.
+        ValueError: a run is comparable with the paper, which contradicts the heading of the table; or the
+            runs of one row were scored by different rules.
     """
     with (experiments / "open_questions" / "runs.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+        lines = list(csv.DictReader(file))
     groups: dict[str, list[Mapping[str, str]]] = {}
-    for row in rows:
-        if not row["reduced"]:
-            raise ValueError(f"runs.csv: {row['overrides']} is not reduced; this table is for reduced runs")
-        groups.setdefault(row["overrides"], []).append(row)
+    for line in lines:
+        if not line["reduced"]:
+            raise ValueError(f"runs.csv: {line['overrides']} is not reduced; this table is for reduced runs")
+        groups.setdefault(line["overrides"], []).append(line)
+    rules = ("dataset", "protocol", "crops", "test_mask", "reduced")
     for overrides, same in groups.items():
-        if len({tuple(row[key] for key in _RULES) for row in same}) > 1:
-            raise ValueError(f"runs.csv: the runs of {overrides} differ in one of {', '.join(_RULES)}")
+        if len({tuple(line[key] for key in rules) for line in same}) > 1:
+            raise ValueError(f"runs.csv: the runs of {overrides} differ in one of {', '.join(rules)}")
+    metrics = {"mAP": "mAP (multi-shot)", "rank1": "rank-1", "rank5": "rank-5"}
     return markdown_table(
         [
             {
                 "reduced, not a split of the paper": f"`{overrides}`",
                 "seeds": str(len(same)),
                 **{
-                    title: mean_and_range([float(row[metric]) for row in same])
-                    for metric, title in (
-                        ("mAP", "mAP (multi-shot)"),
-                        ("rank1", "rank-1"),
-                        ("rank5", "rank-5"),
-                    )
+                    title: mean_and_range([float(line[metric]) for line in same])
+                    for metric, title in metrics.items()
                 },
             }
             for overrides, same in groups.items()
@@ -101,12 +105,12 @@ def open_questions(experiments: Path) -> list[str]:
 
 
 def test_mask(experiments: Path) -> list[str]:
-    """The readings of the mask at test time, one line per network and reading, over the draws' seeds.
+    """Return the scores of each network with each mask at test time, averaged over the seeds of the draws.
 
     Networks scored on the same data set by the same protocol share a table.
 
     Raises:
-        ValueError: a record compares with the paper, so that the table's heading would be wrong; or the
+        ValueError: a run is comparable with the paper, which contradicts the heading of the table; or the
             records of one network differ in more than the mask.
     """
     tables: dict[str, list[dict[str, str]]] = {}
@@ -120,40 +124,175 @@ def test_mask(experiments: Path) -> list[str]:
         }
         if len(rules | {one["reduced"] for one in records}) != 2:
             raise ValueError(f"{path}: its records differ in more than the mask: {'; '.join(sorted(rules))}")
-        lines = tables.setdefault(rules.pop(), [])
+        rows = tables.setdefault(rules.pop(), [])
         for setting, alike in gather_readings(records, together="model.sampler.seed").items():
-            line = {
+            row = {
                 "reduced: not comparable with the paper": path.stem,
                 "mask at test time": f"`{setting.replace('model.sampler.', '')}`",
                 "times": str(len(alike)),
             }
             for metric in READINGS:
-                line[SCORE_TITLES[metric]] = mean_and_range([one["scores"][metric] for one in alike])
-            lines.append(line)
+                row[SCORE_TITLES[metric]] = mean_and_range([one["scores"][metric] for one in alike])
+            rows.append(row)
     return [
         text
-        for rules, lines in tables.items()
-        for text in (f"Scored on {rules}.", "", *markdown_table(lines), "")
+        for rules, rows in tables.items()
+        for text in (f"Scored on {rules}.", "", *markdown_table(rows), "")
     ]
+
+
+def paper_comparison(experiments: Path) -> list[str]:
+    """Return the studies' rows on Market-1501 that Table I has, beside its numbers, with their deviations."""
+    attention_methods = {"baseline": "baseline", "blocks_1234": "sab", "cu": "sab_cu", "cu_tv": "sab_cu_tv"}
+    paper = {
+        (METHODS[line["row"]], line["metric"]): line["value"]
+        for line in read_paper()
+        if line["place"] == "Table I" and line["dataset"] == "market1501" and line["row"] in METHODS
+    }
+    rows = []
+    for study in read_studies(experiments / _STUDY):
+        for name, row in study.rows.items():
+            attention, _, rest = name.partition("-")
+            method = attention_methods.get(attention)
+            if not study.scored_on.startswith("market1501:") or method is None or "-" in rest:
+                continue
+            ours = " / ".join(mean_and_range(row.scores(metric)) for metric in COMPARED)
+            deviations = row.lines[0]["reduced"]
+            seeds = "one seed" if len(row.lines) == 1 else f"{len(row.lines)} seeds"
+            note = f"**reduced, not comparable**: {deviations}" if deviations else "the paper's recipe"
+            rows.append(
+                {
+                    "row": f"`{name}`",
+                    "paper, mAP / rank-1": " / ".join(paper[method, metric] for metric in COMPARED),
+                    "here, mAP / rank-1, and how it was trained": f"{ours}, {seeds}; {note}",
+                }
+            )
+    return markdown_table(rows) if rows else _NO_RUN
+
+
+def study_runs(experiments: Path) -> list[str]:
+    """Return a table for each study, one line per row, and the runs that it excludes."""
+    page: list[str] = []
+    for study in read_studies(experiments / _STUDY):
+        conditions = study.conditions or "as in the paper"
+        page += [f"**{study.title}**: {conditions}. Scored on {study.scored_on}.", ""]
+        rows = [_study_cells(study, row) for row in study.rows.values()]
+        page += [*(markdown_table(rows) if rows else _NO_RUN), ""]
+        page += _excluded(study.on_plateau)
+        lines = [*(line for row in study.rows.values() for line in row.lines), *study.on_plateau]
+        if dirty := [line for line in lines if line["dirty"] != "False"]:
+            page += [f"Of changed or uncommitted code: {', '.join(map(_run_label, dirty))}.", ""]
+    return page or _NO_RUN
+
+
+def _study_cells(study: Study, row: StudyRow) -> dict[str, str]:
+    cells = {"row": f"`{row.name}`", "seeds": str(len(row.lines))}
+    for metric, title in COMPARED.items():
+        difference = study.difference(row.name, "baseline", metric)
+        cells[title] = mean_and_range(row.scores(metric))
+        cells[f"{title} to the baseline (95 %)"] = format_difference(difference)
+    on_plateau = sum(line["row"] == row.name for line in study.on_plateau)
+    return {
+        **cells,
+        "loss at the end": f"{_mean(row.lines, 'loss_at_end'):.2f}",
+        "active triplets": f"{100 * _mean(row.lines, 'active_at_end'):.0f} %",
+        "left the plateau": f"{len(row.lines)} of {len(row.lines) + on_plateau}",
+    }
+
+
+def _mean(lines: Sequence[Line], column: str) -> float:
+    return fmean(float(line[column]) for line in lines)
+
+
+def _excluded(lines: Sequence[Line]) -> list[str]:
+    if not lines:
+        return []
+    runs = [
+        f"- {_run_label(line)}: triplet loss {float(line['triplet_at_end']):.2f}, "
+        f"{100 * float(line['active_at_end']):.0f} % active, mAP {percent(float(line['mAP']))}"
+        for line in lines
+    ]
+    return [
+        "Excluded from all means, because they ended on the plateau of the batch-hard loss:",
+        "",
+        *runs,
+        "",
+    ]
+
+
+def _run_label(line: Line) -> str:
+    return f"`{line['row']}` seed {line['seed']}"
+
+
+def study_answers(experiments: Path) -> list[str]:
+    """Return the difference of each pair of rows that differ only in what a question asks."""
+    rows = []
+    for question, study, row, other in find_comparisons(read_studies(experiments / _STUDY)):
+        differences = {metric: study.difference(row, other, metric) for metric in COMPARED}
+        first = differences["mAP"]
+        if first is None:
+            continue
+        told = "not told apart" if first.low <= 0 <= first.high else "higher" if first.low > 0 else "lower"
+        rows.append(
+            {
+                "question": QUESTIONS[question].title,
+                "on": study.title,
+                "row": f"`{row}`",
+                "compared with": f"`{other}`",
+                "seeds": str(len(first.by_seed)),
+                **{
+                    f"{title} (95 %)": format_difference(differences[metric])
+                    for metric, title in COMPARED.items()
+                },
+                "by its mAP": f"{told} (one seed)" if first.test_set_only else told,
+            }
+        )
+    return markdown_table(rows) if rows else _NO_RUN
+
+
+def study_figures(experiments: Path) -> list[str]:
+    """Return links to the figure of each question that a run answers."""
+    return [
+        text
+        for path, figure in forest_plots(experiments / _STUDY).items()
+        for text in (f"![{figure.title}]({path.name})", "")
+    ] or _NO_RUN
+
+
+def study_commands(experiments: Path) -> list[str]:
+    """Return the overrides that train each line of rows.csv."""
+    with (experiments / _STUDY / "rows.csv").open(newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    return markdown_table(
+        [
+            {
+                "recipe": line["recipe"],
+                "row": f"`{line['row']}`",
+                "overrides": f"`recipe={line['recipe']} {line['overrides']} seed={line['seeds']}`",
+            }
+            for line in lines
+        ]
+    )
 
 
 TABLES: Mapping[str, Callable[[Path], list[str]]] = {
     "market1501-cpu": market1501_cpu,
     "open-questions": open_questions,
     "test-mask": test_mask,
-    "does-it-help": beside_the_paper,
-    "does-it-help-runs": runs_table,
-    "does-it-help-key": key_table,
-    "does-it-help-figures": figure_links,
-    "does-it-help-commands": commands_table,
+    "does-it-help": paper_comparison,
+    "does-it-help-runs": study_runs,
+    "does-it-help-key": study_answers,
+    "does-it-help-figures": study_figures,
+    "does-it-help-commands": study_commands,
 }
+"""NAME of a table -> function of the folder experiments/ that returns the lines of the table."""
 
 
-def renewed(text: str, experiments: Path) -> str:
-    """A README's text with its tables made anew from the records in ``experiments``.
+def update_tables(text: str, experiments: Path) -> str:
+    """Replace the tables in the text of a README by those of the records in ``experiments``.
 
     Raises:
-        ValueError: a table is not known, or has no end.
+        ValueError: a table is unknown, or its begin or end is missing.
     """
 
     def table(place: re.Match[str]) -> str:
@@ -167,26 +306,26 @@ def renewed(text: str, experiments: Path) -> str:
     return new
 
 
-def pages(checkout: Path) -> list[Path]:
-    """The READMEs that may have results."""
+def find_readmes(checkout: Path) -> list[Path]:
+    """Return the READMEs that may contain tables of results."""
     return [checkout / "README.md", *sorted((checkout / "experiments").rglob("README.md"))]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the tables and figures; with ``--check`` only say, by exit status 1, which are stale."""
+    """Write the tables and figures; with ``--check`` only list stale ones and exit with status 1."""
     parser = argparse.ArgumentParser(prog="python -m sharpreid.report.results", description=main.__doc__)
     parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit status 1 if a table or figure is stale"
+        "--check", action="store_true", help="write nothing; exit with status 1 if a table or figure is stale"
     )
     check = parser.parse_args(arguments).check
     stale = []
-    for path in pages(CHECKOUT):
+    for path in find_readmes(CHECKOUT):
         text = path.read_text(encoding="utf-8")
-        if (new := renewed(text, CHECKOUT / "experiments")) != text:
+        if (new := update_tables(text, CHECKOUT / "experiments")) != text:
             stale.append(path)
             if not check:
                 write_text(path, new)
-    for path, figure in figures(CHECKOUT / "experiments" / FOLDER).items():
+    for path, figure in forest_plots(CHECKOUT / "experiments" / _STUDY).items():
         if not figure.is_drawn(path):
             stale.append(path)
             if not check:

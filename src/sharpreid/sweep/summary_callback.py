@@ -57,9 +57,9 @@ class SweepSummary(Callback):
         leave_sweep()
         folder = Path(str(config.hydra.runtime.cwd)) / str(config.hydra.sweep.dir)
         try:
-            from sharpreid.report.sweep import report  # slow, and needed here alone
+            from sharpreid.report.sweep_summary import write_summary  # slow, and needed here alone
 
-            report(
+            write_summary(
                 folder,
                 since=self.since,
                 baseline=self.baseline,

@@ -1,4 +1,4 @@
-"""Which row of a comparison a run is, and what else it was trained with: functions of its config."""
+"""Name a run by its config: its row in a table, its recipe, and its other deviations from the paper."""
 
 import re
 from functools import cache
@@ -15,7 +15,7 @@ _KINDS = {
     "SigmoidConvGate": ("sigmoid_conv", "blocks_1234"),
     "ResidualAttentionMask": ("residual", "blocks_123_cu_123"),
 }
-"""Soft attentions: class -> its name, and the blocks of the paper's comparison, which the name leaves out."""
+"""Soft attention class -> name, and the blocks in the paper's comparison, which the name omits."""
 
 _MODEL_PARTS = ("sampler", "context_unit", "trunk", "head")
 
@@ -31,21 +31,22 @@ _READINGS = {
     "model.context_unit": ("model/context_unit/context_aware", ("_target_", "_partial_", "strides")),
     "schedule": ("schedule/paper", ("temperature", "learning_rate_factor", "beta1")),
 }
-"""Part of the config -> its file in conf/, and the keys that are no reading of the paper or are named apart.
+"""Part of the config -> its file in conf/, and the keys that a row name treats in another way or not at all.
 
-All other keys of these parts are said by a row's name where they differ from the file.
+A row name states every other key of these parts whose value differs from the file.
 """
 
 
-def row_of(config: DictConfig) -> str:
-    """Name the row of a run: its attention, the mask's gradient, and in what else the mask is unusual.
+def row_name(config: DictConfig) -> str:
+    """Return the name of a run's row: attention, gradient through the mask, and unusual choices.
 
-    For example ``baseline``; ``blocks_12-none``, blocks 1 and 2 with ``gradient=none``; ``cu_tv-whole``, the
-    four blocks with context-aware units and the total variation of ``objective=tv``;
-    ``blocks_1234-none-noise_free``; ``sigmoid``. What the name does not say is in `conditions_of`.
+    Examples are ``baseline``; ``blocks_12-none``, which is blocks 1 and 2 with ``gradient=none``;
+    ``cu_tv-whole``, which is four blocks with context-aware units and the total variation of
+    ``objective=tv``; ``blocks_1234-none-noise_free``; and ``sigmoid``. For everything else see
+    `describe_conditions`.
 
     >>> config = {"model": {"blocks": [], "sampler": {}}, "objective": {"mu": 0.0}}
-    >>> row_of(OmegaConf.create(config))
+    >>> row_name(OmegaConf.create(config))
     'baseline'
     """
     model = config.model
@@ -85,7 +86,7 @@ def _temperature(temperature: DictConfig) -> list[str]:
 
 
 def _parts(config: DictConfig) -> list[str]:
-    """The parts of `_READINGS` that a run makes use of."""
+    """Return the parts of `_READINGS` that a run uses."""
     unused = [] if target_name(config.model.sampler) == "MaskSampler" else ["model.sampler"]
     if not config.model.get("context_blocks") or target_name(config.model.context_unit) != "ContextUnit":
         unused.append("model.context_unit")
@@ -93,7 +94,7 @@ def _parts(config: DictConfig) -> list[str]:
 
 
 def _readings(config: DictConfig) -> list[str]:
-    """In what a run reads the paper otherwise than the files of conf/ do."""
+    """Return the choices of a run that differ from the files of conf/."""
     found = []
     for part in _parts(config):
         node = OmegaConf.select(config, part)
@@ -122,19 +123,19 @@ def _reading(key: str, value: Any, node: DictConfig) -> str:
     return re.sub(r"[^\w.]+", "_", f"{key}_{value}").strip("_")
 
 
-def conditions_of(config: DictConfig) -> str:
-    """Say how a run departs from the paper's recipe in what its row's name does not say, in one line.
+def describe_conditions(config: DictConfig) -> str:
+    """Describe, in one line, how a run deviates from the paper's recipe beyond the name of its row.
 
-    Runs may be compared only if this is the same. What the paper leaves open and is no departure, such as
-    the strides, is said as well.
+    Only runs with the same description are comparable. It includes choices that the paper leaves open and
+    that are thus no deviation, such as the strides.
     """
     rest = config.copy()
     OmegaConf.update(rest, "model.context_unit", {}, merge=False)  # its readings are in the row's name
     return ", ".join([_conditions(config), *open_choices(rest)]).removeprefix(", ")
 
 
-def recipe_of(config: DictConfig) -> str | None:
-    """Find the ``recipe=`` that a config agrees with, its row aside; None if there is none."""
+def recipe_name(config: DictConfig) -> str | None:
+    """Return the ``recipe=`` that agrees with a config apart from its row, or None if there is none."""
     name = str(config.data.source.name)
     data = name if (CONF_DIR / "data" / f"{name}.yaml").is_file() else "market1501"
     found = _conditions(config)
@@ -143,21 +144,21 @@ def recipe_of(config: DictConfig) -> str | None:
 
 @cache
 def _recipes(data: str) -> dict[str, str]:
-    """Recipe -> `_conditions` on a data set; of those that others start from, only the others."""
+    """Return recipe -> `_conditions` on a data set, without recipes on which others are based."""
     files = {path.stem: _file(f"recipe/{path.stem}") for path in sorted((CONF_DIR / "recipe").glob("*.yaml"))}
-    bases = (str(base) for file in files.values() for base in file.get("defaults", []))
-    started_from = {base.rpartition("/")[2] for base in bases}
+    defaults = (str(base) for file in files.values() for base in file.get("defaults", []))
+    bases = {base.rpartition("/")[2] for base in defaults}
     return {
         name: _conditions(compose_config(f"data={data}", f"recipe={name}"))
         for name in files
-        if name not in started_from
+        if name not in bases
     }
 
 
 def _conditions(config: DictConfig) -> str:
-    """The departures of a run once all that its row's name says is set to what conf/ has.
+    """Return the deviations of a run after all that its row name states is reset to conf/.
 
-    Keys that an early run lacks are set, too.
+    Keys that an early run lacks are set too.
     """
     neutral = config.copy()
     OmegaConf.set_struct(neutral, False)

@@ -5,9 +5,8 @@ import pytest
 from omegaconf import DictConfig
 
 from sharpreid.data.reid_data import Sample
-from sharpreid.report.comparison import Job
-from sharpreid.report.gallery import first_choice, first_places
-from sharpreid.report.gather import Run
+from sharpreid.report.runs import Job, Run
+from sharpreid.report.sections import choose_run, top_ranked
 
 
 def sample(pid: int, camid: int, path: str) -> Sample:
@@ -33,13 +32,13 @@ GALLERY = [
 )
 def test_a_list_follows_the_protocol(exclusion: str, expected: list[tuple[int, str]]) -> None:
     """Market-1501 ranks other people of the query's camera, CUHK03 does not; itself it is never shown."""
-    assert first_places(QUERY, GALLERY, [4, 2, 0, 3, 1], exclusion) == expected
+    assert top_ranked(QUERY, GALLERY, [4, 2, 0, 3, 1], exclusion) == expected
 
 
 def test_a_list_has_ten_ranks_whatever_junk_stands_before_them() -> None:
     junk = [sample(7, 1, f"{number}.jpg") for number in range(30)]
     others = [sample(9, 2, f"other{number}.jpg") for number in range(30)]
-    found = first_places(QUERY, [*junk, *others], range(60), "same_identity_and_camera")
+    found = top_ranked(QUERY, [*junk, *others], range(60), "same_identity_and_camera")
     assert [verdict for _, verdict in found] == ["junk"] * 10 + ["other"] * 10
 
 
@@ -57,7 +56,7 @@ def test_the_run_that_is_shown_is_not_the_best_one(
     best_of_all = made("reduced", 0.9, reduced="epochs 5 (150)")
     other_seed, other_method = made("seed 1", 0.8, seed=1), made("baseline", 0.7, method="baseline")
     usual = made("usual", 0.5)
-    assert first_choice([best_of_all, other_seed, other_method, usual]) is usual
+    assert choose_run([best_of_all, other_seed, other_method, usual]) is usual
     usual.checkpoint.unlink()
-    assert first_choice([best_of_all, other_seed, other_method, usual]) is other_seed
-    assert first_choice([]) is None
+    assert choose_run([best_of_all, other_seed, other_method, usual]) is other_seed
+    assert choose_run([]) is None

@@ -1,4 +1,4 @@
-"""Figures of a comparison: each row's difference to the baseline, with its interval and every seed."""
+"""Draw forest plots: the difference of each row to the baseline, with its interval and all seeds."""
 
 import hashlib
 import json
@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sharpreid.atomic_io import replacing
-from sharpreid.report.bars import BLUE, GREY
+from sharpreid.report.ablation import QUESTIONS, Study, question_rows, read_studies
+from sharpreid.report.bootstrap import Difference
 from sharpreid.report.comparison import COMPARED
-from sharpreid.report.evidence import QUESTIONS, Setting, read_settings, rows_of
-from sharpreid.report.intervals import Difference
+from sharpreid.report.figures import BLUE, GREY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,33 +25,38 @@ _NOTE = (
 
 @dataclass(frozen=True)
 class Panel:
-    """A data set and recipe of a figure."""
+    """A study in a plot.
+
+    Args:
+        title: data set and recipe.
+        rows: names of the rows.
+        differences: score -> difference to the baseline of each row.
+    """
 
     title: str
     rows: tuple[str, ...]
     differences: dict[str, tuple[Difference, ...]]
-    """Score -> difference to the baseline of each row."""
 
 
 @dataclass(frozen=True)
-class DifferenceFigure:
-    """The figure of one question."""
+class ForestPlot:
+    """The figure of one question of a study."""
 
     title: str
     panels: tuple[Panel, ...]
 
     @property
     def digest(self) -> str:
-        """Of all that is drawn; stands in the figure's file."""
+        """SHA-256 of everything that is drawn; the PNG file contains it."""
         content = [self.title, _NOTE, [_content(panel) for panel in self.panels]]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def is_drawn(self, path: Path) -> bool:
-        """Whether a file is this figure, of these numbers."""
+        """Return whether a file is this figure with these numbers."""
         return path.is_file() and self.digest.encode() in path.read_bytes()
 
     def draw(self, path: Path) -> None:
-        """Write the figure as PNG: a line of panels per data set and recipe, mAP and rank-1."""
+        """Write the figure as PNG, with a line of panels for mAP and rank-1 per data set and recipe."""
         from matplotlib.figure import Figure  # slow to import
 
         heights = [1.0 + 0.34 * len(panel.rows) for panel in self.panels]
@@ -79,16 +84,15 @@ def _content(panel: Panel) -> list[object]:
 
 
 def _numbers(one: Difference) -> list[float]:
-    """Rounded, so that another machine's last digits make no other figure."""
+    """Return rounded numbers, so that the last digits of another machine do not change the digest."""
     return [round(value, 5) for value in (one.mean, one.low, one.high, *one.by_seed.values())]
 
 
 def _draw_panel(axes: "Axes", rows: Sequence[str], differences: Sequence[Difference]) -> None:
     for place, one in enumerate(differences):
         mean, low, high = (100 * value for value in (one.mean, one.low, one.high))
-        style = (
-            ":" if one.test_set_only else "-"
-        )  # without the seeds' spread it is the shorter line, not the surer
+        # without the spread of the seeds the line is shorter, though the difference is less certain
+        style = ":" if one.test_set_only else "-"
         axes.hlines(place, low, high, color=BLUE, linewidth=1.8, linestyle=style, zorder=2)
         filled = "white" if one.test_set_only else BLUE
         axes.plot(mean, place, "o", color=BLUE, markerfacecolor=filled, markersize=8, zorder=3)
@@ -104,22 +108,20 @@ def _draw_panel(axes: "Axes", rows: Sequence[str], differences: Sequence[Differe
     axes.tick_params(axis="y", length=0)
 
 
-def figures(folder: Path) -> dict[Path, DifferenceFigure]:
-    """The figure of each question that a recorded run answers, by the file in ``folder`` it belongs in."""
-    settings = read_settings(folder)
+def forest_plots(folder: Path) -> dict[Path, ForestPlot]:
+    """Return path in ``folder`` -> forest plot, for each question that a recorded run answers."""
+    studies = read_studies(folder)
     found = {}
     for name, question in QUESTIONS.items():
-        panels = [
-            _panel(setting, rows) for setting in settings if (rows := tuple(rows_of(question, setting)))
-        ]
+        panels = [_panel(study, rows) for study in studies if (rows := tuple(question_rows(question, study)))]
         if panels:
-            found[folder / f"{name}.png"] = DifferenceFigure(question.title, tuple(panels))
+            found[folder / f"{name}.png"] = ForestPlot(question.title, tuple(panels))
     return found
 
 
-def _panel(setting: Setting, rows: tuple[str, ...]) -> Panel:
+def _panel(study: Study, rows: tuple[str, ...]) -> Panel:
     differences = {
-        metric: tuple(one for row in rows if (one := setting.difference(row, "baseline", metric)) is not None)
+        metric: tuple(one for row in rows if (one := study.difference(row, "baseline", metric)) is not None)
         for metric in COMPARED
     }
-    return Panel(setting.title, rows, differences)
+    return Panel(study.title, rows, differences)

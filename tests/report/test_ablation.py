@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from sharpreid.report import results
-from sharpreid.report.differences import DifferenceFigure, Panel, figures
-from sharpreid.report.evidence import QUESTIONS, comparisons, read_settings
-from sharpreid.report.intervals import Difference
+from sharpreid.report.ablation import QUESTIONS, find_comparisons, read_studies
+from sharpreid.report.bootstrap import Difference
+from sharpreid.report.forest_plot import ForestPlot, Panel, forest_plots
 from sharpreid.report.record import main as record
-from sharpreid.report.results import TABLES, renewed
+from sharpreid.report.results import TABLES, update_tables
 
 NAMES = sorted(name for name in TABLES if name.startswith("does-it-help"))
 
@@ -58,13 +58,13 @@ def test_a_run_on_the_plateau_is_in_no_mean_and_is_named(experiments: Path) -> N
     lines = TABLES["does-it-help-runs"](experiments)
     assert cells(lines, "cu-none")[-1] == "1 of 2"
     assert "- `cu-none` seed 1: triplet loss 0.50, 100 % active, mAP 6.0" in lines
-    (setting,) = read_settings(experiments / "does_it_help")
+    (setting,) = read_studies(experiments / "does_it_help")
     assert [len(row.lines) for row in setting.rows.values()] == [2, 2, 2, 1]
 
 
 def test_rows_that_differ_in_what_is_asked_are_compared_with_each_other(experiments: Path) -> None:
-    settings = read_settings(experiments / "does_it_help")
-    pairs = {(one.question, one.row, one.other) for one in comparisons(settings)}
+    studies = read_studies(experiments / "does_it_help")
+    pairs = {(one.question, one.row, one.other) for one in find_comparisons(studies)}
     assert pairs == {
         ("gradient", "blocks_1234-none", "blocks_1234-whole"),
         ("blocks", "blocks_1234-none", "baseline"),
@@ -130,7 +130,7 @@ def test_a_row_without_a_baseline_has_a_score_and_no_difference(
     record([str(tmp_path / "runs"), "--into", str(tmp_path / "does_it_help")])
     assert cells(TABLES["does-it-help-runs"](tmp_path), "blocks_1234-whole")[2:4] == ["55.0", "-"]
     assert TABLES["does-it-help-key"](tmp_path) == ["no finished run yet"]
-    assert figures(tmp_path / "does_it_help") == {}
+    assert forest_plots(tmp_path / "does_it_help") == {}
 
 
 def test_damaged_queries_are_refused(experiments: Path, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_damaged_queries_are_refused(experiments: Path, tmp_path: Path) -> None:
     (path,) = folder.rglob("baseline-seed0.csv.gz")
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(ValueError, match=r"baseline-seed0.csv.gz: cannot be read.*record the run again"):
-        read_settings(folder)
+        read_studies(folder)
 
 
 def checkout(experiments: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -182,7 +182,7 @@ def test_a_number_typed_by_hand_and_an_old_figure_fail_the_check(
 
 
 def test_the_same_runs_draw_the_same_file(experiments: Path, tmp_path: Path) -> None:
-    figure = figures(experiments / "does_it_help")[experiments / "does_it_help" / "gradient.png"]
+    figure = forest_plots(experiments / "does_it_help")[experiments / "does_it_help" / "gradient.png"]
     for name in ("one.png", "two.png"):
         figure.draw(tmp_path / name)
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
@@ -190,9 +190,9 @@ def test_the_same_runs_draw_the_same_file(experiments: Path, tmp_path: Path) -> 
 
 
 def test_another_number_is_another_figure(tmp_path: Path) -> None:
-    def figure(mean: float) -> DifferenceFigure:
+    def figure(mean: float) -> ForestPlot:
         one = Difference(mean, -0.1, 0.1, {0: mean})
-        return DifferenceFigure("t", (Panel("p", ("row",), {"mAP": (one,), "rank1": (one,)}),))
+        return ForestPlot("t", (Panel("p", ("row",), {"mAP": (one,), "rank1": (one,)}),))
 
     figure(0.01).draw(tmp_path / "a.png")
     assert figure(0.01).is_drawn(tmp_path / "a.png")
@@ -203,7 +203,7 @@ def test_another_number_is_another_figure(tmp_path: Path) -> None:
 def test_one_seed_is_hollow_and_every_seed_is_a_point() -> None:
     from matplotlib.figure import Figure
 
-    from sharpreid.report.differences import _draw_panel
+    from sharpreid.report.forest_plot import _draw_panel
 
     axes = Figure().subplots()
     both = Difference(0.01, 0.0, 0.02, {0: 0.0, 1: 0.02})
@@ -215,8 +215,8 @@ def test_one_seed_is_hollow_and_every_seed_is_a_point() -> None:
 
 
 def test_the_tables_of_the_checkout_are_current() -> None:
-    for path in results.pages(results.CHECKOUT):
+    for path in results.find_readmes(results.CHECKOUT):
         text = path.read_text(encoding="utf-8")
-        assert renewed(text, results.CHECKOUT / "experiments") == text
-    for path, figure in figures(results.CHECKOUT / "experiments" / "does_it_help").items():
+        assert update_tables(text, results.CHECKOUT / "experiments") == text
+    for path, figure in forest_plots(results.CHECKOUT / "experiments" / "does_it_help").items():
         assert figure.is_drawn(path), f"{path}: python -m sharpreid.report.results"

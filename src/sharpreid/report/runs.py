@@ -1,0 +1,248 @@
+"""Read training jobs and finished runs from the folders that they wrote."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from sharpreid.config.early_runs import upgrade_config
+from sharpreid.config.paths import CONF_DIR, parse_override
+from sharpreid.run.comparability import dataset_line, method_of
+from sharpreid.run.console import score_of
+from sharpreid.run.records import result_config
+
+HARD_PAIRS = {"hard_pair_rank1": "rank-1 on hard pairs"}
+"""Metric of data sets that name pairs of people who differ in one detail, with its title."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training job, as recorded in its ``job.json`` and ``scores.json``.
+
+    Args:
+        folder: output folder of the job.
+        name: name of its experiment.
+        status: ``done``, ``failed``, or ``running``, which a job that died without notice keeps.
+        started: start time in Unix seconds.
+        overrides: Hydra overrides of the job.
+        error: why there is no score; None if there is one.
+        record: content of ``scores.json``; None unless the job is done.
+        number: number of the job in its sweep.
+    """
+
+    folder: Path
+    name: str
+    status: str
+    started: float
+    overrides: tuple[str, ...]
+    error: str | None
+    record: Mapping[str, Any] | None
+    number: int | None = None
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Override key -> value; a repeated key has its last value, as in Hydra."""
+        return dict(parse_override(override) for override in self.overrides)
+
+    @property
+    def seed(self) -> str:
+        """Recorded seed, else the requested one; empty if neither is known."""
+        if self.record and "seed" in self.record:
+            return str(self.record["seed"])
+        return self.settings.get("seed", "")
+
+    @property
+    def split(self) -> str:
+        """Recorded test split, else the requested one; empty if the data set has only one split."""
+        recorded = self.record and self.record.get("dataset", {}).get("split")
+        return self.settings.get("data.source.split", "") if recorded is None else str(recorded)
+
+    @property
+    def held_out(self) -> float | None:
+        """mAP on the held-out training identities, in [0, 1]; None if none were held out."""
+        return score_of(self.record and self.record.get("held_out"), "mAP")
+
+    @property
+    def scored_on(self) -> tuple[str, str] | None:
+        """Data set and protocol; scores can be compared only if both are equal. None without scores."""
+        if self.record is None:
+            return None
+        protocol = self.record.get("protocol", {})
+        rules = [str(protocol[key]) for key in ("name", "re_ranking", "cameras") if protocol.get(key)]
+        return dataset_line(self.record.get("dataset", {})), ", ".join(rules)
+
+    def score(self, metric: str) -> float | None:
+        """Return a score of the trained network in [0, 1], or None if there is none."""
+        if metric in HARD_PAIRS:
+            return score_of(self.record and self.record.get("hard_pairs"), "rank1")
+        return score_of(self.record and self.record.get("scores"), metric)
+
+    def untrained(self, metric: str) -> float | None:
+        """Return a score of the untrained network in [0, 1], or None if there is none."""
+        return score_of(self.record and self.record.get("untrained"), metric)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished job with its config.
+
+    Args:
+        job: the job.
+        record: content of ``scores.json``.
+        config: content of ``config.yaml``.
+        method: name of the method, see `sharpreid.run.comparability.method_of`.
+    """
+
+    job: Job
+    record: Mapping[str, Any]
+    config: DictConfig
+    method: str
+
+    @property
+    def data(self) -> str:
+        """Name of the data set."""
+        return str(self.record["dataset"]["name"])
+
+    @property
+    def checkpoint(self) -> Path:
+        """Path of the trained checkpoint, which may have been deleted."""
+        return self.job.folder / str(self.record.get("checkpoint", "checkpoints/final.ckpt"))
+
+    @property
+    def content(self) -> str:
+        """Everything that determines the scores, as text; equal for repetitions of a run."""
+        config = {**result_config(self.config), "name": None}
+        rules = {"protocol": self.record["protocol"], "dataset": self.record["dataset"]}
+        return json.dumps([config, rules], sort_keys=True, default=str)
+
+
+def load_jobs(folder: Path, since: float = 0.0) -> list[Job]:
+    """Load all jobs recorded below a folder, in the order of their sweep.
+
+    Jobs of one sweep are sorted by their numbers, because parallel jobs start in any order. Jobs of several
+    sweeps, or without a number, are sorted by their start times. A job with an unreadable file counts as
+    failed.
+
+    Args:
+        folder: output folder of a sweep, searched at any depth for ``job.json``. Folders named ``previous``,
+            which hold the earlier attempts of a repeated run, are skipped.
+        since: start time in Unix seconds; earlier jobs, which belong to an older sweep, are left out.
+    """
+    found = sorted(folder.rglob("job.json"))
+    jobs = [_read_job(path) for path in found if "previous" not in path.relative_to(folder).parts]
+    kept = sorted((job for job in jobs if job.started >= since), key=lambda job: (job.started, job.folder))
+    numbered = {job.number: job for job in kept if job.number is not None}
+    return [job for _, job in sorted(numbered.items())] if len(numbered) == len(kept) else kept
+
+
+def _read_job(path: Path) -> Job:
+    folder = path.parent
+    try:
+        content = _read_object(path)
+        started = float(content.get("asked_for", content["started"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        unreadable = f"job.json cannot be read: {error!r}"
+        return Job(folder, folder.name, "failed", path.stat().st_mtime, (), unreadable, None)
+    status: str = str(content.get("status"))
+    reason: str | None = content.get("error")
+    record: dict[str, Any] | None = None
+    if status == "done":
+        try:
+            record = _read_object(folder / "scores.json")
+        except (OSError, ValueError) as error:
+            status, reason = "failed", f"scores.json cannot be read: {error!r}"
+    elif status == "running":
+        reason = reason or "still marked as running: it has not ended, or its process died"
+    overrides = tuple(str(override) for override in content.get("overrides") or ())
+    name, number = str(content.get("name", folder.name)), content.get("number")
+    number = number if isinstance(number, int) else None
+    return Job(folder, name, status, started, overrides, reason, record, number)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def unfinished_jobs(jobs: Iterable[Job]) -> list[Job]:
+    """Return the jobs without a score, which failed or were never seen to end."""
+    return [job for job in jobs if job.status != "done"]
+
+
+def load_runs(folders: Iterable[Path]) -> tuple[list[Run], list[Job]]:
+    """Load all finished runs below the folders; return them and the jobs without a readable score.
+
+    Raises:
+        FileNotFoundError: a folder does not exist.
+    """
+    runs, others = [], []
+    seen: set[Path] = set()
+    for folder in folders:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: no such folder; expected an output folder of runs (outputs)")
+        for job in load_jobs(folder):
+            if job.folder.resolve() in seen:
+                continue
+            seen.add(job.folder.resolve())
+            if job.record is None:
+                others.append(job)
+                continue
+            try:
+                runs.append(_load_run(job, job.record))
+            except (OSError, ValueError, YAMLError) as error:
+                others.append(replace(job, status="unreadable", error=str(error), record=None))
+    return runs, others
+
+
+def _load_run(job: Job, record: Mapping[str, Any]) -> Run:
+    """Raise ValueError with the path of the file if a required key is missing."""
+    for key in ("scores", "dataset", "protocol"):
+        if not isinstance(record.get(key), Mapping):
+            raise ValueError(f"{job.folder / 'scores.json'}: no {key}; expected the record of a run")
+    if "name" not in record["dataset"]:
+        raise ValueError(f"{job.folder / 'scores.json'}: its dataset has no name")
+    path = job.folder / "config.yaml"
+    config = OmegaConf.load(path)
+    for key in ("model.blocks", "model.sampler", "objective.mu"):
+        if not isinstance(config, DictConfig) or OmegaConf.select(config, key) is None:
+            raise ValueError(f"{path}: no {key}; expected the config of a run")
+    assert isinstance(config, DictConfig)
+    config = upgrade_config(config)
+    return Run(job, record, config, method_of(config))
+
+
+def distinct_runs(runs: Iterable[Run]) -> list[Run]:
+    """Drop repetitions: of runs with the same config, protocol and data set, keep the newest."""
+    newest = {run.content: run for run in sorted(runs, key=lambda run: run.job.started)}
+    return list(newest.values())
+
+
+def group_sweeps(runs: Sequence[Run], others: Sequence[Job]) -> dict[str, list[Job]]:
+    """Return the jobs of every experiment that has several, by its name, sorted by start time."""
+    found: dict[str, list[Job]] = {}
+    for job in sorted([*(run.job for run in runs), *others], key=lambda job: job.started):
+        found.setdefault(job.name, []).append(job)
+    return {name: jobs for name, jobs in found.items() if len(jobs) > 1}
+
+
+def read_experiment(name: str) -> tuple[str | None, str]:
+    """Read the baseline override and the opening comment of an experiment file.
+
+    Args:
+        name: name of a file in conf/experiment. An unknown name gives ``(None, "")``.
+    """
+    path = CONF_DIR / "experiment" / f"{name}.yaml"
+    if not path.is_file():
+        return None, ""
+    lines = [
+        line.lstrip("# ") for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")
+    ]
+    claim = " ".join(line for line in lines if not line.startswith("@package")).partition("Run:")[0]
+    baseline = OmegaConf.select(OmegaConf.load(path), "hydra.callbacks.summary.baseline")
+    return None if baseline is None else str(baseline), claim.strip()
