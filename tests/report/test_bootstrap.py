@@ -3,14 +3,14 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from sharpreid.report.bootstrap import QueryScores, paired_difference
+from sharpreid.report.bootstrap import QueryValues, paired_difference
 
 NAMES = ("a", "b", "c", "d")
 IDENTITIES = (1, 1, 2, 2)
 
 
-def values(*numbers: float) -> QueryScores:
-    return QueryScores(NAMES, IDENTITIES, numbers)
+def values(*numbers: float) -> QueryValues:
+    return QueryValues(NAMES, IDENTITIES, numbers)
 
 
 def test_a_constant_difference_has_an_interval_without_width() -> None:
@@ -36,8 +36,8 @@ def test_neither_the_order_of_queries_nor_of_seeds_matters() -> None:
     baseline = {0: values(0.1, 0.4, 0.2, 0.9), 1: values(0.3, 0.1, 0.7, 0.5)}
     ours = {0: values(0.2, 0.3, 0.6, 0.8), 1: values(0.5, 0.1, 0.1, 0.6)}
 
-    def turned(run: QueryScores) -> QueryScores:
-        return QueryScores(run.names[::-1], run.identities[::-1], run.values[::-1])
+    def turned(run: QueryValues) -> QueryValues:
+        return QueryValues(run.names[::-1], run.identities[::-1], run.values[::-1])
 
     assert paired_difference(ours, baseline) == paired_difference(
         {1: ours[1], 0: turned(ours[0])}, {1: turned(baseline[1]), 0: baseline[0]}
@@ -63,18 +63,18 @@ def test_a_query_without_a_match_is_left_out() -> None:
     ("other", "message"),
     [
         (
-            QueryScores(("a", "b", "c", "x"), IDENTITIES, (0, 0, 0, 0)),
+            QueryValues(("a", "b", "c", "x"), IDENTITIES, (0, 0, 0, 0)),
             "queries: 4 and 4, 2 of which",
         ),
         (
-            QueryScores(NAMES[:3], IDENTITIES[:3], (0, 0, 0)),
+            QueryValues(NAMES[:3], IDENTITIES[:3], (0, 0, 0)),
             "queries: 4 and 3, 1 of which .* such as d",
         ),
-        (QueryScores(NAMES, (1, 1, 2, 3), (0, 0, 0, 0)), "different identities"),
+        (QueryValues(NAMES, (1, 1, 2, 3), (0, 0, 0, 0)), "different identities"),
         (values(0, 0, 0, float("nan")), "has a match in one run only"),
     ],
 )
-def test_runs_on_other_queries_are_refused(other: QueryScores, message: str) -> None:
+def test_runs_on_other_queries_are_refused(other: QueryValues, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         paired_difference({0: values(1, 1, 1, 1)}, {0: other})
     with pytest.raises(ValueError, match=message):
@@ -89,18 +89,18 @@ def test_values_that_do_not_belong_to_queries_are_refused(
     names: Sequence[str], identities: Sequence[int], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        QueryScores(tuple(names), tuple(identities), (0.0, 0.0))
+        QueryValues(tuple(names), tuple(identities), (0.0, 0.0))
 
 
 def drawn(
     rng: np.random.Generator, seeds: int, *, by_seed: float, by_identity: float
-) -> dict[int, QueryScores]:
+) -> dict[int, QueryValues]:
     """Differences of mean 0: 40 identities with 4 queries each, with deviations of the given sizes."""
     names = tuple(str(query) for query in range(160))
     identities = tuple(query // 4 for query in range(160))
     shared = np.repeat(rng.normal(0, by_identity, 40), 4)
     runs = (rng.normal(0, by_seed) + shared + rng.normal(0, 0.1, 160) for _ in range(seeds))
-    return {seed: QueryScores(names, identities, tuple(run)) for seed, run in enumerate(runs)}
+    return {seed: QueryValues(names, identities, tuple(run)) for seed, run in enumerate(runs)}
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_the_interval_holds_the_truth_in_nineteen_of_twenty_cases(
 ) -> None:
     rng = np.random.default_rng(seeds)
     names, identities = drawn(rng, 1, by_seed=0, by_identity=0)[0].names, [query // 4 for query in range(160)]
-    zero = {seed: QueryScores(names, tuple(identities), (0.0,) * 160) for seed in range(seeds)}
+    zero = {seed: QueryValues(names, tuple(identities), (0.0,) * 160) for seed in range(seeds)}
     cases = [drawn(rng, seeds, by_seed=by_seed, by_identity=by_identity) for _ in range(200)]
     found = [paired_difference(case, zero, resamples=500) for case in cases]
     assert 0.9 <= np.mean([one is not None and one.low <= 0 <= one.high for one in found]) <= 0.99
@@ -120,9 +120,9 @@ def test_the_interval_holds_the_truth_in_nineteen_of_twenty_cases(
 def test_queries_of_one_identity_are_not_taken_for_independent() -> None:
     rng = np.random.default_rng(0)
     ours = drawn(rng, 1, by_seed=0, by_identity=1.0)
-    zero = {0: QueryScores(ours[0].names, ours[0].identities, (0.0,) * 160)}
-    alone = {0: QueryScores(ours[0].names, tuple(range(160)), ours[0].values)}
-    zero_alone = {0: QueryScores(ours[0].names, tuple(range(160)), (0.0,) * 160)}
+    zero = {0: QueryValues(ours[0].names, ours[0].identities, (0.0,) * 160)}
+    alone = {0: QueryValues(ours[0].names, tuple(range(160)), ours[0].values)}
+    zero_alone = {0: QueryValues(ours[0].names, tuple(range(160)), (0.0,) * 160)}
     together, apart = paired_difference(ours, zero), paired_difference(alone, zero_alone)
     assert together is not None
     assert apart is not None
@@ -132,7 +132,7 @@ def test_queries_of_one_identity_are_not_taken_for_independent() -> None:
 def test_one_seed_knows_nothing_of_how_trainings_vary() -> None:
     rng = np.random.default_rng(0)
     ours = drawn(rng, 2, by_seed=1.0, by_identity=0.1)
-    zero = {seed: QueryScores(run.names, run.identities, (0.0,) * 160) for seed, run in ours.items()}
+    zero = {seed: QueryValues(run.names, run.identities, (0.0,) * 160) for seed, run in ours.items()}
     one, two = paired_difference({0: ours[0]}, zero), paired_difference(ours, zero)
     assert one is not None
     assert two is not None

@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from sharpreid.report.bootstrap import Difference, QueryScores, paired_difference
+from sharpreid.report.bootstrap import Difference, QueryValues, paired_difference
 from sharpreid.report.markdown import format_points
 
 KEY = ("dataset", "recipe", "row", "seed")
@@ -93,7 +93,7 @@ class StudyRow:
 
     name: str
     lines: tuple[Line, ...]
-    queries: Mapping[str, Mapping[int, QueryScores]]
+    queries: Mapping[str, Mapping[int, QueryValues]]
 
     def scores(self, metric: str) -> list[float]:
         """Return the score of each seed, in [0, 1]."""
@@ -217,7 +217,7 @@ def _study(folder: Path, lines: Sequence[Line]) -> Study:
 
 
 def _study_row(folder: Path, name: str, lines: Sequence[Line], images: Sequence[Sequence[str]]) -> StudyRow:
-    queries: dict[str, dict[int, QueryScores]] = {metric: {} for metric in QUERY_METRICS}
+    queries: dict[str, dict[int, QueryValues]] = {metric: {} for metric in QUERY_METRICS}
     names = tuple(" ".join(image) for image in images)
     identities = tuple(int(identity) for _, identity, _ in images)
     for line in lines:
@@ -227,7 +227,7 @@ def _study_row(folder: Path, name: str, lines: Sequence[Line], images: Sequence[
             raise ValueError(f"{path}: {len(values)} queries, images.csv.gz beside it has {len(images)}")
         for metric, column in zip(QUERY_METRICS, zip(*values, strict=True), strict=True):
             numbers = tuple(float(text or "nan") for text in column)
-            queries[metric][int(line["seed"])] = QueryScores(names, identities, numbers)
+            queries[metric][int(line["seed"])] = QueryValues(names, identities, numbers)
     return StudyRow(name, tuple(lines), queries)
 
 

@@ -18,7 +18,7 @@ _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.22
 
 
 @dataclass(frozen=True, eq=False)
-class QueryScores:
+class QueryValues:
     """Contribution of each query of a test set to a score of one run.
 
     Args:
@@ -43,11 +43,11 @@ class QueryScores:
         if len(set(self.names)) != len(self.names):
             raise ValueError("the name of a query occurs twice")
 
-    def ordered(self) -> "QueryScores":
+    def ordered(self) -> "QueryValues":
         """Return the same scores, sorted by the names of the queries."""
         rows = sorted(zip(self.names, self.identities, self.values, strict=True), key=lambda row: row[0])
         names, identities, values = zip(*rows, strict=True) if rows else ((), (), ())
-        return QueryScores(names, identities, values)
+        return QueryValues(names, identities, values)
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class Difference:
 
 
 def paired_difference(
-    ours: Mapping[int, QueryScores],
-    baseline: Mapping[int, QueryScores],
+    ours: Mapping[int, QueryValues],
+    baseline: Mapping[int, QueryValues],
     *,
     resamples: int = 2000,
     seed: int = 0,
@@ -134,7 +134,7 @@ def paired_difference(
     return Difference(mean, low, high, dict(zip(shared, by_seed.tolist(), strict=True)))
 
 
-def _check_same_queries(one: QueryScores, other: QueryScores) -> None:
+def _check_same_queries(one: QueryValues, other: QueryValues) -> None:
     """Raise ValueError unless two runs, sorted by query, were scored on the same queries."""
     if one.names != other.names:
         apart = sorted(set(one.names) ^ set(other.names))
