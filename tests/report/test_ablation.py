@@ -10,7 +10,7 @@ import pytest
 from sharpreid.report import results
 from sharpreid.report.ablation import QUESTIONS, find_comparisons, read_studies
 from sharpreid.report.bootstrap import Difference
-from sharpreid.report.forest_plot import ForestPlot, Panel, forest_plots
+from sharpreid.report.forest_plot import ForestPlot, Panel, draw_differences, forest_plots
 from sharpreid.report.record import main as record
 from sharpreid.report.results import TABLES, update_tables
 
@@ -58,8 +58,8 @@ def test_a_run_on_the_plateau_is_in_no_mean_and_is_named(experiments: Path) -> N
     lines = TABLES["does-it-help-runs"](experiments)
     assert cells(lines, "cu-none")[-1] == "1 of 2"
     assert "- `cu-none` seed 1: triplet loss 0.50, 100 % active, mAP 6.0" in lines
-    (setting,) = read_studies(experiments / "does_it_help")
-    assert [len(row.lines) for row in setting.rows.values()] == [2, 2, 2, 1]
+    (study,) = read_studies(experiments / "does_it_help")
+    assert [len(row.lines) for row in study.rows.values()] == [2, 2, 2, 1]
 
 
 def test_rows_that_differ_in_what_is_asked_are_compared_with_each_other(experiments: Path) -> None:
@@ -93,7 +93,7 @@ def test_rows_that_differ_in_what_is_asked_are_compared_with_each_other(experime
 def test_each_question_names_what_a_row_is_compared_with(question: str, row: str, other: str) -> None:
     found = [
         match.expand(replacement)
-        for pattern, replacement in QUESTIONS[question].against
+        for pattern, replacement in QUESTIONS[question].pairs
         if (match := re.fullmatch(pattern, row))
     ]
     assert found == other.split()
@@ -137,7 +137,7 @@ def test_damaged_queries_are_refused(experiments: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(experiments / "does_it_help", tmp_path / "does_it_help")
     (path,) = folder.rglob("baseline-seed0.csv.gz")
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(ValueError, match=r"baseline-seed0.csv.gz: cannot be read.*record the run again"):
+    with pytest.raises(ValueError, match=r"baseline-seed0\.csv\.gz: .*record the run again"):
         read_studies(folder)
 
 
@@ -203,11 +203,9 @@ def test_another_number_is_another_figure(tmp_path: Path) -> None:
 def test_one_seed_is_hollow_and_every_seed_is_a_point() -> None:
     from matplotlib.figure import Figure
 
-    from sharpreid.report.forest_plot import _draw_panel
-
     axes = Figure().subplots()
     both = Difference(0.01, 0.0, 0.02, {0: 0.0, 1: 0.02})
-    _draw_panel(axes, ("one", "two"), (Difference(0.01, 0.0, 0.02, {0: 0.01}), both))
+    draw_differences(axes, ("one", "two"), (Difference(0.01, 0.0, 0.02, {0: 0.01}), both))
     hollow, filled, seeds, _ = axes.lines
     assert hollow.get_markerfacecolor() == "white"
     assert filled.get_markerfacecolor() == filled.get_color()

@@ -202,7 +202,7 @@ def test_changed_and_uncommitted_code_is_recorded_as_such(
     main([str(tmp_path / "run"), "--into", str(tmp_path / "table")])
     (line,) = read_lines(tmp_path / "table")
     assert (line["dirty"], line["commit"]) == (told, "")
-    assert "of changed or uncommitted code" in capsys.readouterr().out
+    assert "uncommitted code" in capsys.readouterr().out
 
 
 def test_a_run_that_has_not_ended_is_left_out_and_said(
@@ -234,16 +234,16 @@ def spoil_log(folder: Path) -> None:
 SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
     "queries of another run": (
         spoil_queries,
-        "mAP over queries.csv is 0.616667, scores.json has 0.55",
+        "0.616667",
     ),
     "no queries": (lambda folder: (folder / "queries.csv").unlink(), "queries.csv"),
     "no line per query": (
         lambda folder: (folder / "queries.csv").write_text("a\n"),
-        "columns image,identity,camera",
+        "image,identity,camera",
     ),
-    "no log": (spoil_log, "no step with train/triplet"),
-    "half a record": (lambda folder: spoil_record(folder, "epochs"), "is incomplete: 'epochs'"),
-    "no scores": (lambda folder: (folder / "scores.json").write_text("{}"), "no scores; expected the record"),
+    "no log": (spoil_log, "train/triplet"),
+    "half a record": (lambda folder: spoil_record(folder, "epochs"), "'epochs'"),
+    "no scores": (lambda folder: (folder / "scores.json").write_text("{}"), "no scores"),
 }
 
 
@@ -266,12 +266,12 @@ def test_a_run_that_cannot_be_read_stops_the_command_before_anything_is_written(
 @pytest.mark.parametrize(
     ("overrides", "changed", "message"),
     [
-        (["trainer.max_epochs=3"], {}, r"no file of conf/recipe trains like this (.*epochs 3 (150)"),
-        ([], {"protocol": {"name": "market1501", "re_ranking": "k_reciprocal"}}, "its scores are re-ranked"),
-        (["model.trunk.strides=v1"], {}, "cannot be compared: conditions"),
-        ([], {"protocol": {"name": "market1501", "crops": "ten_crop"}}, "cannot be compared: scored_on"),
-        ([], {}, "two of the runs are market1501 miniature blocks_1234-whole seed 0"),
-        (["seed=1"], {"queries": {"x.jpg": 1}}, "has other queries than"),
+        (["trainer.max_epochs=3"], {}, r"conf/recipe.*epochs 3 (150).*--recipe"),
+        ([], {"protocol": {"name": "market1501", "re_ranking": "k_reciprocal"}}, "re-ranked"),
+        (["model.trunk.strides=v1"], {}, "conditions"),
+        ([], {"protocol": {"name": "market1501", "crops": "ten_crop"}}, "scored_on"),
+        ([], {}, "two of.*market1501 miniature blocks_1234-whole seed 0"),
+        (["seed=1"], {"queries": {"x.jpg": 1}}, "other queries"),
     ],
 )
 def test_runs_that_do_not_belong_together_are_refused(
@@ -304,7 +304,7 @@ def test_other_queries_than_those_recorded_are_refused(
     before = (tmp_path / "table" / "runs.csv").read_bytes()
     with pytest.raises(SystemExit):
         main([str(tmp_path / "two"), "--into", into])
-    assert "has other queries than the runs recorded there" in capsys.readouterr().err
+    assert "other queries" in capsys.readouterr().err
     assert (tmp_path / "table" / "runs.csv").read_bytes() == before
 
 
@@ -322,7 +322,7 @@ def test_a_wrong_call_is_answered_with_status_2(arguments: list[str]) -> None:
 
 
 def test_a_folder_without_a_run_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for place, message in ((tmp_path, "no finished run there"), (tmp_path / "none", "no such folder")):
+    for place, message in ((tmp_path, "no finished run"), (tmp_path / "none", "no such folder")):
         with pytest.raises(SystemExit) as stop:
             main([str(place), "--into", str(tmp_path / "table")])
         assert stop.value.code == 1
@@ -331,7 +331,7 @@ def test_a_folder_without_a_run_is_said(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_a_table_with_other_columns_is_refused(tmp_path: Path) -> None:
     (tmp_path / "runs.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match=f"expected the columns {','.join(COLUMNS)}"):
+    with pytest.raises(ValueError, match=",".join(COLUMNS)):
         read_lines(tmp_path)
 
 

@@ -239,15 +239,15 @@ def test_a_run_at_full_size_that_the_paper_does_not_have_is_not_lost(
         (
             "config.yaml",
             "model: {sampler: {}}",
-            r"config\.yaml: no model\.blocks; expected",
+            r"config\.yaml: no model\.blocks",
         ),
         ("config.yaml", None, "config.yaml"),
-        ("scores.json", "{}", r"scores\.json: no scores; expected the record of a run"),
+        ("scores.json", "{}", r"scores\.json: no scores"),
         ("scores.json", '{"scores": {}, "dataset": {"name": "a"}, "protocol": null}', "no protocol"),
         (
             "csv/metrics.csv",
             "epoch,train/triplet\n0,fast\n",
-            r"metrics\.csv: train/triplet: could not",
+            r"metrics\.csv: train/triplet",
         ),
     ],
 )
@@ -314,10 +314,10 @@ def test_a_folder_without_runs_is_refused(tmp_path: Path, capsys: pytest.Capture
     with pytest.raises(SystemExit) as stop:
         main([str(tmp_path), "--output", str(tmp_path / "report")])
     assert stop.value.code == 1
-    assert "no run is recorded there" in capsys.readouterr().err
+    assert "no run" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([str(tmp_path / "none"), "--output", str(tmp_path / "report")])
-    assert "none: no such folder" in capsys.readouterr().err
+    assert "no such folder" in capsys.readouterr().err
     assert not (tmp_path / "report").exists()
 
 

@@ -31,15 +31,15 @@ def test_a_number_typed_by_hand_or_a_changed_record_is_noticed(tmp_path: Path) -
 
 
 def test_an_unknown_table_is_refused() -> None:
-    with pytest.raises(ValueError, match="best: no such table; known are market1501-cpu"):
+    with pytest.raises(ValueError, match="best.*market1501-cpu"):
         update_tables("<!-- results: best -->\n<!-- end -->", CHECKOUT)
 
 
 @pytest.mark.parametrize(
     ("second", "message"),
     [
-        ("a=1,d,p,plain,none,,1,0.2,0.2,0.5", "a=1 is not reduced"),
-        ("a=1,d,p,ten_crop,none,short,1,0.2,0.2,0.5", "differ in one of dataset, protocol, crops"),
+        ("a=1,d,p,plain,none,,1,0.2,0.2,0.5", "a=1.*not reduced"),
+        ("a=1,d,p,ten_crop,none,short,1,0.2,0.2,0.5", "differ in .*crops"),
     ],
 )
 def test_runs_that_do_not_belong_in_a_line_are_refused(tmp_path: Path, second: str, message: str) -> None:
@@ -60,7 +60,7 @@ def test_runs_that_do_not_belong_in_a_line_are_refused(tmp_path: Path, second: s
     ],
 )
 def test_a_table_without_its_end_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="without its <!-- end -->"):
+    with pytest.raises(ValueError, match="<!-- end -->"):
         update_tables(text, CHECKOUT / "experiments")
 
 

@@ -66,7 +66,7 @@ class ForestPlot:
         axes = figure.subplots(len(self.panels), len(COMPARED), squeeze=False, height_ratios=heights)
         for panel, line in zip(self.panels, axes, strict=True):
             for place, (metric, name) in zip(line, COMPARED.items(), strict=True):
-                _draw_panel(place, panel.rows, panel.differences[metric])
+                draw_differences(place, panel.rows, panel.differences[metric])
                 place.set_title(f"{panel.title}: {name}", fontsize=10)
             line[1].tick_params(labelleft=False)
         figure.supxlabel(_NOTE, fontsize=8, color=GREY)
@@ -88,7 +88,8 @@ def _numbers(one: Difference) -> list[float]:
     return [round(value, 5) for value in (one.mean, one.low, one.high, *one.by_seed.values())]
 
 
-def _draw_panel(axes: "Axes", rows: Sequence[str], differences: Sequence[Difference]) -> None:
+def draw_differences(axes: "Axes", rows: Sequence[str], differences: Sequence[Difference]) -> None:
+    """Draw a panel: a line per row with the mean, its interval, and the seeds if there are several."""
     for place, one in enumerate(differences):
         mean, low, high = (100 * value for value in (one.mean, one.low, one.high))
         # without the spread of the seeds the line is shorter, though the difference is less certain
