@@ -64,11 +64,11 @@ def test_a_query_without_a_match_is_left_out() -> None:
     [
         (
             QueryValues(("a", "b", "c", "x"), IDENTITIES, (0, 0, 0, 0)),
-            "4 and 4, 2 of",
+            r"4 and 4,.* 2 ",
         ),
         (
             QueryValues(NAMES[:3], IDENTITIES[:3], (0, 0, 0)),
-            "4 and 3, 1 of .* such as d",
+            r"4 and 3,.* 1 .* d",
         ),
         (QueryValues(NAMES, (1, 1, 2, 3), (0, 0, 0, 0)), "identities"),
         (values(0, 0, 0, float("nan")), "match"),

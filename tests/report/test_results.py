@@ -31,7 +31,7 @@ def test_a_number_typed_by_hand_or_a_changed_record_is_noticed(tmp_path: Path) -
 
 
 def test_an_unknown_table_is_refused() -> None:
-    with pytest.raises(ValueError, match="best.*market1501-cpu"):
+    with pytest.raises(ValueError, match=r"best.*market1501-cpu"):
         update_tables("<!-- results: best -->\n<!-- end -->", CHECKOUT)
 
 

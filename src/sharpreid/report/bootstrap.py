@@ -139,8 +139,8 @@ def _check_same_queries(one: QueryValues, other: QueryValues) -> None:
     if one.names != other.names:
         apart = sorted(set(one.names) ^ set(other.names))
         raise ValueError(
-            f"the runs were scored on different queries: {len(one.names)} and {len(other.names)}, "
-            f"{len(apart)} that only one of them has, such as {apart[0]}; score both on the same test set"
+            f"the runs were scored on different queries, {len(one.names)} and {len(other.names)}, of which "
+            f"{len(apart)} occur in one run only, such as {apart[0]}; score both on the same test set"
         )
     if one.identities != other.identities:
         raise ValueError("a query has different identities in the two runs; score both on the same test set")
