@@ -1,13 +1,14 @@
-"""Griffe extension for two habits of this project's docstrings that Griffe's Google parser does not know.
+"""Griffe extension for three habits of this project's docstrings that Griffe's Google parser does not know.
 
 - Doctests stand at the end without a heading: they become an ``Examples`` section.
 - An entry of ``Args`` may describe several parameters, such as ``query, gallery:``: each gets its own entry.
+- ``Args`` of a NamedTuple, whose constructor Griffe does not see, become ``Attributes``.
 """
 
 import re
 from typing import Any
 
-from griffe import Extension, Object
+from griffe import Class, Extension, Object
 
 _GROUP = re.compile(r"(?m)^(?P<indent> +)(?P<names>\w+(?:, \w+)+):(?P<text> .*(?:\n(?P=indent) +\S.*)*)")
 _DOCTEST = re.compile(r"(?ms)(?:\A|\n\n)(>>> .*?)(?=\n\n(?!>>> )|\Z)")
@@ -29,4 +30,7 @@ class Docstrings(Extension):
     def on_object(self, *, obj: Object, **_: Any) -> None:
         """Rewrite one docstring in place."""
         if obj.docstring is not None:
-            obj.docstring.value = rewrite(obj.docstring.value)
+            text = rewrite(obj.docstring.value)
+            if isinstance(obj, Class) and "NamedTuple" in map(str, obj.bases):
+                text = text.replace("Args:\n", "Attributes:\n")
+            obj.docstring.value = text
