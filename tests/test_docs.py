@@ -37,8 +37,13 @@ EXAMPLES = {
     "conf/model/sampler/spatial.yaml",
     "sharpreid.losses.soft_margin.SoftMarginObjective",
     "sharpreid.attention.spatial.SpatialGate",
+    "data=shop",
+    "src/sharpreid/data/shop.py",
+    "conf/data/shop.yaml",
+    "conf/protocol/shop.yaml",
+    "tests/data/test_shop.py",
 }
-"""What docs/architecture.md adds as an example."""
+"""What docs/architecture.md and docs/datasets/README.md add as examples."""
 
 
 def texts() -> Iterator[tuple[str, str]]:
