@@ -23,7 +23,7 @@ from sharpreid.config.paths import CONF_DIR
 from sharpreid.config.resolvers import register_resolvers
 from sharpreid.data.datamodule import ReIDDataModule
 from sharpreid.data.pixel_cache import build_cache
-from sharpreid.data.sampler import Draw
+from sharpreid.data.sampler import SampleIndex
 from sharpreid.run.build import build_data
 
 BATCH = 256
@@ -93,7 +93,7 @@ def _build_data(market: Path, cache: Path | None, augment_on: str) -> ReIDDataMo
 def _loader(data: ReIDDataModule, count: int, repeat: int) -> DataLoader[Any]:
     """Return the recipe's loader for the first ``count`` images, in order."""
     loader = data.train_dataloader()
-    draws = [Draw(position, repeat, position) for position in range(count)]
+    draws = [SampleIndex(position, repeat, position) for position in range(count)]
     batches = [draws[start : start + BATCH] for start in range(0, count, BATCH)]
     return DataLoader(loader.dataset, batch_sampler=batches, collate_fn=loader.collate_fn)
 

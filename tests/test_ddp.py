@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from sharpreid.config.resolvers import register_resolvers
-from sharpreid.data.datamodule import EvalBatch, TrainBatch
+from sharpreid.data.datasets import EvalBatch, TrainBatch
 from sharpreid.module import ReIDModule
 from sharpreid.run.build import build_data, build_module
 

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
 
-from sharpreid.data.datamodule import TrainBatch
+from sharpreid.data.datasets import TrainBatch
 from sharpreid.run.build import build_module
 
 GOLDEN = Path(__file__).parent / "golden" / "loss.json"

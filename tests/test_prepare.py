@@ -273,7 +273,7 @@ def test_training_reads_the_same_batches_from_the_cache(
     decoded = batches("data.cache=null")
     run([*place, SUBSET], capsys)
     monkeypatch.setattr("sharpreid.data.pixel_cache.read_image", lambda *_: pytest.fail("decoded a file"))
-    monkeypatch.setattr("sharpreid.data.datamodule.read_image", lambda *_: pytest.fail("decoded a file"))
+    monkeypatch.setattr("sharpreid.data.datasets.read_image", lambda *_: pytest.fail("decoded a file"))
     cached = batches()
     assert len(decoded) == len(cached) > 2
     assert all(torch.equal(one, other) for one, other in zip(decoded, cached, strict=True))

@@ -8,7 +8,8 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
-from sharpreid.data.datamodule import EvalBatch, ReIDDataModule, TrainBatch
+from sharpreid.data.datamodule import ReIDDataModule
+from sharpreid.data.datasets import EvalBatch, TrainBatch
 from sharpreid.data.reid_data import random_stream
 from sharpreid.evaluation.metric import ReIDMetric
 from sharpreid.evaluation.protocol import Protocol
@@ -147,7 +148,7 @@ class ReIDModule(pl.LightningModule):
         self.test_metric.reset()
         if self._data is not None:
             self.test_metric.expected = len(self._data.test)
-            self.test_metric.query_group = self._data.test.pooled_into
+            self.test_metric.query_group = self._data.test.query_group
             self.test_metric.hard_pairs = self._data.data.hard_pairs
 
     def test_step(self, batch: EvalBatch, batch_idx: int) -> None:

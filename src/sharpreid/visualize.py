@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from sharpreid.atomic_io import replacing
-from sharpreid.data.datamodule import picture_of
+from sharpreid.data.datasets import load_image
 from sharpreid.data.reid_data import Sample
 from sharpreid.run.arguments import UsageError, parse_arguments
 from sharpreid.run.build import build_data
@@ -134,7 +134,7 @@ def read_hard_pair(cfg: DictConfig, detail: str, count: int) -> tuple[Tensor, li
     chosen = max((_seen_by_the_same(data.data.query, pair.pids) for pair in pairs), key=len)
     if not chosen:
         raise ValueError(f"hard_pair={detail}: no camera saw both people of a pair")
-    images = torch.cat([data.eval_transform(picture_of(sample)) for sample in chosen[:count]])
+    images = torch.cat([data.eval_transform(load_image(sample)) for sample in chosen[:count]])
     return images, [f"person {sample.pid}" for sample in chosen[:count]]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from sharpreid.callbacks.data_wait import DataWait
-from sharpreid.data.timed_loader import TimedLoader
+from sharpreid.data.datamodule import TimedLoader
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::lightning_fabric.utilities.warnings.PossibleUserWarning"),

@@ -297,8 +297,8 @@ def test_a_complete_set_is_no_subset(unpacked: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"split": 20}, "split must be 0 to 19, got 20"),
-        ({"split": -1}, "split must be 0 to 19, got -1"),
+        ({"split": 20}, "split must be from 0 to 19, got 20"),
+        ({"split": -1}, "split must be from 0 to 19, got -1"),
         ({"split": "abc"}, "split must be a whole number, got 'abc'"),
         ({"split": 1.5}, "split must be a whole number, got 1.5"),
         ({"crops": "labelled"}, "crops must be one of labeled, detected, both, got 'labelled'"),
@@ -319,7 +319,7 @@ def test_the_new_protocol_has_no_pooled_crops(unpacked: Path) -> None:
 
 
 def test_a_missing_file_says_where_to_put_it(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"cuhk-03\.mat: no such file\. Ask .*data\.source\.root="):
+    with pytest.raises(FileNotFoundError, match=r"cuhk-03\.mat: no such file\. .*data\.source\.root="):
         load(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -330,7 +330,7 @@ def test_a_missing_file_says_where_to_put_it(tmp_path: Path) -> None:
         (b"<!DOCTYPE html><html><body>Quota exceeded</body></html>", "a web page"),
         (b"\n  <html>", "a web page"),
         (b"MATLAB 5.0 MAT-file, Platform: GLNXA64", "a MATLAB v5 file"),
-        (b"PK\x03\x04cuhk03_release", "a ZIP archive that is still to be unpacked"),
+        (b"PK\x03\x04cuhk03_release", "a ZIP archive"),
         (HEADER, "the beginning of one that is cut off"),
         (b"", "an empty file"),
         (b"\x89PNG\r\n", r"one that starts b'\\x89PNG"),
@@ -497,9 +497,7 @@ def test_a_lost_image_is_unpacked_again(complete: Path, unpacked: Path) -> None:
 def test_a_lost_image_without_the_file_is_named_by_its_count(complete: Path) -> None:
     (complete / MAT).unlink()
     (complete / "images" / "detected" / "1_002_1_01.png").unlink()
-    with pytest.raises(
-        DataError, match=r"images: 110 detected images instead of 111; put cuhk-03\.mat in its"
-    ):
+    with pytest.raises(DataError, match=r"images: 110 detected images instead of 111; restore cuhk-03\.mat"):
         load(complete)
 
 
@@ -520,7 +518,7 @@ def test_images_of_another_file_are_refused(complete: Path) -> None:
 @pytest.mark.parametrize("text", ["", "[]", '{"pairs": [7', '{"pairs": [7], "images": {}, "test_sets": []}'])
 def test_a_damaged_record_is_refused(complete: Path, text: str) -> None:
     (complete / "images" / RECORD).write_text(text)
-    with pytest.raises(DataError, match=r"cuhk03\.json: cannot be read \(.*; delete it"):
+    with pytest.raises(DataError, match=r"cuhk03\.json: cannot be read \(.*; delete"):
         load(complete)
     (complete / "images" / RECORD).unlink()
     assert load(complete).query
@@ -541,7 +539,7 @@ def read_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("read_only")
 def test_a_folder_that_cannot_be_written_is_named_with_what_to_do(root: Path) -> None:
     with pytest.raises(
-        PermissionError, match=r"images: .* cannot be written \(Permission denied\); name a folder"
+        PermissionError, match=r"images: .* cannot be written \(Permission denied\).*data\.source\.images="
     ):
         load(root)
     assert files(root) == [MAT]
@@ -567,7 +565,7 @@ def test_a_full_disk_keeps_what_is_written(root: Path, monkeypatch: pytest.Monke
         save(image, path, form)
 
     monkeypatch.setattr(Image.Image, "save", full)
-    with pytest.raises(OSError, match=r"cannot be written \(No space left on device\); .* is kept") as error:
+    with pytest.raises(OSError, match=r"cannot be written \(No space left on device\).* are kept") as error:
         load(root)
     assert error.value.errno == 28
     assert len(files(root / "images")) == CELLS // 2 - len(EMPTY), "and no half of a file beside them"

@@ -14,16 +14,16 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sharpreid.data.datamodule import EvalBatch, ReIDDataModule, TrainBatch, picture_of
+from sharpreid.data.datamodule import ReIDDataModule, TimedLoader
+from sharpreid.data.datasets import EvalBatch, TrainBatch, load_image
 from sharpreid.data.market1501 import load_market1501
 from sharpreid.data.pixel_cache import build_cache
 from sharpreid.data.reid_data import DataError, ReIDData, Sample, identities
-from sharpreid.data.timed_loader import TimedLoader
 from sharpreid.data.transforms import IMAGENET_STD, EvalTransform, TrainTransform, mean_image
 
 
-def datamodule(root: Path, **changes: Any) -> ReIDDataModule:
-    """Set up for training and test, P = 2 and K = 3."""
+def datamodule(root: Path, *, stage: str | None = "fit", **changes: Any) -> ReIDDataModule:
+    """P = 2 and K = 3; set up for ``stage``, or not at all."""
     options = {
         "source": lambda: load_market1501(root=root, expected={}),
         "train_transform": TrainTransform(
@@ -38,7 +38,8 @@ def datamodule(root: Path, **changes: Any) -> ReIDDataModule:
         "seed": 0,
     } | changes
     module = ReIDDataModule(**options)
-    module.setup("fit")
+    if stage is not None:
+        module.setup(stage)
     return module
 
 
@@ -174,9 +175,8 @@ def test_the_data_set_is_read_once_in_a_process(picture_tree: Path) -> None:
 
 def test_the_data_set_is_made_before_other_processes_read_it(picture_tree: Path) -> None:
     made = []
-    module = datamodule(picture_tree)
-    read, module._data = module.data, None
-    module.source = lambda: made.append(1) or read
+    read = datamodule(picture_tree).data
+    module = datamodule(picture_tree, stage=None, source=lambda: made.append(1) or read)
     module.prepare_data()
     assert made == [1]
     module.setup("fit")
@@ -185,18 +185,8 @@ def test_the_data_set_is_made_before_other_processes_read_it(picture_tree: Path)
 
 
 def test_data_is_not_there_before_setup(picture_tree: Path) -> None:
-    module = ReIDDataModule(
-        source=lambda: load_market1501(root=picture_tree, expected={}),
-        train_transform=datamodule(picture_tree).train_transform,
-        eval_transform=datamodule(picture_tree).eval_transform,
-        identities_per_batch=2,
-        images_per_identity=2,
-        eval_batch_size=2,
-        num_workers=0,
-        validation_identities=0,
-        seed=0,
-    )
-    with pytest.raises(RuntimeError, match=r"read by setup\(\), which has not been called yet"):
+    module = datamodule(picture_tree, stage=None)
+    with pytest.raises(RuntimeError, match=r"setup\(\) first"):
         _ = module.data
 
 
@@ -206,11 +196,11 @@ def test_further_images_of_a_query_come_after_the_gallery_and_know_their_query(p
     multi = replace(data, multi_query=((train[0], train[1]), (), (train[2],)))
     module = datamodule(picture_tree, source=lambda: multi)
     assert module.test.samples == [*data.query, *data.gallery, *train[:3]]
-    assert module.test.pooled_into is not None
-    assert module.test.pooled_into.tolist() == [*range(9), 0, 0, 2]
+    assert module.test.query_group is not None
+    assert module.test.query_group.tolist() == [*range(9), 0, 0, 2]
     batches = list(module.test_dataloader())
     assert torch.cat([batch.is_query for batch in batches]).tolist() == [True] * 3 + [False] * 9
-    assert datamodule(picture_tree).test.pooled_into is None
+    assert datamodule(picture_tree).test.query_group is None
 
 
 def test_boxes_are_cut_out_before_the_views_are_made(picture_tree: Path) -> None:
@@ -293,14 +283,12 @@ def test_the_mean_image_is_subtracted_wherever_images_are_augmented(
 
 def test_the_mean_image_is_that_of_what_is_trained_on_and_the_same_each_time(picture_tree: Path) -> None:
     def mean(stage: str = "fit", **options: Any) -> Tensor:
-        module = datamodule(picture_tree, normalise="per_pixel_mean", **options)
-        module._data = None
-        module.setup(stage)
+        module = datamodule(picture_tree, stage=stage, normalise="per_pixel_mean", **options)
         assert module.train_transform.mean is module.eval_transform.mean
         assert module.eval_transform.mean is not None
         return module.eval_transform.mean
 
-    pictures = [picture_of(one) for one in load_market1501(root=picture_tree, expected={}).train]
+    pictures = [load_image(one) for one in load_market1501(root=picture_tree, expected={}).train]
     assert torch.equal(mean(), mean_image(pictures, height=24, width=12))
     assert torch.equal(mean("test"), mean())
     assert not torch.equal(mean(validation_identities=2), mean())
@@ -340,9 +328,11 @@ def test_box_and_flip_are_drawn_as_in_the_workers(
     picture_tree: Path, tmp_path: Path, where: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[tuple[Any, bool]] = []
-    draw = TrainTransform.draw
+    sample_params = TrainTransform.sample_params
     monkeypatch.setattr(
-        TrainTransform, "draw", lambda *arguments: drawn.append(draw(*arguments)) or drawn[-1]
+        TrainTransform,
+        "sample_params",
+        lambda *arguments: drawn.append(sample_params(*arguments)) or drawn[-1],
     )
     options = cached(picture_tree, tmp_path / "cache")
     list(datamodule(picture_tree).train_dataloader())
@@ -402,11 +392,9 @@ def test_an_unknown_place_of_augmentation_is_refused_with_the_choices(picture_tr
 
 def test_resident_images_need_the_cache_in_training_alone(picture_tree: Path, tmp_path: Path) -> None:
     for cache in (None, tmp_path):
-        with pytest.raises(DataError, match=r"resident needs the decoded images: first run .*prepare"):
+        with pytest.raises(DataError, match=r"resident needs decoded images.*sharpreid\.prepare"):
             datamodule(picture_tree, augment_on="resident", cache=cache)
-    module = datamodule(picture_tree)
-    module.augment_on, module._data = "resident", None
-    module.setup("test")
+    module = datamodule(picture_tree, stage="test", augment_on="resident")
     assert len(module.test) == 9
 
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from sharpreid.data import device_augmentation
-from sharpreid.data.device_augmentation import ResidentImages, augment, padded
+from sharpreid.data.device_augmentation import ResidentImages, augment, pad_images
 from sharpreid.data.reid_data import Box
 from sharpreid.data.transforms import IMAGENET_MEAN, IMAGENET_STD, to_tensor
 
@@ -29,7 +29,7 @@ def by_pillow(picture: np.ndarray, box: Box, flip: bool, height: int, width: int
 
 def at_once(images: list[np.ndarray], boxes: Any, flips: Any, height: int, width: int) -> Tensor:
     sizes = torch.tensor([(one.shape[1], one.shape[0]) for one in images])
-    pixels = torch.from_numpy(padded(images))
+    pixels = torch.from_numpy(pad_images(images))
     return augment(pixels, sizes, torch.tensor(boxes), torch.tensor(flips), height=height, width=width)
 
 
@@ -103,7 +103,7 @@ def test_parts_make_the_same_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     images = pictures()
     boxes, flips = random_boxes(images, np.random.default_rng(0)), [True] * len(images)
     whole = at_once(images, boxes, flips, 64, 32)
-    monkeypatch.setattr(device_augmentation, "_MOST_VALUES", 1)
+    monkeypatch.setattr(device_augmentation, "MAX_VALUES", 1)
     assert torch.equal(at_once(images, boxes, flips, 64, 32), whole)
 
 
@@ -156,7 +156,7 @@ def test_images_that_leave_too_little_memory_are_refused(free: int, monkeypatch:
     monkeypatch.setattr(Tensor, "to", lambda self, device: moved.append(device) or self)
     if free == 2000:
         with pytest.raises(
-            ValueError, match=r"more than half of .* free on cuda:0; take data\.augment_on=dev"
+            ValueError, match=r"more than half of .* free on cuda:0; set data\.augment_on=dev"
         ):
             resident.to(torch.device("cuda:0"))
     else:
@@ -165,7 +165,7 @@ def test_images_that_leave_too_little_memory_are_refused(free: int, monkeypatch:
 
 
 def test_batches_are_padded_to_their_largest(tmp_path: Path) -> None:
-    batch = padded([np.full((2, 3, 3), 7, np.uint8), np.full((4, 1, 3), 9, np.uint8)])
+    batch = pad_images([np.full((2, 3, 3), 7, np.uint8), np.full((4, 1, 3), 9, np.uint8)])
     assert batch.shape == (2, 4, 3, 3)
     assert batch[0, :, :, 0].tolist() == [[7, 7, 7], [7, 7, 7], [0, 0, 0], [0, 0, 0]]
     assert batch[1, :, :, 0].tolist() == [[9, 0, 0]] * 4

@@ -79,19 +79,21 @@ def test_half_of_the_identities_is_drawn_for_the_test_where_that_is_asked_for(un
 
 def test_folders_without_train_and_test_say_what_to_do(unsorted_tree: Path) -> None:
     with pytest.raises(
-        DataError, match=r"no train/ and test/ in it, but 9 other folders.*data\.source\.test_half_seed=0"
+        DataError, match=r"no train/ and test/, but 9 other folders.*data\.source\.test_half_seed=0"
     ):
         load_identity_folders(root=unsorted_tree, name="people")
 
 
 def test_a_draw_is_refused_where_train_and_test_are_given(sorted_tree: Path) -> None:
-    with pytest.raises(DataError, match=r"has train/ and test/, so leave data\.source\.test_half_seed"):
+    with pytest.raises(
+        DataError, match=r"has train/ and test/, so data\.source\.test_half_seed must be null"
+    ):
         load_identity_folders(root=sorted_tree, name="shop", test_half_seed=0)
 
 
 def test_train_without_test_is_refused(sorted_tree: Path) -> None:
     (sorted_tree / "test").rename(sorted_tree / "elsewhere")
-    with pytest.raises(FileNotFoundError, match="train/ is there, but the other one of train/ and test/"):
+    with pytest.raises(FileNotFoundError, match="has train/ but not the other of train/ and test/"):
         load_identity_folders(root=sorted_tree, name="shop")
 
 
@@ -114,7 +116,7 @@ def test_test_identities_with_a_single_image_each_are_refused(tmp_path: Path) ->
 
 
 def test_a_missing_or_empty_root_says_what_was_expected(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no such folder; .*data\.source\.root=/path"):
+    with pytest.raises(FileNotFoundError, match=r"no such folder.*data\.source\.root=/path"):
         load_identity_folders(root=tmp_path / "nowhere", name="shop")
-    with pytest.raises(DataError, match="no folder in it; expected a folder per identity"):
+    with pytest.raises(DataError, match="expected one folder per identity"):
         load_identity_folders(root=tmp_path, name="shop")

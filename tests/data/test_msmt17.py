@@ -107,7 +107,7 @@ def test_listed_files_that_are_missing_are_named(tree: Path) -> None:
 @pytest.mark.parametrize("name", LISTS)
 def test_a_missing_list_is_named(tree: Path, name: str) -> None:
     (tree / name).unlink()
-    with pytest.raises(FileNotFoundError, match=rf"{name}: no such file; the lists belong beside"):
+    with pytest.raises(FileNotFoundError, match=rf"{name}: no such file; put the list"):
         load_msmt17(root=tree)
 
 
@@ -137,7 +137,7 @@ def test_lines_may_end_as_on_windows_and_blank_ones_are_passed_over(tree: Path) 
 
 def test_an_empty_list_is_refused(tree: Path) -> None:
     (tree / "list_query.txt").write_text("", encoding="utf-8")
-    with pytest.raises(DataError, match=r"list_query\.txt: no line; expected lines like '0000/0000_000"):
+    with pytest.raises(DataError, match=r"list_query\.txt: empty; expected lines like '0000/0000_000"):
         load_msmt17(root=tree)
 
 

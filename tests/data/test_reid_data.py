@@ -9,10 +9,10 @@ from sharpreid.data.reid_data import (
     ReIDData,
     Sample,
     check_counts,
-    draw_identities,
-    hold_out,
     identities,
+    split_validation,
     split_without_cameras,
+    subsample_identities,
 )
 
 
@@ -30,7 +30,7 @@ TRAIN = tuple(
 
 
 def test_held_out_identities_leave_the_training_images() -> None:
-    validation, rest = hold_out(TRAIN, 4, seed=0)
+    validation, rest = split_validation(TRAIN, 4, seed=0)
     held = identities(validation.query)
     assert len(held) == 4
     assert held == identities(validation.gallery)
@@ -41,43 +41,43 @@ def test_held_out_identities_leave_the_training_images() -> None:
 
 def test_some_training_identities_are_kept_with_all_their_images_and_the_test_set_stays() -> None:
     data = ReIDData("all", TRAIN, (sample(20, 1),), (sample(20, 2),), 0)
-    kept = draw_identities(data, 5, seed=0)
+    kept = subsample_identities(data, 5, seed=0)
     assert len(identities(kept.train)) == 5
     assert kept.train == tuple(one for one in TRAIN if one.pid in identities(kept.train))
     assert (kept.query, kept.gallery) == (data.query, data.gallery)
-    assert draw_identities(data, 5, seed=0) == kept
-    assert draw_identities(data, 5, seed=1) != kept
-    assert draw_identities(data, 12, seed=0) == data
+    assert subsample_identities(data, 5, seed=0) == kept
+    assert subsample_identities(data, 5, seed=1) != kept
+    assert subsample_identities(data, 12, seed=0) == data
 
 
 @pytest.mark.parametrize("count", [1, 13])
 def test_more_training_identities_than_there_are_or_too_few_are_refused(count: int) -> None:
     data = ReIDData("shop", TRAIN, (), (), 0)
     with pytest.raises(ValueError, match=f"from 2 to the 12 training identities of shop, got {count}"):
-        draw_identities(data, count, seed=0)
+        subsample_identities(data, count, seed=0)
 
 
 def test_remaining_training_images_keep_their_order() -> None:
-    _, rest = hold_out(TRAIN, 4, seed=0)
+    _, rest = split_validation(TRAIN, 4, seed=0)
     assert list(rest) == [one for one in TRAIN if one in set(rest)]
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_every_validation_query_has_a_match_in_another_camera(seed: int) -> None:
-    validation, _ = hold_out(TRAIN, 9, seed=seed)
+    validation, _ = split_validation(TRAIN, 9, seed=seed)
     for query in validation.query:
         assert any(one.pid == query.pid and one.camid != query.camid for one in validation.gallery)
 
 
 def test_one_query_for_each_identity_and_camera() -> None:
-    validation, _ = hold_out(TRAIN, 9, seed=0)
+    validation, _ = split_validation(TRAIN, 9, seed=0)
     seen = [(one.pid, one.camid) for one in validation.query]
     assert len(seen) == len(set(seen))
     assert set(seen) == {(one.pid, one.camid) for one in TRAIN if one.pid not in (4, 8, 12)}
 
 
 def test_an_image_is_query_and_gallery_only_where_it_is_alone_in_its_camera() -> None:
-    validation, _ = hold_out(TRAIN, 9, seed=0)
+    validation, _ = split_validation(TRAIN, 9, seed=0)
     both = {*validation.query} & {*validation.gallery}
     assert both
     for one in both:
@@ -85,28 +85,28 @@ def test_an_image_is_query_and_gallery_only_where_it_is_alone_in_its_camera() ->
 
 
 def test_identities_seen_by_one_camera_are_never_held_out() -> None:
-    validation, rest = hold_out(TRAIN, 9, seed=0)
+    validation, rest = split_validation(TRAIN, 9, seed=0)
     assert identities(validation.query) == set(range(1, 12)) - {4, 8}
     assert identities(rest) == {4, 8, 12}
 
 
 def test_the_choice_depends_on_the_seed_alone() -> None:
-    assert hold_out(TRAIN, 4, seed=3) == hold_out(TRAIN, 4, seed=3)
-    chosen = {frozenset(identities(hold_out(TRAIN, 4, seed=seed)[0].query)) for seed in range(8)}
+    assert split_validation(TRAIN, 4, seed=3) == split_validation(TRAIN, 4, seed=3)
+    chosen = {frozenset(identities(split_validation(TRAIN, 4, seed=seed)[0].query)) for seed in range(8)}
     assert len(chosen) > 1
 
 
 @pytest.mark.parametrize("count", [0, -1, 10])
 def test_too_few_or_too_many_identities_are_refused(count: int) -> None:
-    with pytest.raises(ValueError, match=rf"at most the 9 identities seen by two.*of the 12.*got {count}"):
-        hold_out(TRAIN, count, seed=0)
+    with pytest.raises(ValueError, match=rf"1 to the 9 identities seen by two.*of the 12.*got {count}"):
+        split_validation(TRAIN, count, seed=0)
 
 
 def test_two_identities_must_remain_for_training() -> None:
     two_cameras = [sample(pid, camid) for pid in (1, 2, 3) for camid in (1, 2)]
-    assert len(identities(hold_out(two_cameras, 1, seed=0)[1])) == 2
-    with pytest.raises(ValueError, match="leave 2 of the 3 for training; got 2"):
-        hold_out(two_cameras, 2, seed=0)
+    assert len(identities(split_validation(two_cameras, 1, seed=0)[1])) == 2
+    with pytest.raises(ValueError, match="leave 2 of the 3 identities for training; got 2"):
+        split_validation(two_cameras, 2, seed=0)
 
 
 def test_a_subset_names_its_difference_and_changes_nothing_else() -> None:
@@ -127,9 +127,9 @@ def test_without_cameras_the_first_image_of_an_identity_is_the_query_and_the_oth
 
 def test_identities_seen_by_one_camera_can_be_held_out_where_cameras_are_unknown() -> None:
     train = [sample(pid, 0, number) for pid in range(1, 6) for number in range(3)]
-    with pytest.raises(ValueError, match="at most the 0 identities seen by two cameras"):
-        hold_out(train, 2, seed=0)
-    held, rest = hold_out(train, 2, seed=0, cameras_known=False)
+    with pytest.raises(ValueError, match="to the 0 identities seen by two cameras"):
+        split_validation(train, 2, seed=0)
+    held, rest = split_validation(train, 2, seed=0, cameras_known=False)
     assert (len(held.query), len(held.gallery), len(rest)) == (2, 4, 9)
     assert not held.cameras_known
 

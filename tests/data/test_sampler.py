@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sharpreid.data.sampler import Draw, EpochOver, PKBatchSampler
+from sharpreid.data.sampler import EpochOver, PKBatchSampler, SampleIndex
 
 SIZES = {3: 9, 5: 1, 8: 4, 9: 2, 11: 6, 20: 4, 21: 5, 22: 3, 30: 7}
 """Images of each identity; K is 4."""
@@ -227,22 +227,18 @@ def test_ranks_share_no_identity(world_size: int) -> None:
 
 @pytest.mark.parametrize(("p", "k"), [(1, 4), (4, 1), (0, 0)])
 def test_a_batch_without_positives_or_negatives_is_refused(p: int, k: int) -> None:
-    with pytest.raises(
-        ValueError, match=rf"at least 2 identities with 2 images each, got P = {p} and K = {k}"
-    ):
+    with pytest.raises(ValueError, match=rf"must be at least 2; got {p} and {k}"):
         PKBatchSampler(LABELS, identities_per_batch=p, images_per_identity=k, seed=0)
 
 
 @pytest.mark.parametrize(("rank", "world_size"), [(0, 3), (2, 2), (-1, 2), (0, 0)])
 def test_a_share_that_does_not_come_out_even_is_refused(rank: int, world_size: int) -> None:
-    with pytest.raises(
-        ValueError, match=rf"a multiple of their number, {world_size} \(this is rank {rank}\)"
-    ):
+    with pytest.raises(ValueError, match=rf"a multiple of .*, {world_size} \(this is rank {rank}\)"):
         sampler(rank=rank, world_size=world_size)
 
 
 def test_too_few_identities_are_refused_with_what_to_do() -> None:
-    with pytest.raises(ValueError, match=r"= 10, but there are only 9 training identities; lower data\."):
+    with pytest.raises(ValueError, match=r"= 10, but there are only 9 training identities; lower"):
         sampler(p=10)
 
 
@@ -265,7 +261,7 @@ def test_lightning_announces_each_epoch_to_the_sampler() -> None:
 
 
 class _Draws(Dataset[Tensor]):
-    def __getitem__(self, draw: Draw) -> Tensor:
+    def __getitem__(self, draw: SampleIndex) -> Tensor:
         return torch.tensor(draw.epoch)
 
     def __len__(self) -> int:

@@ -20,10 +20,10 @@ from sharpreid.data.transforms import (
     IMAGENET_STD,
     EvalTransform,
     TrainTransform,
-    draw_crop,
     image_size,
     mean_image,
     read_image,
+    sample_crop,
     to_tensor,
 )
 
@@ -36,7 +36,7 @@ def boxes(count: int = 4000) -> np.ndarray:
     """(count, 4): left, upper, right, lower."""
     rng = np.random.default_rng(0)
     return np.array(
-        [draw_crop(WIDTH, HEIGHT, area=AREA, ratio=RATIO, tries=1, rng=rng) for _ in range(count)]
+        [sample_crop(WIDTH, HEIGHT, area=AREA, ratio=RATIO, tries=1, rng=rng) for _ in range(count)]
     )
 
 
@@ -95,7 +95,7 @@ def test_crop_position_is_uniform_over_what_fits() -> None:
 
 def test_a_tight_crop_reaches_both_edges() -> None:
     rng = np.random.default_rng(0)
-    found = {draw_crop(10, 20, area=(0.81, 0.81), ratio=(2, 2), tries=1, rng=rng)[:2] for _ in range(300)}
+    found = {sample_crop(10, 20, area=(0.81, 0.81), ratio=(2, 2), tries=1, rng=rng)[:2] for _ in range(300)}
     assert found == {(x, y) for x in (0, 1) for y in (0, 1, 2)}
 
 
@@ -103,7 +103,7 @@ def test_share_of_boxes_that_fit_a_market1501_picture() -> None:
     """A box of area a and ratio r fits 64 x 128 where a r <= 2: (ln 2.25 - 0.64) / 0.36, 47 % of them."""
     rng = np.random.default_rng(0)
     whole = [
-        draw_crop(640, 1280, area=(0.64, 1.0), ratio=RATIO, tries=1, rng=rng) == (0, 0, 640, 1280)
+        sample_crop(640, 1280, area=(0.64, 1.0), ratio=RATIO, tries=1, rng=rng) == (0, 0, 640, 1280)
         for _ in range(4000)
     ]
     assert 1 - np.mean(whole) == pytest.approx((np.log(2.25) - 0.64) / 0.36, abs=4 * (0.25 / 4000) ** 0.5)
@@ -112,7 +112,7 @@ def test_share_of_boxes_that_fit_a_market1501_picture() -> None:
 def test_more_tries_fall_back_less_often() -> None:
     rng = np.random.default_rng(0)
     whole = [
-        draw_crop(640, 1280, area=(0.64, 1.0), ratio=RATIO, tries=10, rng=rng) == (0, 0, 640, 1280)
+        sample_crop(640, 1280, area=(0.64, 1.0), ratio=RATIO, tries=10, rng=rng) == (0, 0, 640, 1280)
         for _ in range(2000)
     ]
     assert sum(whole) < 2000 * 0.01
@@ -121,14 +121,16 @@ def test_more_tries_fall_back_less_often() -> None:
 @pytest.mark.parametrize("tries", [0, 10])
 def test_the_whole_picture_is_taken_where_no_box_fits(tries: int) -> None:
     rng = np.random.default_rng(0)
-    assert draw_crop(100, 50, area=(0.9, 1.0), ratio=RATIO, tries=tries, rng=rng) == (0, 0, 100, 50)
+    assert sample_crop(100, 50, area=(0.9, 1.0), ratio=RATIO, tries=tries, rng=rng) == (0, 0, 100, 50)
 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 128), (37, 150), (3, 5), (1, 1), (90, 40)])
 def test_boxes_lie_inside_the_picture_and_are_not_empty(width: int, height: int) -> None:
     rng = np.random.default_rng(1)
     for _ in range(300):
-        left, upper, right, lower = draw_crop(width, height, area=(0.64, 1.0), ratio=RATIO, tries=10, rng=rng)
+        left, upper, right, lower = sample_crop(
+            width, height, area=(0.64, 1.0), ratio=RATIO, tries=10, rng=rng
+        )
         assert 0 <= left < right <= width
         assert 0 <= upper < lower <= height
 
@@ -169,7 +171,7 @@ def test_augmentation_shows_the_box_that_was_drawn() -> None:
     image, transform = gradient(128, 256), train_transform(0.0)
     for seed in range(20):
         view = pixels(transform(image, np.random.default_rng(seed)))
-        left, upper, right, lower = draw_crop(
+        left, upper, right, lower = sample_crop(
             128, 256, area=(0.64, 1.0), ratio=RATIO, tries=10, rng=np.random.default_rng(seed)
         )
         assert view[0, 0, :2].tolist() == pytest.approx((left, upper), abs=4)

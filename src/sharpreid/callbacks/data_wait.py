@@ -5,7 +5,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from sharpreid.data.timed_loader import TimedLoader
+from sharpreid.data.datamodule import TimedLoader
 
 
 class DataWait(pl.Callback):

@@ -1,10 +1,13 @@
-"""The training augmentation of a whole batch at once, on the device that trains.
+"""Training augmentation of a whole batch on the training device.
 
 The loader only gathers pixels. Box and flip of each image come from the same random stream as in
-`sharpreid.data.transforms.TrainTransform`, and the resize has Pillow's weights and Pillow's rounding: the
-views are those of the augmentation in the loader's processes, bit for bit where crops of 64 x 128 become
-128 x 256, and else within one level of 255. (Pillow rounds to bytes between the two directions, and since
-version 13 chooses for itself which one comes first where an image shrinks.)
+`sharpreid.data.transforms.TrainTransform`, and the resize has the weights and the rounding of Pillow. So the
+views are those of the augmentation in the loader workers, bit for bit when crops of 64 x 128 are resized to
+128 x 256, and otherwise within one level of 255: Pillow rounds to bytes between the two directions, and since
+version 13 chooses their order when an image shrinks.
+
+The resize is ours because torchvision's takes one box per call, and crops before it resizes, where Pillow's
+weights reach beyond the box.
 """
 
 from collections.abc import Iterable
@@ -18,49 +21,49 @@ from torch import Tensor
 from sharpreid.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from sharpreid.evaluation.exact import full_precision_matmul
 
-Picture = npt.NDArray[np.uint8]
+ImageArray = npt.NDArray[np.uint8]
 """(height, width, 3), RGB."""
 
-_MOST_VALUES = 2**27
-"""Of float32 at a time, half a GiB; a batch of large photos is augmented in parts."""
+MAX_VALUES = 2**27
+"""Most float32 values at a time, half a GiB; a batch of large photos is augmented in parts."""
 
-_SHARE = 0.5
-"""Of the device's free memory that the training images may take."""
+_MEMORY_SHARE = 0.5
+"""Largest share of the free device memory for the training images."""
 
 
 class PixelBatch(NamedTuple):
     """A batch of training images before their augmentation."""
 
     pixels: Tensor | None
-    """(B, H, W, 3), uint8, each image in the upper left corner; None where they are on the device already."""
+    """(B, H, W, 3), uint8, each image in the upper left corner; None if the device has the pixels already."""
     extent: tuple[int, int]
-    """Height and width of the largest image, H and W."""
+    """H and W, height and width of the largest image."""
     sizes: Tensor
-    """(B, 2), width and height, pixels."""
+    """(B, 2), width and height of each image, pixels."""
     boxes: Tensor
-    """(B, 4), left, upper, right, lower of the crop, whole pixels inside the image."""
+    """(B, 4), left, upper, right and lower edge of each crop, whole pixels inside the image."""
     flips: Tensor
-    """(B,), bool."""
+    """(B,), bool, True for a horizontal flip."""
     labels: Tensor
     """(B,), identities numbered from 0."""
     indices: Tensor
-    """(B,), into the training images."""
+    """(B,), indices of the training images."""
 
 
 def resize_weights(start: Tensor, end: Tensor, size: Tensor, *, extent: int, out: int) -> Tensor:
-    """Weights of Pillow's bilinear resize of a box, along one axis.
+    """Return the weights of Pillow's bilinear resize of a box along one axis.
 
-    Output pixel o, of ``out``, has its centre at c = start + (o + 1/2) (end - start) / out. Input pixel x
-    weighs max(0, 1 - |x + 1/2 - c| / s), where s is 1, or the scale if the box is shrunk, over the sum of
-    these weights. Pixels of the image beside the box count, as they do in Pillow. Times 2 out, everything
-    under the bars is a whole number, and so exact in float32 up to 2^24.
+    Output pixel o has its centre at c = start + (o + 1/2) (end - start) / out. The weight of input pixel x is
+    max(0, 1 - |x + 1/2 - c| / s), divided by the sum of these weights, where s = max(1, (end - start) / out).
+    Pixels of the image outside the box have weights too, as in Pillow. The code multiplies |x + 1/2 - c| by
+    2 out, which makes it a whole number and exact in float32 up to 2^24.
 
     Args:
         start: (B,), first pixel of the box.
-        end: (B,), first pixel behind the box.
-        size: (B,), pixels of the image.
-        extent: pixels of the padded image, at least those of the largest.
-        out: pixels of the result.
+        end: (B,), end of the box, exclusive.
+        size: (B,), number of pixels of the image.
+        extent: number of pixels of the padded image, at least that of the largest image.
+        out: number of pixels of the result.
 
     Returns:
         (B, out, extent), float32; each row sums to 1.
@@ -87,24 +90,24 @@ def augment(
     width: int,
     mean: Tensor | None = None,
 ) -> Tensor:
-    """Crop, resize as Pillow does, mirror and normalise.
+    """Crop, resize as Pillow does, flip and normalise a batch of images.
 
     Args:
-        pixels: (B, H, W, 3), uint8, see `PixelBatch`.
-        sizes: (B, 2), see `PixelBatch`.
-        boxes: (B, 4), see `PixelBatch`.
-        flips: (B,), bool.
-        height: of the result, pixels.
-        width: of the result, pixels.
-        mean: (3, height, width), what is subtracted; None takes the mean of ImageNet.
+        pixels: (B, H, W, 3), uint8; see `PixelBatch`.
+        sizes: (B, 2); see `PixelBatch`.
+        boxes: (B, 4); see `PixelBatch`.
+        flips: (B,), bool; see `PixelBatch`.
+        height: height of the result, pixels.
+        width: width of the result, pixels.
+        mean: (3, height, width), mean that is subtracted; None takes the mean colour of ImageNet.
 
     Returns:
         (B, 3, height, width), float32.
     """
     extent = pixels.shape[1:3]
     values = 3 * (extent[0] + height) * (extent[1] + width) + height * extent[0] + width * extent[1]
-    parts = max(1, _MOST_VALUES // values)
-    split = zip(*(torch.split(one, parts) for one in (pixels, sizes, boxes, flips)), strict=True)
+    images = max(1, MAX_VALUES // values)
+    split = zip(*(torch.split(one, images) for one in (pixels, sizes, boxes, flips)), strict=True)
     with full_precision_matmul(pixels.device):
         return torch.cat([_augment(*part, height=height, width=width, mean=mean) for part in split])
 
@@ -125,39 +128,43 @@ def _augment(
     across = torch.where(flips[:, None, None], across.flip(1), across)
     down = resize_weights(upper, lower, sizes[:, 1], extent=rows, out=height)
     planes = pixels.permute(0, 3, 1, 2).to(torch.float32).reshape(count, 3 * rows, columns)
-    planes = _rounded(planes @ across.mT).view(count, 3, rows, width)  # across before down, mostly as Pillow
+    planes = _rounded(planes @ across.mT).view(
+        count, 3, rows, width
+    )  # horizontal first, as Pillow in most cases
     views = _rounded(down[:, None] @ planes)
     colour, std = (views.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
     return views.div_(255).sub_(colour if mean is None else mean.to(views)).div_(std)
 
 
 def _rounded(x: Tensor) -> Tensor:
-    """To whole numbers, halves up: Pillow has bytes after each direction."""
+    """Round to whole numbers, halves up, in place, as Pillow does after each direction."""
     return x.add_(0.5).floor_()
 
 
-def padded(pictures: list[Picture]) -> npt.NDArray[np.uint8]:
-    """(B, H, W, 3): each picture in the upper left corner of the size of the largest; the rest is 0."""
-    rows, columns = (max(picture.shape[axis] for picture in pictures) for axis in (0, 1))
-    equal = all(picture.shape[:2] == (rows, columns) for picture in pictures)
-    batch = (np.empty if equal else np.zeros)((len(pictures), rows, columns, 3), np.uint8)
-    for place, picture in zip(batch, pictures, strict=True):
-        place[: picture.shape[0], : picture.shape[1]] = picture
+def pad_images(images: list[ImageArray]) -> npt.NDArray[np.uint8]:
+    """Stack images of different sizes, each in the upper left corner: (B, H, W, 3), zero elsewhere."""
+    rows, columns = (max(image.shape[axis] for image in images) for axis in (0, 1))
+    equal = all(image.shape[:2] == (rows, columns) for image in images)
+    batch = (np.empty if equal else np.zeros)((len(images), rows, columns, 3), np.uint8)
+    for place, image in zip(batch, images, strict=True):
+        place[: image.shape[0], : image.shape[1]] = image
     return batch
 
 
 class ResidentImages:
-    """All training images, decoded, one after the other in the device's memory.
+    """Pixels of all training images, one after the other in the memory of the device.
 
     Args:
-        pictures: of the training images, in their order.
+        images: pixels of each training image.
+
+    Attributes:
+        sizes: width and height of each image, pixels.
     """
 
-    def __init__(self, pictures: Iterable[Picture]) -> None:
-        pictures = list(pictures)
-        self.sizes = [(picture.shape[1], picture.shape[0]) for picture in pictures]
-        """Width and height of each, pixels."""
-        self._pixels = torch.from_numpy(np.concatenate([picture.reshape(-1, 3) for picture in pictures]))
+    def __init__(self, images: Iterable[ImageArray]) -> None:
+        images = list(images)
+        self.sizes = [(image.shape[1], image.shape[0]) for image in images]
+        self._pixels = torch.from_numpy(np.concatenate([image.reshape(-1, 3) for image in images]))
         counts = torch.tensor([width * height for width, height in self.sizes])
         self._starts = counts.cumsum(0) - counts
 
@@ -165,30 +172,32 @@ class ResidentImages:
         return len(self.sizes)
 
     def to(self, device: torch.device) -> None:
-        """Move to ``device``, if they are not there.
+        """Move the pixels to ``device``, unless they are there.
 
         Raises:
-            ValueError: they would take more than half of the memory that is free there.
+            ValueError: the pixels need more than half of the free memory of the device.
         """
         if self._pixels.device == device:
             return
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
-            if self._pixels.nbytes > _SHARE * free:
+            if self._pixels.nbytes > _MEMORY_SHARE * free:
                 raise ValueError(
-                    f"data.augment_on=resident: the training images are {self._pixels.nbytes / 2**30:.1f} "
-                    f"GiB, more than half of the {free / 2**30:.1f} GiB that are free on {device}; take "
+                    f"data.augment_on=resident: the training images need {self._pixels.nbytes / 2**30:.1f} "
+                    f"GiB, more than half of the {free / 2**30:.1f} GiB that are free on {device}; set "
                     "data.augment_on=device"
                 )
         self._pixels, self._starts = self._pixels.to(device), self._starts.to(device)
 
     def gather(self, indices: Tensor, sizes: Tensor, extent: tuple[int, int]) -> Tensor:
-        """Pixels (B, H, W, 3) of some images; beside an image, where `augment` never looks, anything.
+        """Return the pixels of some images, uint8, (B, H, W, 3).
+
+        The values outside an image are arbitrary; `augment` gives them no weight.
 
         Args:
-            indices: (B,), of the images.
-            sizes: (B, 2), their width and height.
-            extent: H and W, at least the size of the largest.
+            indices: (B,), indices of the images.
+            sizes: (B, 2), width and height of each image.
+            extent: H and W, at least the size of the largest image.
         """
         rows, columns = (torch.arange(n, device=indices.device) for n in extent)
         width, height = (one[:, None] for one in sizes.unbind(1))

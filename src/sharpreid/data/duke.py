@@ -1,10 +1,10 @@
-"""DukeMTMC-reID (Zheng et al., 2017) from the folders that its authors distributed until 2019."""
+"""Loader of DukeMTMC-reID (Zheng et al., 2017) in the folders of the archive published until 2019."""
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from sharpreid.data.reid_data import ReIDData, Sample, check_counts, check_disjoint, samples_by_name
+from sharpreid.data.reid_data import ReIDData, Sample, check_counts, check_disjoint, samples_from_names
 
 PUBLISHED = {
     "train_images": 16_522,
@@ -14,7 +14,7 @@ PUBLISHED = {
     "gallery_images": 17_661,
     "gallery_identities": 1_110,
 }
-"""The gallery holds 408 identities that nobody asks for: ordinary people with a number of their own."""
+"""The gallery has 408 identities without a query; they are numbered like all others."""
 
 _NAME = re.compile(r"(?P<pid>(?!0000)\d{4})_c(?P<camera>[1-8])_f\d+\.jpg")
 
@@ -26,12 +26,12 @@ def load_duke(
     expected: Mapping[str, int] | None = None,
     allow_subset: bool = False,
 ) -> ReIDData:
-    """Read the file names of a DukeMTMC-reID folder; no image is opened.
+    """Read the file names of a DukeMTMC-reID folder without opening an image.
 
     Args:
         root: folder with bounding_box_train/, bounding_box_test/ and query/.
-        name: as printed with scores.
-        expected: `ReIDData.counts` to check; None takes the published ones, {} checks nothing.
+        name: name that is printed with scores.
+        expected: counts to check, keys of `ReIDData.counts`; None checks the published ones, {} none.
         allow_subset: accept other counts; every score then names the difference.
 
     Returns:
@@ -39,8 +39,8 @@ def load_duke(
 
     Raises:
         FileNotFoundError: ``root`` or one of its folders is missing.
-        DataError: a file name does not follow the pattern, a folder is empty, an identity is in training and
-            test, or the counts differ from ``expected`` and ``allow_subset`` is false.
+        DataError: a file name does not match, a folder is empty, an identity is in training and test, or
+            counts differ and ``allow_subset`` is false.
     """
     root = Path(root).expanduser()
     data = ReIDData(
@@ -57,11 +57,11 @@ def load_duke(
 
 
 def _read_folder(root: Path, folder: str) -> tuple[Sample, ...]:
-    return samples_by_name(
+    return samples_from_names(
         root / folder,
         _NAME,
         example="0001_c2_f0046182.jpg",
         layout="Expected the DukeMTMC-reID layout (bounding_box_train/, bounding_box_test/, query/) in "
-        f"{root}; put the unpacked data set there (docs/datasets/duke.md), or name its place by "
+        f"{root}; put the unpacked data set there (docs/datasets/duke.md), or name its folder by "
         "data.source.root=/path/to/DukeMTMC-reID",
     )

@@ -1,4 +1,4 @@
-"""Anyone's own images, sorted into a folder per identity; their cameras are not known."""
+"""Loader of a user's own images in one folder per identity, without camera ids."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,53 +7,59 @@ from sharpreid.data.reid_data import (
     DataError,
     ReIDData,
     Sample,
-    image_files,
+    list_images,
     random_stream,
-    some,
     split_without_cameras,
+    summarize,
 )
 
 
 def load_identity_folders(*, root: str | Path, name: str, test_half_seed: int | None = None) -> ReIDData:
-    """Read ``root``/train/<identity>/ and ``root``/test/<identity>/, or halves of ``root``/<identity>/.
+    """Read the folders train/<identity>/ and test/<identity>/ of ``root``, or split its folders <identity>/.
 
-    The first image of each test identity, by file name, is its query, the others are gallery; an identity
-    with a single image is gallery. No image is opened.
+    In the test set the first image of each identity, by file name, is the query and the others are gallery.
+    An identity with a single image is gallery only. No image is opened.
 
     Args:
-        root: folder with train/ and test/, or with a folder per identity.
-        name: as printed with scores.
-        test_half_seed: where there are no train/ and test/, half of the identities (rounded down), drawn with
-            this seed, become the test set; None refuses such a folder.
+        root: folder with train/ and test/, or with one folder per identity.
+        name: name that is printed with scores.
+        test_half_seed: seed that draws half of the identities (rounded down) for the test set if there are no
+            train/ and test/; None refuses such a folder.
 
     Returns:
         The data set. Identities are numbered from 1 in the order of their names.
 
     Raises:
-        FileNotFoundError: ``root`` or one of train/ and test/ is missing.
-        DataError: there are no identities, one has no image, one is in train/ and test/, no test identity has
-            two images, or ``test_half_seed`` does not fit what is in ``root``.
+        FileNotFoundError: ``root``, train/ or test/ is missing.
+        DataError: there are no identities, an identity has no image or is in both train/ and test/, no test
+            identity has two images, or ``test_half_seed`` does not fit the folders.
+        ValueError: ``test_half_seed`` is negative or no whole number.
     """
     root = Path(root).expanduser()
     if test_half_seed is not None and (not isinstance(test_half_seed, int) or test_half_seed < 0):
-        raise ValueError(f"data.source.test_half_seed must be a whole number from 0, got {test_half_seed!r}")
+        raise ValueError(
+            f"data.source.test_half_seed must be a whole number >= 0 or null, got {test_half_seed!r}"
+        )
     train_folders, test_folders = _train_and_test(root, test_half_seed)
     shared = sorted(train_folders.keys() & test_folders.keys())
     if shared:
-        raise DataError(f"{root}: identities {some(shared)} are both in train/ and in test/")
+        raise DataError(
+            f"{root}: identities {summarize(shared)} are both in train/ and in test/; keep one of the two"
+        )
     number = {identity: n for n, identity in enumerate(sorted({*train_folders, *test_folders}), 1)}
     train, test = (
         tuple(
             Sample(path, number[identity], 0)
             for identity, folder in folders.items()
-            for path in image_files(folder)
+            for path in list_images(folder)
         )
         for folders in (train_folders, test_folders)
     )
     query, gallery = split_without_cameras(test)
     if not query:
         raise DataError(
-            f"{root}: none of the {len(test_folders)} test identities has two images, so no query has a match"
+            f"{root}: none of the {len(test_folders)} test identities has two images, so no query has a "
+            "match; add images to test/"
         )
     variant = None if test_half_seed is None else f"test half {test_half_seed}"
     return ReIDData(name, train, query, gallery, junk=0, variant=variant, cameras_known=False)
@@ -64,16 +70,16 @@ def _train_and_test(root: Path, test_half_seed: int | None) -> tuple[dict[str, P
     given = [part for part in ("train", "test") if part in folders]
     if len(given) == 1:
         raise FileNotFoundError(
-            f"{root}: {given[0]}/ is there, but the other one of train/ and test/ is missing"
+            f"{root}: has {given[0]}/ but not the other of train/ and test/; both are needed"
         )
     if given:
         if test_half_seed is not None:
-            raise DataError(f"{root}: has train/ and test/, so leave data.source.test_half_seed at null")
+            raise DataError(f"{root}: has train/ and test/, so data.source.test_half_seed must be null")
         return _folders(root / "train"), _folders(root / "test")
     if test_half_seed is None:
         raise DataError(
-            f"{root}: no train/ and test/ in it, but {len(folders)} other folders. Sort the identities into "
-            "train/ and test/, or have half of them drawn for the test by data.source.test_half_seed=0"
+            f"{root}: has no train/ and test/, but {len(folders)} other folders. Sort the identities into "
+            "train/ and test/, or draw half of them for the test by data.source.test_half_seed=0"
         )
     drawn = set(_draw_half(sorted(folders), test_half_seed))
     return (
@@ -90,7 +96,7 @@ def _draw_half(identities: Sequence[str], seed: int) -> list[str]:
 def _folders(root: Path) -> dict[str, Path]:
     if not root.is_dir():
         raise FileNotFoundError(
-            f"{root}: no such folder; expected a folder per identity, named by data.source.root=/path"
+            f"{root}: no such folder; expected one folder per identity. Name it by data.source.root=/path"
         )
     folders = {
         entry.name: entry
@@ -98,5 +104,5 @@ def _folders(root: Path) -> dict[str, Path]:
         if entry.is_dir() and not entry.name.startswith(".")
     }
     if not folders:
-        raise DataError(f"{root}: no folder in it; expected a folder per identity")
+        raise DataError(f"{root}: has no folders; expected one folder per identity")
     return folders

@@ -1,4 +1,4 @@
-"""Anyone's own images, listed in a CSV file."""
+"""Loader of a user's own images, listed in a CSV file."""
 
 import csv
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,8 +13,7 @@ BOX = "box"
 SPLITS = ("train", "query", "gallery")
 
 DISTRACTOR, JUNK = "distractor", "junk"
-"""Identities of gallery images that are nobody's match: the first count as wrong answers, the others are left
-out."""
+"""Identities of gallery images that match no query. A distractor is a wrong answer, junk is left out."""
 
 
 class _Row(NamedTuple):
@@ -27,36 +26,36 @@ class _Row(NamedTuple):
 
 
 def load_manifest(*, manifest: str | Path, name: str, within: str | Path | None = None) -> ReIDData:
-    """Read a manifest; images are opened only where they have a box, and only their size is read.
+    """Read a manifest. An image is opened only if it has a box, to read its size.
 
     Args:
         manifest: CSV file, UTF-8, with a header and one line per image. Columns, in any order:
 
-            * ``path``: of the image, absolute or from the manifest's folder.
-            * ``identity``: any text; ``distractor`` and ``junk`` have their meaning (gallery only).
-            * ``camera``: any text, or empty in all lines where the cameras are not known.
-            * ``split``: train, query or gallery. No identity may be in training and test.
-            * ``box`` (the whole column may be left out): ``left upper right lower`` in pixels, right and
-              lower the first outside; empty is the whole image.
-        name: as printed with scores.
-        within: folder that every image must be in once links are followed: a manifest may come from somebody
-            else, and its images may be shown. None is the manifest's folder.
+            * ``path``: path of the image, absolute or relative to the manifest's folder.
+            * ``identity``: any text. ``distractor`` and ``junk`` are reserved for the gallery.
+            * ``camera``: any text, or empty in all lines if the cameras are unknown.
+            * ``split``: train, query or gallery. No identity may be in both training and test.
+            * ``box`` (optional column): ``left upper right lower`` in pixels, right and lower exclusive.
+              Empty is the whole image.
+        name: name that is printed with scores.
+        within: folder that must contain every image after links are resolved. A manifest may come from
+            someone else, and reports show its images. None is the manifest's folder.
 
     Returns:
         The data set, each list in the order of the lines. Identities and cameras are numbered from 1 in the
         order of their names. Without cameras ``cameras_known`` is False.
 
     Raises:
-        FileNotFoundError: there is no manifest.
-        DataError: names the line and what is wrong with it, or says that no query has a match.
+        FileNotFoundError: the manifest does not exist.
+        DataError: a line is wrong (the message gives its number), or no query has a match.
     """
     manifest = Path(manifest).expanduser()
     if not manifest.is_file():
-        raise FileNotFoundError(f"{manifest}: no such file; name the CSV file by data.source.manifest=/path")
+        raise FileNotFoundError(f"{manifest}: no such file. Name the CSV file by data.source.manifest=/path")
     try:
         rows = list(_rows(manifest))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{manifest}: not a CSV file in UTF-8 ({error}); save it as one") from error
+        raise DataError(f"{manifest}: not a CSV file in UTF-8 ({error}); save it in this format") from error
     _check_places(manifest, rows, manifest.parent if within is None else Path(within).expanduser())
     _check_splits(manifest, rows)
     rows = _check_boxes(manifest, rows)
@@ -108,7 +107,7 @@ def _check_header(manifest: Path, header: Sequence[str]) -> None:
         _wrong(
             manifest,
             1,
-            f"the header must be {','.join(COLUMNS)} and, if wanted, {BOX}; got {','.join(header)!r} "
+            f"the header must be {','.join(COLUMNS)} and optionally {BOX}; got {','.join(header)!r} "
             f"(missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'})",
         )
 
@@ -118,25 +117,25 @@ def _read_row(manifest: Path, line: int, header: Sequence[str], fields: Sequence
         _wrong(
             manifest,
             line,
-            f"{len(fields)} fields instead of {len(header)}; write a field with a comma in double quotes",
+            f"{len(fields)} fields instead of {len(header)}; put a field with a comma in double quotes",
         )
     given = {title: field.strip() for title, field in zip(header, fields, strict=True)}
     split, identity = given["split"], given["identity"]
     if broken := [title for title, field in given.items() if "\n" in field or "\r" in field]:
-        _wrong(manifest, line, f"a line break within {broken[0]}; is a double quote before it one too many?")
+        _wrong(manifest, line, f"a line break within {broken[0]}; look for a stray double quote before it")
     if split not in SPLITS:
-        _wrong(manifest, line, f"split must be {', '.join(SPLITS)}; got {split!r}")
+        _wrong(manifest, line, f"split must be one of {', '.join(SPLITS)}; got {split!r}")
     if not identity:
-        _wrong(manifest, line, f"no identity; write {DISTRACTOR} or {JUNK} for an image of nobody's")
-    if identity.lower() in (DISTRACTOR, JUNK) and identity != identity.lower():
         _wrong(
-            manifest, line, f"identity {identity!r}: write {identity.lower()}, or give a person another name"
+            manifest, line, f"no identity; write {DISTRACTOR} or {JUNK} for an image that matches no query"
         )
+    if identity.lower() in (DISTRACTOR, JUNK) and identity != identity.lower():
+        _wrong(manifest, line, f"identity {identity!r}: write {identity.lower()}, or choose another name")
     if identity in (DISTRACTOR, JUNK) and split != "gallery":
-        _wrong(manifest, line, f"{identity} images can only be gallery; got {split}")
+        _wrong(manifest, line, f"an image with identity {identity} must have split gallery; got {split}")
     path = manifest.parent / given["path"]
     if not given["path"] or not _is_file(path):
-        _wrong(manifest, line, f"no image at {path}; paths are absolute or from the manifest's folder")
+        _wrong(manifest, line, f"no file {path}; paths are absolute or relative to the manifest's folder")
     return _Row(line, path, identity, given["camera"], split, _box(manifest, line, given.get(BOX, "")))
 
 
@@ -148,15 +147,15 @@ def _check_places(manifest: Path, rows: Sequence[_Row], within: Path) -> None:
             _wrong(
                 manifest,
                 row.line,
-                f"the image is {place}, outside of {allowed}, where all must be. Move it there, or name a "
-                "folder that they are all in by data.source.within=/path",
+                f"the image is {place}, outside of {allowed}. Move it there, or name a folder that contains "
+                "all images by data.source.within=/path",
             )
 
 
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # a name that no file can have
+    except (OSError, ValueError):  # no file can have such a name
         return False
 
 
@@ -173,7 +172,7 @@ def _box(manifest: Path, line: int, text: str) -> Box | None:
 
 
 def _check_boxes(manifest: Path, rows: Sequence[_Row]) -> list[_Row]:
-    """The rows, a box that is the whole image as none; DataError for one that is not inside its image."""
+    """Check that every box is inside its image, and replace a box of the whole image by None."""
     sizes: dict[Path, tuple[int, int]] = {}
     checked = []
     for row in rows:
@@ -200,20 +199,20 @@ def _size(manifest: Path, row: _Row) -> tuple[int, int]:
 def _check_splits(manifest: Path, rows: Sequence[_Row]) -> None:
     for split in SPLITS:
         if not any(row.split == split for row in rows):
-            raise DataError(f"{manifest}: no line with split {split}; training and its score need all three")
+            raise DataError(f"{manifest}: no line with split {split}; all of {', '.join(SPLITS)} are needed")
     trained = {row.identity: row.line for row in reversed(rows) if row.split == "train"}
     for row in rows:
         if row.split != "train" and row.identity in trained:
             _wrong(
                 manifest,
                 row.line,
-                f"identity {row.identity!r} is {row.split} here and train in line {trained[row.identity]}; "
-                "a test identity must not be trained on",
+                f"identity {row.identity!r} has split {row.split} here and train in line "
+                f"{trained[row.identity]}; a test identity must not be trained on",
             )
 
 
 def _check_cameras(manifest: Path, rows: Sequence[_Row]) -> bool:
-    """Whether all rows have a camera; DataError if only some have."""
+    """Return whether the rows have a camera; raise DataError if only some have."""
     with_camera, without = (
         [row.line for row in rows if bool(row.camera) == known] for known in (True, False)
     )
@@ -221,7 +220,7 @@ def _check_cameras(manifest: Path, rows: Sequence[_Row]) -> bool:
         _wrong(
             manifest,
             without[0],
-            f"no camera, but line {with_camera[0]} has one; give every image its camera, or none",
+            f"no camera, but line {with_camera[0]} has one; give all images a camera or none",
         )
     return bool(with_camera)
 
@@ -236,20 +235,27 @@ def _check_images_differ(manifest: Path, rows: Sequence[_Row], cameras_known: bo
 
 
 def _check_pair(manifest: Path, first: _Row, row: _Row, cameras_known: bool) -> None:
-    """Two rows of one image can only be a query and a gallery image of one person and one known camera."""
-    again = f"the image of line {first.line} again"
+    """Raise DataError unless two rows of one image are its query and its gallery line.
+
+    Both need the same identity and camera, so that the protocol can exclude the image from its own ranking.
+    """
+    again = f"the same image as in line {first.line}"
     if first.split == row.split:
-        _wrong(manifest, row.line, f"{again}, in the same split")
+        _wrong(manifest, row.line, f"{again}, in the same split; remove one of the two")
     if "train" in (first.split, row.split):
-        _wrong(manifest, row.line, f"{again}, {first.split} there and {row.split} here; test other images")
+        _wrong(
+            manifest,
+            row.line,
+            f"{again}, {first.split} there and {row.split} here; a test image must not be trained on",
+        )
     if (first.identity, first.camera) != (row.identity, row.camera):
-        _wrong(manifest, row.line, f"{again}, with another identity or camera")
+        _wrong(manifest, row.line, f"{again}, with another identity or camera; correct one of the two")
     if not cameras_known:
         _wrong(
             manifest,
             row.line,
-            f"{again}, as query and gallery; without cameras nothing keeps it from finding itself, so take "
-            "it out of one of them",
+            f"{again}, as query and gallery. Without cameras the query would find itself; remove one of the "
+            "two",
         )
 
 
@@ -258,9 +264,9 @@ def _check_a_query_matches(manifest: Path, data: ReIDData) -> None:
     if not any(cameras.get(one.pid, set()) - {one.camid} for one in data.query):
         known = sum(one.pid in cameras for one in data.query)
         raise DataError(
-            f"{manifest}: no query has a match: of {len(data.query)} queries, {len(data.query) - known} have "
-            f"an identity that no gallery line has, and {known} one that the gallery has only from the "
-            "query's own camera, which does not count"
+            f"{manifest}: no query has a match. Of {len(data.query)} queries, {len(data.query) - known} have "
+            f"an identity that is not in the gallery, and {known} have matches from their own camera only, "
+            "which the protocol excludes. Add gallery lines of these identities from other cameras"
         )
 
 

@@ -1,4 +1,4 @@
-"""Market-1501 (Zheng et al., 2015) from the folders that its authors distribute."""
+"""Loader of Market-1501 (Zheng et al., 2015) in the folders of the published archive."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,12 +9,12 @@ from sharpreid.data.reid_data import (
     DataError,
     ReIDData,
     Sample,
+    check_bool,
     check_counts,
     check_disjoint,
-    check_flag,
-    image_files,
-    samples_by_name,
-    some,
+    list_images,
+    samples_from_names,
+    summarize,
 )
 
 JUNK = -1
@@ -29,13 +29,13 @@ PUBLISHED = {
     "distractor_images": 2_798,
     "junk_images": 3_819,
 }
-"""Section IV-A of the paper and the data set's own page: bounding_box_test has 19,732 files with junk."""
+"""Counts from Section IV-A of the paper and the data set's page. bounding_box_test has 19,732 with junk."""
 
 DISTRACTORS = 500_000
-"""At least so many images has the set of distractors that is distributed apart."""
+"""Least number of images in the additional set of distractors, which is distributed separately."""
 
 GT_BBOX = {"boxes in gt_bbox": 25_259}
-"""Of the readme in the archive."""
+"""Count from the readme in the archive."""
 
 _NAME = re.compile(r"(?P<pid>-1|\d{4})_c(?P<camera>[1-6])s\d+_\d+_\d+\.jpg(\.jpg)?")
 
@@ -50,18 +50,18 @@ def load_market1501(
     distractors: str | Path | None = None,
     multi_query: bool = False,
 ) -> ReIDData:
-    """Read the file names of a Market-1501 folder; no image is opened.
+    """Read the file names of a Market-1501 folder without opening an image.
 
     Args:
         root: folder with bounding_box_train/, bounding_box_test/ and query/.
-        name: as printed with scores.
-        expected: `ReIDData.counts` to check; None takes the published ones, {} checks nothing.
+        name: name that is printed with scores.
+        expected: counts to check, keys of `ReIDData.counts`; None checks the published ones, {} none.
         allow_subset: accept other counts; every score then names the difference.
-        synthetic: marks the images as made by a program.
-        distractors: folder of the 500,000 further distractors, under any names; they join the gallery, and
-            the name of the data set gets a "+500k".
-        multi_query: the embedding of a query is the mean over its image and the boxes drawn by hand
-            (``root``/gt_bbox) of its identity in its camera.
+        synthetic: True if a program drew the images.
+        distractors: folder of the 500,000 additional distractors, under any file names. They join the
+            gallery, and the data set's name gets the suffix "+500k".
+        multi_query: use the mean embedding of a query image and of all hand-drawn boxes (``root``/gt_bbox) of
+            its identity in its camera.
 
     Returns:
         The data set, each list sorted by file name. Junk (identity -1) is counted and left out; distractors
@@ -69,22 +69,22 @@ def load_market1501(
 
     Raises:
         FileNotFoundError: ``root`` or one of its folders is missing.
-        DataError: a file name does not follow the pattern, a folder is empty, junk or a distractor is outside
-            bounding_box_test, an identity is in training and test, or the counts (also of the further
-            distractors) differ from ``expected`` and ``allow_subset`` is false.
+        DataError: a file name does not match, a folder is empty, junk or a distractor is outside
+            bounding_box_test, an identity is in training and test, or counts differ and ``allow_subset`` is
+            false.
         ValueError: a flag is neither true nor false.
     """
-    check_flag("multi_query", multi_query)
+    check_bool("multi_query", multi_query)
     root = Path(root).expanduser()
     train = _read_folder(root, "bounding_box_train")
     query = _read_folder(root, "query")
     test = _read_folder(root, "bounding_box_test")
     for folder, samples in (("bounding_box_train", train), ("query", query)):
-        nobody = sorted(sample.path.name for sample in samples if sample.pid < 1)
-        if nobody:
+        misplaced = sorted(sample.path.name for sample in samples if sample.pid < 1)
+        if misplaced:
             raise DataError(
-                f"{root / folder}: junk (-1) and distractors (0000) belong in bounding_box_test, "
-                f"found {some(nobody)}"
+                f"{root / folder}: junk (-1) and distractors (0000) belong in bounding_box_test; "
+                f"move {summarize(misplaced)} there"
             )
     data = ReIDData(
         name=name,
@@ -99,21 +99,22 @@ def load_market1501(
         data, PUBLISHED if expected is None else expected, place=root, allow_subset=allow_subset
     )
     if multi_query:
-        drawn = _read_folder(root, "gt_bbox")
-        data = replace(data, multi_query=_hand_drawn(drawn, query))
+        boxes = _read_folder(root, "gt_bbox")
+        data = replace(data, multi_query=_same_camera_boxes(boxes, query))
         if expected is None:
             data = check_counts(
-                data, GT_BBOX, place=root, allow_subset=allow_subset, found={"boxes in gt_bbox": len(drawn)}
+                data, GT_BBOX, place=root, allow_subset=allow_subset, found={"boxes in gt_bbox": len(boxes)}
             )
     return data if distractors is None else _add_distractors(data, Path(distractors), allow_subset)
 
 
-def _hand_drawn(drawn: Sequence[Sample], query: Sequence[Sample]) -> tuple[tuple[Sample, ...], ...]:
-    boxes: dict[tuple[int, int], list[Sample]] = {}
-    for sample in drawn:
-        boxes.setdefault((sample.pid, sample.camid), []).append(sample)
+def _same_camera_boxes(boxes: Sequence[Sample], query: Sequence[Sample]) -> tuple[tuple[Sample, ...], ...]:
+    """Return for each query the boxes of its identity in its camera, without the query itself."""
+    groups: dict[tuple[int, int], list[Sample]] = {}
+    for box in boxes:
+        groups.setdefault((box.pid, box.camid), []).append(box)
     return tuple(
-        tuple(sample for sample in boxes.get((one.pid, one.camid), ()) if _stem(sample) != _stem(one))
+        tuple(box for box in groups.get((one.pid, one.camid), ()) if _stem(box) != _stem(one))
         for one in query
     )
 
@@ -123,7 +124,7 @@ def _stem(sample: Sample) -> str:
 
 
 def _add_distractors(data: ReIDData, folder: Path, allow_subset: bool) -> ReIDData:
-    files = image_files(folder.expanduser())
+    files = list_images(folder.expanduser())
     gallery = (*data.gallery, *(Sample(path, 0, 0) for path in files))
     data = replace(data, name=f"{data.name}+500k", gallery=gallery)
     wanted = {"further distractors": max(DISTRACTORS, len(files))}
@@ -132,11 +133,11 @@ def _add_distractors(data: ReIDData, folder: Path, allow_subset: bool) -> ReIDDa
 
 
 def _read_folder(root: Path, folder: str) -> tuple[Sample, ...]:
-    return samples_by_name(
+    return samples_from_names(
         root / folder,
         _NAME,
         example="0002_c1s1_000451_03.jpg",
         layout="Expected the Market-1501-v15.09.15 layout (bounding_box_train/, bounding_box_test/, query/; "
-        f"for multi-query gt_bbox/ too) in {root}; put the unpacked data set there (docs/datasets/"
-        "market1501.md), or name its place by data.source.root=/path/to/Market-1501-v15.09.15",
+        f"for multi-query gt_bbox/ too) in {root}; unpack the data set there (docs/datasets/"
+        "market1501.md), or name its folder by data.source.root=/path/to/Market-1501-v15.09.15",
     )

@@ -1,11 +1,11 @@
-"""MSMT17 (Wei et al., 2018) from the folders and lists that its authors distribute."""
+"""Loader of MSMT17 (Wei et al., 2018) in the folders and lists of the published archive."""
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from sharpreid.data.reid_data import DataError, ReIDData, Sample, check_counts, match_all, some
+from sharpreid.data.reid_data import DataError, ReIDData, Sample, check_counts, match_all, summarize
 
 PUBLISHED = {
     "train_images": 32_621,
@@ -15,14 +15,18 @@ PUBLISHED = {
     "gallery_images": 82_161,
     "gallery_identities": 3_060,
 }
-"""With list_val.txt as training images."""
+"""Counts with the images of list_val.txt in the training set."""
 
 WITHOUT_VALIDATION = PUBLISHED | {"train_images": 30_248}
+"""Counts without the images of list_val.txt."""
 
 TRAIN_OFFSET = 1
 TEST_OFFSET = 10_001
-"""Both lists number their people from 0: what is added, so that no two people share a number and nobody is
-0, the distractor."""
+"""Offsets added to the identities of training and test lists.
+
+Both kinds of lists number their people from 0. With the offsets no two people share a number, and no identity
+is 0, which is a distractor.
+"""
 
 _FOLDERS = {"": ("train", "test"), "_v2": ("mask_train_v2", "mask_test_v2")}
 _LINE = re.compile(
@@ -39,14 +43,15 @@ def load_msmt17(
     expected: Mapping[str, int] | None = None,
     allow_subset: bool = False,
 ) -> ReIDData:
-    """Read the lists of an MSMT17 folder and see that every file is there; no image is opened.
+    """Read the lists of an MSMT17 folder and check that every file exists, without opening an image.
 
     Args:
-        root: folder with the four lists and train/ and test/ (or mask_train_v2/ and mask_test_v2/ of the
-            second release, whose faces are hidden; its scores are those of ``name``_v2).
-        name: as printed with scores.
-        validation: what becomes of list_val.txt: training images, as most publications have it, or nothing.
-        expected: `ReIDData.counts` to check; None checks the published ones.
+        root: folder with the four lists and train/ and test/, or mask_train_v2/ and mask_test_v2/ of the
+            second release, whose faces are hidden. The second release gets the name ``name``_v2.
+        name: name that is printed with scores.
+        validation: use of list_val.txt. ``train`` adds it to the training images, as most publications do;
+            ``unused`` ignores it.
+        expected: counts to check, keys of `ReIDData.counts`; None checks the published ones, {} none.
         allow_subset: accept other counts; every score then names the difference.
 
     Returns:
@@ -54,12 +59,12 @@ def load_msmt17(
 
     Raises:
         FileNotFoundError: ``root``, one of its folders or one of its lists is missing.
-        DataError: a line does not follow the pattern, a listed file is missing, or the counts differ and
-            ``allow_subset`` is false.
-        ValueError: ``validation`` is neither.
+        DataError: a line does not match, a listed file is missing, or counts differ and ``allow_subset`` is
+            false.
+        ValueError: ``validation`` is unknown.
     """
     if validation not in ("train", "unused"):
-        raise ValueError(f"validation must be train or unused, got {validation!r}")
+        raise ValueError(f"data.source.validation must be train or unused, got {validation!r}")
     root = Path(root).expanduser()
     version = _version(root)
     train_folder, test_folder = _FOLDERS[version]
@@ -85,7 +90,7 @@ def _version(root: Path) -> str:
             return version
     raise FileNotFoundError(
         f"{root}: neither train/ and test/ nor mask_train_v2/ and mask_test_v2/. Expected the MSMT17_V1 (or "
-        "_V2) layout with its four lists there; put the unpacked data set there, or name its place by "
+        "_V2) layout with its four lists there; unpack the data set there, or name its folder by "
         "data.source.root=/path/to/MSMT17_V1"
     )
 
@@ -93,10 +98,10 @@ def _version(root: Path) -> str:
 def _read_list(root: Path, list_name: str, folder: str, offset: int) -> tuple[Sample, ...]:
     path = root / list_name
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; the lists belong beside {folder}/")
+        raise FileNotFoundError(f"{path}: no such file; put the list of the archive beside {folder}/")
     lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not lines:
-        raise DataError(f"{path}: no line; expected lines like {_EXAMPLE!r}")
+        raise DataError(f"{path}: empty; expected lines like {_EXAMPLE!r}")
     samples = tuple(
         Sample(root / folder / match["file"], int(match["identity"]) + offset, int(match["camera"]))
         for match in match_all(path, "lines", lines, _LINE, example=repr(_EXAMPLE))
@@ -104,7 +109,8 @@ def _read_list(root: Path, list_name: str, folder: str, offset: int) -> tuple[Sa
     missing = [sample.path.name for sample in samples if not sample.path.is_file()]
     if missing:
         raise DataError(
-            f"{path}: {len(missing)} of {len(samples)} listed files are not in {folder}/: {some(missing)}. "
+            f"{path}: {len(missing)} of {len(samples)} listed files are not in {folder}/: "
+            f"{summarize(missing)}. "
             "Unpack the data set again"
         )
     return samples

@@ -1,4 +1,8 @@
-"""Images decoded once: a memory-mapped cache of their pixels, keyed by the content of the files."""
+"""Memory-mapped cache of decoded images, keyed by the content of the files.
+
+A format for arrays, such as HDF5, would do for the pixels alone. The cache is ours because it continues an
+interrupted build, notices a changed file, and is shared by all processes without a copy.
+"""
 
 import csv
 import hashlib
@@ -18,13 +22,15 @@ from filelock import FileLock
 from PIL import Image
 
 from sharpreid.atomic_io import replacing, write_rows
-from sharpreid.data.progress_bar import Progress
-from sharpreid.data.reid_data import DataError, some
+from sharpreid.data.progress_bar import ProgressCallback
+from sharpreid.data.reid_data import DataError, summarize
 from sharpreid.data.transforms import image_size, read_image
 
-_SHARD_BYTES = 64 * 2**20
-_SHARD_FILES = 500
-_WINDOW = 64  # files read at a time
+SHARD_BYTES = 64 * 2**20
+SHARD_FILES = 500
+"""A shard ends when it has this many bytes of pixels or this many files."""
+
+_FILES_AT_A_TIME = 64
 _INDEX = "index.csv"
 _SHARD_NAME = re.compile(r"[0-9a-f]{32}\.rgb")
 _UNFINISHED_NAME = re.compile(r"\.([0-9a-f]{32}|index|files|report)-[0-9a-f]{8}\.(rgb|csv|json)")
@@ -34,34 +40,41 @@ log = logging.getLogger(__name__)
 
 
 class CachedFile(NamedTuple):
-    """An image file as it was when its pixels were stored, and where they are."""
+    """Entry of the index: an image file at the time it was decoded, and the location of its pixels."""
 
     path: str
     sha256: str
     size: int
-    """Bytes of the file."""
+    """Size of the file in bytes."""
     mtime_ns: int
     ctime_ns: int
     width: int
     height: int
     shard: str
     offset: int
-    """Place of the first pixel in the shard, bytes."""
+    """Position of the first pixel in the shard, in bytes."""
 
 
 @dataclass(frozen=True)
-class Built:
-    """What `build_cache` found: every readable file, and why the others are not."""
+class BuildResult:
+    """Result of `build_cache`.
+
+    Attributes:
+        files: entries of the readable files.
+        unreadable: a message for each file that cannot be read.
+    """
 
     files: tuple[CachedFile, ...]
     unreadable: tuple[str, ...]
 
 
 class PixelCache:
-    """Reads images from the cache that `build_cache` wrote; a file that has changed since is decoded anew.
+    """Reader of a cache that `build_cache` wrote.
+
+    A file that is missing from the cache or has changed is decoded again, with one warning.
 
     Args:
-        folder: of the cache.
+        folder: folder of the cache.
 
     Raises:
         DataError: the index cannot be read.
@@ -77,32 +90,37 @@ class PixelCache:
         return len(self._files)
 
     def __call__(self, path: Path) -> Image.Image:
-        """The image in ``path`` as RGB; otherwise as `pixels`."""
+        """Return a copy of the image in ``path``, RGB; otherwise as `pixels`."""
         return Image.fromarray(np.array(self.pixels(path)))
 
     def pixels(self, path: Path) -> npt.NDArray[np.uint8]:
-        """The image in ``path``, (height, width, 3), RGB: the pixels that decoding the file gives.
+        """Return the decoded image in ``path``, uint8, (height, width, 3), RGB.
 
-        They are not copied, and read from the disk when they are looked at.
+        The array is a view of the mapped file: pixels are read from the disk on first access.
 
         Raises:
-            DataError: it is not in the cache as it is now, and cannot be decoded.
+            DataError: the file is not cached in its present state and cannot be decoded.
         """
         file = self._files.get(str(path.absolute()))
         pixels = None if file is None or not _is_unchanged(file) else self._pixels(file)
         if file is None or pixels is None:
             if not self._warned:
-                log.warning("%s is not in %s as it is now; run sharpreid.prepare again", path, self.folder)
+                log.warning(
+                    "%s is missing from %s or has changed, and is decoded again; run `python -m "
+                    "sharpreid.prepare` to update the cache",
+                    path,
+                    self.folder,
+                )
             self._warned = True
             return np.asarray(read_image(path))
         return pixels.reshape(file.height, file.width, 3)
 
     def _pixels(self, file: CachedFile) -> npt.NDArray[np.uint8] | None:
-        """None where the shard is gone or cut short."""
+        """Return the pixels of an entry as a flat array; None if the shard is missing or truncated."""
         if file.shard not in self._shards:
             try:
                 mapped = np.memmap(self.folder / file.shard, np.uint8, mode="r")
-                self._shards[file.shard] = mapped.view(np.ndarray)  # whose slices cost less
+                self._shards[file.shard] = mapped.view(np.ndarray)  # slicing a memmap is slower
             except (OSError, ValueError):
                 return None
         size = file.height * file.width * 3
@@ -114,33 +132,37 @@ class PixelCache:
 
 
 def cache_folder(cache: str | Path, name: str) -> Path:
-    """Folder of the data set ``name`` in ``cache``; ValueError if ``name`` is no plain name."""
+    """Return the folder of the data set ``name`` in ``cache``.
+
+    Raises:
+        ValueError: ``name`` is not a plain file name.
+    """
     if name in ("", ".", "..") or Path(name).name != name:
         raise ValueError(f"data.source.name must be a name without slashes, got {name!r}")
     return Path(cache).expanduser() / name
 
 
 def open_cache(folder: Path) -> PixelCache | None:
-    """The finished cache in ``folder``, or None if there is none."""
+    """Open the finished cache in ``folder``; return None if there is none."""
     return PixelCache(folder) if (folder / _INDEX).is_file() else None
 
 
-def build_cache(paths: Sequence[Path], folder: Path, progress: Progress | None = None) -> Built:
+def build_cache(paths: Sequence[Path], folder: Path, progress: ProgressCallback | None = None) -> BuildResult:
     """Decode every file once and store the pixels.
 
-    Files are stored in shards named after their content, each written whole, and the index comes last: an
-    interrupted build goes on where it was, a changed file costs its shard, and of two processes the second
-    waits and then finds everything done. Without an unreadable file the index is replaced and shards that
-    it does not name are deleted; with one nothing that was there changes. About 64 MiB of pixels, or one
-    image, are in memory at a time.
+    Pixels are stored in shards that are named by the content of their files. Each shard is written
+    atomically, and the index last. So an interrupted build continues, a changed file costs one shard, and a
+    second process waits for the first and then finds everything done. If all files are readable, the index is
+    replaced and shards that it does not name are deleted; otherwise an existing cache stays as it is. About
+    64 MiB of pixels, or one image, are in memory at a time.
 
     Args:
         paths: image files, without repetition.
-        folder: of the cache; made if missing.
-        progress: called with (files done, files in all).
+        folder: folder of the cache; created if it does not exist.
+        progress: called with (finished files, all files).
 
     Raises:
-        DataError: ``folder`` holds files that are not a cache's.
+        DataError: ``folder`` has files that do not belong to a cache.
         OSError: ``folder`` cannot be written.
     """
     paths = [path.absolute() for path in paths]
@@ -150,7 +172,7 @@ def build_cache(paths: Sequence[Path], folder: Path, progress: Progress | None =
     unreadable: list[str] = []
     with FileLock(folder / ".lock"), ThreadPoolExecutor() as pool:
         for entry in folder.iterdir():
-            if _UNFINISHED_NAME.fullmatch(entry.name):  # of a process that was killed
+            if _UNFINISHED_NAME.fullmatch(entry.name):  # left by a killed process
                 entry.unlink()
         for group in _groups(paths, pool, unreadable):
             stored, undecodable = _store(group, folder, pool)
@@ -162,7 +184,7 @@ def build_cache(paths: Sequence[Path], folder: Path, progress: Progress | None =
             write_rows(folder / _INDEX, CachedFile._fields, files)
             for shard in _shards(folder) - {file.shard for file in files}:
                 (folder / shard).unlink()
-    return Built(tuple(files), tuple(unreadable))
+    return BuildResult(tuple(files), tuple(unreadable))
 
 
 def _refuse_foreign_files(folder: Path) -> None:
@@ -170,8 +192,8 @@ def _refuse_foreign_files(folder: Path) -> None:
     foreign = sorted(name for name in names - _OWN - _shards(folder) if not name.startswith("."))
     if foreign:
         raise DataError(
-            f"{folder}: holds files that are no decoded images ({some(foreign)}); name another folder by "
-            "data.cache=/path"
+            f"{folder}: has files that do not belong to a cache ({summarize(foreign)}); name another folder "
+            "by data.cache=/path"
         )
 
 
@@ -192,17 +214,17 @@ class _Content(NamedTuple):
 def _groups(
     paths: Sequence[Path], pool: ThreadPoolExecutor, unreadable: list[str]
 ) -> Iterator[list[_Content]]:
-    """The files' contents, shard by shard; what cannot be read is added to ``unreadable``."""
+    """Yield the contents of the files of each shard; append messages about other files to ``unreadable``."""
     group: list[_Content] = []
     size = 0
-    for start in range(0, len(paths), _WINDOW):
-        for content in pool.map(_read, paths[start : start + _WINDOW]):
+    for start in range(0, len(paths), _FILES_AT_A_TIME):
+        for content in pool.map(_read, paths[start : start + _FILES_AT_A_TIME]):
             if isinstance(content, str):
                 unreadable.append(content)
                 continue
             group.append(content)
             size += content.width * content.height * 3
-            if size >= _SHARD_BYTES or len(group) == _SHARD_FILES:
+            if size >= SHARD_BYTES or len(group) == SHARD_FILES:
                 yield group
                 group, size = [], 0
     if group:
@@ -210,7 +232,7 @@ def _groups(
 
 
 def _read(path: Path) -> _Content | str:
-    """The file's content, or why there is none."""
+    """Return the content of a file, or a message if it cannot be read."""
     try:
         status = path.stat()
         content = path.read_bytes()
@@ -227,7 +249,11 @@ def _read(path: Path) -> _Content | str:
 def _store(
     contents: Sequence[_Content], folder: Path, pool: ThreadPoolExecutor
 ) -> tuple[list[CachedFile], list[str]]:
-    """Entries of ``contents``, decoded into a shard unless it is there already; or what cannot be decoded."""
+    """Decode files into one shard, unless the shard exists already.
+
+    Returns:
+        Index entries of the files; or no entries and a message for each file that cannot be decoded.
+    """
     digest = hashlib.sha256("".join(content.sha256 for content in contents).encode()).hexdigest()
     shard = folder / f"{digest[:32]}.rgb"
     sizes = [content.width * content.height * 3 for content in contents]
@@ -255,7 +281,7 @@ def _store(
 
 
 def _decode(content: _Content) -> bytes | str:
-    """The pixels, or why there are none."""
+    """Return the pixels of a file, or a message if it cannot be decoded."""
     try:
         return read_image(content.path, content.content).tobytes()
     except DataError as error:
@@ -292,4 +318,6 @@ def _read_index(path: Path) -> list[CachedFile]:
                 for name, digest, size, mtime, ctime, width, height, shard, offset in rows
             ]
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not the index of a pixel cache ({error}); delete its folder") from error
+        raise DataError(
+            f"{path}: not the index of a pixel cache ({error}); delete this folder and prepare the data again"
+        ) from error

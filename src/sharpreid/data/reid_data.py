@@ -1,44 +1,47 @@
-"""What every data set is to the rest of the suite: lists of image files with identity and camera."""
+"""The common form of all data sets: lists of image files with identity and camera."""
 
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-_SHOWN = 5
-
 Box = tuple[int, int, int, int]
-"""Left, upper, right, lower, in pixels; right and lower are the first that are outside."""
+"""Left, upper, right and lower edge in pixels; right and lower are exclusive."""
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 
+Purpose = Literal[
+    "hold-out", "sampling", "augmentation", "noise", "test-half", "training-subset", "recalibration"
+]
+"""Purpose of a random generator. Add new ones at the end: the position is part of the seed."""
+
 
 class DataError(ValueError):
-    """A data set's files are missing, incomplete, unreadable or not what they claim to be."""
+    """Error for a data set whose files are missing, incomplete, unreadable or in the wrong format."""
 
 
 class Sample(NamedTuple):
-    """One image file."""
+    """One image of a data set."""
 
     path: Path
     pid: int
-    """Identity; 0 is a distractor, which counts as a negative in any ranking."""
+    """Identity. 0 is a distractor, a wrong answer to every query."""
     camid: int
-    """Camera, 1-based; where cameras are unknown 0 for training and query images, 1 for the gallery."""
+    """Camera, counted from 1. If cameras are unknown: 0 for training and query images, 1 for the gallery."""
     box: Box | None = None
-    """The person's place in the file; None is the whole image."""
+    """Bounding box of the person; None is the whole image."""
 
 
 class HardPair(NamedTuple):
-    """Two test identities that differ in one small detail only."""
+    """Two test identities that differ in one small detail."""
 
     pids: tuple[int, int]
     detail: str
-    """Such as ``knapsack``."""
+    """Name of the detail, such as ``knapsack``."""
 
 
 @dataclass(frozen=True)
@@ -46,19 +49,19 @@ class ReIDData:
     """A data set: training images, and the query and gallery images of one test split.
 
     Attributes:
-        name: as printed with scores.
-        train: training images; their identities never appear in ``query`` or ``gallery``.
-        query: probe images.
-        gallery: images to be ranked, distractors included, junk left out.
-        junk: number of junk images (identity -1) left out of ``gallery``; they never enter a ranking.
-        synthetic: made by a program: scores say nothing about a real benchmark.
-        subset: how the images differ from the published data set, or None if they do not.
+        name: name that is printed with scores.
+        train: training images; none of their identities is in ``query`` or ``gallery``.
+        query: query images.
+        gallery: gallery images with distractors, without junk.
+        junk: number of junk images (identity -1). They are not in ``gallery`` and enter no ranking.
+        synthetic: True if a program drew the images; such scores say nothing about a real benchmark.
+        subset: difference from the published counts; None if there is none.
         split: number of the test split, for data sets that have several.
-        variant: which choice about the data set, other than the usual one, its scores depend on.
-        cameras_known: False if the images come without camera ids: then no ranking leaves anything out.
-        multi_query: for each of ``query`` the further images that its embedding is the mean of, itself not
-            among them; None is single-query.
-        hard_pairs: test identities that differ in one detail, for data sets that know them.
+        variant: a choice other than the usual one on which the scores depend, such as the number of cameras.
+        cameras_known: False if the images have no camera ids; then no image is excluded from a ranking.
+        multi_query: additional images of each query, without the query itself. The query's embedding is the
+            mean over all of them. None is single-query.
+        hard_pairs: test identities that differ in one detail, if the data set records them.
     """
 
     name: str
@@ -75,7 +78,7 @@ class ReIDData:
     hard_pairs: tuple[HardPair, ...] = ()
 
     def counts(self) -> dict[str, int]:
-        """Numbers of images and identities, as recorded with scores."""
+        """Return the numbers of images and identities that are recorded with scores."""
         return {
             "train_images": len(self.train),
             "train_identities": len(identities(self.train)),
@@ -89,28 +92,29 @@ class ReIDData:
 
 
 def identities(samples: Sequence[Sample]) -> set[int]:
-    """The different identities of ``samples``."""
+    """Return the set of identities in ``samples``."""
     return {sample.pid for sample in samples}
 
 
-def hold_out(
+def split_validation(
     train: Sequence[Sample], count: int, seed: int, *, cameras_known: bool = True
 ) -> tuple[ReIDData, tuple[Sample, ...]]:
-    """Set training identities aside for validation, so that no choice is made on the test set.
+    """Hold out training identities for validation, so that no choice is made on the test set.
 
     Args:
         train: training images.
-        count: identities to hold out, of those seen by at least two cameras.
-        seed: of the choice.
-        cameras_known: False holds out identities with two images, see `split_without_cameras`.
+        count: number of identities to hold out. Only identities seen by at least two cameras are eligible.
+        seed: seed of the choice.
+        cameras_known: False makes identities with at least two images eligible; see `split_without_cameras`.
 
     Returns:
-        The held-out identities as a data set without training images (per identity and camera the first image
-        is a query, the others are gallery; an identity's only image in a camera serves as both: the ranking
-        rule of its camera keeps it from meeting itself), and the remaining training images.
+        The held-out identities as a data set without training images, and the remaining training images. For
+        each identity and camera the first image is a query and the others are gallery. The only image of an
+        identity in a camera is both: the protocol excludes it from its own ranking, by its camera.
 
     Raises:
-        ValueError: fewer than 2 training identities would remain, or too few are seen by two cameras.
+        ValueError: ``count`` is above the number of eligible identities, or would leave fewer than 2 for
+            training.
     """
     seen: dict[int, set[object]] = {}
     for sample in train:
@@ -119,8 +123,8 @@ def hold_out(
     if count < 1 or count > len(eligible) or len(seen) - count < 2:
         what = "seen by two cameras" if cameras_known else "with two images"
         raise ValueError(
-            f"validation_identities must be at least 1, at most the {len(eligible)} identities {what}, and "
-            f"leave 2 of the {len(seen)} for training; got {count}"
+            f"data.validation_identities must be from 1 to the {len(eligible)} identities {what}, and leave "
+            f"2 of the {len(seen)} identities for training; got {count}"
         )
     chosen = set(random_stream("hold-out", seed).permutation(eligible)[:count].tolist())
     held = sorted((sample for sample in train if sample.pid in chosen), key=_file_order)
@@ -129,13 +133,13 @@ def hold_out(
     return validation, tuple(sample for sample in train if sample.pid not in chosen)
 
 
-def draw_identities(data: ReIDData, count: int, seed: int) -> ReIDData:
-    """Keep some training identities, drawn by ``seed``; the test images stay as they are.
+def subsample_identities(data: ReIDData, count: int, seed: int) -> ReIDData:
+    """Keep a random subset of the training identities; the test images stay as they are.
 
     Args:
-        data: the whole data set.
-        count: training identities to keep, at least 2.
-        seed: of the draw.
+        data: whole data set.
+        count: number of training identities to keep, at least 2.
+        seed: seed of the choice.
 
     Raises:
         ValueError: ``count`` is below 2 or above the number of training identities.
@@ -143,8 +147,8 @@ def draw_identities(data: ReIDData, count: int, seed: int) -> ReIDData:
     known = sorted(identities(data.train))
     if not 2 <= count <= len(known):
         raise ValueError(
-            f"training_identities must be from 2 to the {len(known)} training identities of {data.name}, "
-            f"got {count}"
+            f"data.training_identities must be from 2 to the {len(known)} training identities of "
+            f"{data.name}, got {count}"
         )
     kept = set(random_stream("training-subset", seed).permutation(known)[:count].tolist())
     return replace(data, train=tuple(sample for sample in data.train if sample.pid in kept))
@@ -165,10 +169,10 @@ def _split_by_camera(samples: Sequence[Sample]) -> tuple[tuple[Sample, ...], tup
 
 
 def split_without_cameras(samples: Sequence[Sample]) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
-    """Query and gallery of images whose cameras are not known.
+    """Split the images of a data set without camera ids into query and gallery.
 
-    The first image of each identity that has two or more is a query, as if from camera 0, and all others are
-    gallery, as if from camera 1: no image is in both, so nothing has to leave a ranking.
+    The first image of each identity with at least two images is a query and gets camera 0. All other images
+    are gallery and get camera 1. No image is in both, so none has to be excluded from a ranking.
     """
     sizes = Counter(sample.pid for sample in samples)
     first: dict[int, Sample] = {}
@@ -180,26 +184,13 @@ def split_without_cameras(samples: Sequence[Sample]) -> tuple[tuple[Sample, ...]
     return query, tuple(sample._replace(camid=1) for sample in samples if sample not in chosen)
 
 
-def random_stream(
-    purpose: Literal[
-        "hold-out", "sampling", "augmentation", "noise", "test-half", "training-subset", "recalibration"
-    ],
-    *seeds: int,
-) -> np.random.Generator:
-    """A generator that is a function of ``purpose`` and ``seeds``, independent of every other one's.
+def random_stream(purpose: Purpose, *seeds: int) -> np.random.Generator:
+    """Return a random generator that depends on ``purpose`` and ``seeds`` alone.
 
-    Without the purpose's own number, numpy would give (seed, epoch) and (seed, epoch, 0) the same stream.
+    Generators of different purposes or seeds are independent. The purpose and the number of seeds are part of
+    the key, because numpy gives (seed, epoch) and (seed, epoch, 0) the same stream.
     """
-    numbers = {
-        "hold-out": 1,
-        "sampling": 2,
-        "augmentation": 3,
-        "noise": 4,
-        "test-half": 5,
-        "training-subset": 6,
-        "recalibration": 7,
-    }
-    return np.random.default_rng((numbers[purpose], len(seeds), *seeds))
+    return np.random.default_rng((1 + get_args(Purpose).index(purpose), len(seeds), *seeds))
 
 
 def check_counts(
@@ -210,20 +201,20 @@ def check_counts(
     allow_subset: bool,
     found: Mapping[str, int] | None = None,
 ) -> ReIDData:
-    """``data``, if it has the published numbers of images and identities.
+    """Return the data set if its counts are the published ones.
 
     Args:
-        data: as it was read.
-        published: some or all keys of ``found``.
-        place: the data set's folder, for the message.
-        allow_subset: accept other counts; ``subset`` of the result then names the difference.
-        found: the numbers that are checked; None takes `ReIDData.counts`.
+        data: data set as it was read.
+        published: expected counts; keys of ``found``.
+        place: folder of the data set, for the message.
+        allow_subset: accept other counts. The ``subset`` of the result then names the differences.
+        found: counts to check; None takes `ReIDData.counts`.
 
     Raises:
-        DataError: the counts differ and ``allow_subset`` is false; names every difference.
+        DataError: the counts differ and ``allow_subset`` is false. The message names every difference.
     """
     found = data.counts() if found is None else found
-    check_flag("allow_subset", allow_subset)
+    check_bool("allow_subset", allow_subset)
     difference = ", ".join(
         f"{found[what]:,} {what.replace('_', ' ')} instead of {wanted:,}"
         for what, wanted in published.items()
@@ -233,26 +224,40 @@ def check_counts(
         return data
     if not allow_subset:
         raise DataError(
-            f"{place}: not the published {data.name}: {difference}. Unpack it again, or set "
-            "data.source.allow_subset=true to go on with a subset, which every score will then name"
+            f"{place}: not the published {data.name}: {difference}. Unpack the data set again, or set "
+            "data.source.allow_subset=true to accept the difference, which every score then names"
         )
     return replace(data, subset=f"{data.subset}, {difference}" if data.subset else difference)
 
 
-def check_flag(name: str, value: object) -> None:
-    """ValueError unless ``value`` is a bool: ``no`` and ``off`` of a command line are text, hence true."""
+def check_bool(name: str, value: object) -> None:
+    """Raise ValueError if an option is not a bool.
+
+    ``no`` and ``off`` on the command line are strings, which Python would take as true.
+    """
     if not isinstance(value, bool):
         raise ValueError(f"data.source.{name} must be true or false, got {value!r}")
 
 
-def match_names(folder: Path, pattern: re.Pattern[str], *, example: str, layout: str) -> list[re.Match[str]]:
-    """Names of the images in ``folder``, sorted and taken apart by ``pattern``.
+def match_file_names(
+    folder: Path, pattern: re.Pattern[str], *, example: str, layout: str
+) -> list[re.Match[str]]:
+    """Match the names of the images in ``folder`` against ``pattern``.
 
-    Files with another suffix than ``example`` (such as ``Thumbs.db``) and hidden files are passed over.
+    Hidden files and files with another suffix than ``example`` (such as ``Thumbs.db``) are ignored.
+
+    Args:
+        folder: folder with the images.
+        pattern: pattern of a whole file name.
+        example: a file name that matches, for the messages.
+        layout: sentence about the expected folders, for the messages.
+
+    Returns:
+        The matches, sorted by file name.
 
     Raises:
-        FileNotFoundError: there is no such folder; the message gives ``layout``.
-        DataError: it holds no image, or a name that ``pattern`` does not match.
+        FileNotFoundError: the folder does not exist.
+        DataError: the folder has no image, or a name does not match.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder. {layout}")
@@ -270,23 +275,25 @@ def match_names(folder: Path, pattern: re.Pattern[str], *, example: str, layout:
 def match_all(
     place: Path, what: str, texts: Sequence[str], pattern: re.Pattern[str], *, example: str
 ) -> list[re.Match[str]]:
-    """Each of ``texts`` taken apart by ``pattern``; DataError names ``place`` and ``what`` does not match."""
+    """Match every text against ``pattern``; raise DataError with ``place`` and ``what`` if a text fails."""
     matches = [pattern.fullmatch(text) for text in texts]
-    strange = [text for text, match in zip(texts, matches, strict=True) if match is None]
-    if strange:
-        raise DataError(f"{place}: {len(strange)} {what} do not look like {example}: {some(strange)}")
+    unmatched = [text for text, match in zip(texts, matches, strict=True) if match is None]
+    if unmatched:
+        raise DataError(
+            f"{place}: {len(unmatched)} {what} do not look like {example}: {summarize(unmatched)}"
+        )
     return [match for match in matches if match]
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The image files directly in ``folder``, of any usual format, sorted by name; none that is hidden.
+def list_images(folder: Path) -> list[Path]:
+    """Return the image files of a folder, sorted by name, without subfolders and hidden files.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        DataError: it holds no image.
+        FileNotFoundError: the folder does not exist.
+        DataError: the folder has no image.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; expected one with images")
+        raise FileNotFoundError(f"{folder}: no such folder; expected a folder with images")
     files = sorted(
         entry
         for entry in folder.iterdir()
@@ -297,29 +304,35 @@ def image_files(folder: Path) -> list[Path]:
     return files
 
 
-def samples_by_name(
+def samples_from_names(
     folder: Path, pattern: re.Pattern[str], *, example: str, layout: str
 ) -> tuple[Sample, ...]:
-    """The images in ``folder``, whose names give ``pid`` and ``camera``; otherwise as `match_names`."""
+    """Return the images of a folder, with ``pid`` and ``camera`` from their names.
+
+    ``pattern`` has groups of these names. Arguments and errors are those of `match_file_names`.
+    """
     return tuple(
         Sample(folder / match.string, int(match["pid"]), int(match["camera"]))
-        for match in match_names(folder, pattern, example=example, layout=layout)
+        for match in match_file_names(folder, pattern, example=example, layout=layout)
     )
 
 
 def check_disjoint(data: ReIDData, place: Path) -> None:
-    """DataError if an identity is both in the training and in the test images."""
+    """Raise DataError if an identity is in both the training and the test images."""
     shared = identities(data.train) & (identities(data.query) | identities(data.gallery))
     if shared:
-        raise DataError(f"{place}: identities {some(sorted(shared))} are both in training and in test images")
+        raise DataError(
+            f"{place}: identities {summarize(sorted(shared))} are both in training and in test images; "
+            "a test identity must not be trained on"
+        )
 
 
-def some(items: Iterable[object]) -> str:
-    """The first few of ``items`` and how many there are besides.
+def summarize(items: Iterable[object], shown: int = 5) -> str:
+    """Join the first items with commas and count the others.
 
-    >>> some("abc"), some(range(9))
+    >>> summarize("abc"), summarize(range(9))
     ('a, b, c', '0, 1, 2, 3, 4 and 4 more')
     """
     items = list(items)
-    shown = ", ".join(map(str, items[:_SHOWN]))
-    return shown if len(items) <= _SHOWN else f"{shown} and {len(items) - _SHOWN} more"
+    text = ", ".join(map(str, items[:shown]))
+    return text if len(items) <= shown else f"{text} and {len(items) - shown} more"

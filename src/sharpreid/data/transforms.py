@@ -1,4 +1,9 @@
-"""From an image file to normalised tensors: the paper's augmentation and test-time crops (Sec. IV-B)."""
+"""Image decoding, the paper's augmentation and its test-time crops (Sec. IV-B).
+
+torchvision has similar transforms, but `RandomResizedCrop` draws width over height, log-uniformly, and takes
+its random numbers from torch's global generator. Here each image has a random stream of its own, so that
+neither the number of workers nor a resume changes it.
+"""
 
 import io
 from collections.abc import Iterable, Iterator
@@ -20,15 +25,15 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 MAX_PIXELS = 2**30 // 4 // 3
-"""Of an image file; 89 million, Pillow's own figure: 256 MiB decoded. A few kB can claim more."""
+"""Most pixels of an image file, 89 million or 256 MiB: Pillow's limit against decompression bombs."""
 
-_DEEP_MODES = ("I", "F")  # of Pillow: 16 or 32 bits per pixel
+_DEEP_MODES = ("I", "F")  # Pillow's modes with 16 or 32 bits per pixel
 
 TEN_CROP_SCALES = {"ten_crop": 9 / 8, "ten_crop_8_7": 8 / 7}
-"""What ten-crop testing resizes to before it cuts 256 x 128, rounded to the nearest pixel.
+"""Scale of the resize before the ten crops, relative to the size of a crop.
 
-By 9/8, the convention of reference [15], to 288 x 144; by 8/7, the 256 for crops of 224 of the paper's
-reference [1], to 293 x 146.
+9/8 is the convention of reference [15], 288 x 144 for crops of 256 x 128. 8/7 is the ratio 256 / 224 of the
+paper's reference [1], 293 x 146.
 """
 
 
@@ -36,19 +41,18 @@ def read_image(path: Path, content: bytes | None = None) -> Image.Image:
     """Decode an image file as RGB.
 
     Args:
-        path: of the file.
-        content: its bytes, where they have been read already.
+        path: path of the file.
+        content: bytes of the file, if they have been read already.
 
     Raises:
-        DataError: names the file that cannot be decoded, has more than `MAX_PIXELS`, or more than 8 bits per
-            channel.
+        DataError: the file cannot be decoded, or has more than `MAX_PIXELS` pixels or 8 bits per channel.
     """
     with _opened(path, content) as image:
         return image.convert("RGB")
 
 
 def image_size(path: Path, content: bytes | None = None) -> tuple[int, int]:
-    """Width and height, pixels, without decoding; arguments and error of `read_image`."""
+    """Return width and height in pixels without decoding; see `read_image`."""
     with _opened(path, content) as image:
         return image.size
 
@@ -61,34 +65,33 @@ def _opened(path: Path, content: bytes | None) -> Iterator[Image.Image]:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
             if image.mode.startswith(_DEEP_MODES):
                 raise DataError(
-                    f"{path}: more than 8 bits per channel (mode {image.mode}), which would be cut off at "
-                    "white; save it with 8"
+                    f"{path}: more than 8 bits per channel (mode {image.mode}), which RGB would clip; "
+                    "save it with 8"
                 )
             yield image
     except DataError:
         raise
     except UnidentifiedImageError as error:
-        raise DataError(
-            f"{path}: cannot be read as an image (of no known format); restore the file"
-        ) from error
+        raise DataError(f"{path}: cannot be read as an image (unknown format); restore the file") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(
             f"{path}: too large to be decoded safely ({error}); an image may have {MAX_PIXELS:,} pixels. "
-            "Shrink it, or take it out of the data set"
+            "Shrink the image, or remove it from the data set"
         ) from error
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as an image ({error}); restore the file") from error
 
 
 def to_tensor(image: Image.Image, mean: Tensor | None = None) -> Tensor:
-    """Convert an RGB image to float32 (3, H, W): minus ``mean``, divided by the deviation of ImageNet.
+    """Convert an RGB image to a normalised tensor, float32, (3, H, W), contiguous.
 
-    Contiguous: to stack images whose channels lie side by side would cost more than all the rest.
+    ``mean`` is subtracted, and the result is divided by the standard deviation of ImageNet.
 
     Args:
-        image: RGB.
-        mean: of `mean_image`, for the size of ``image``; None takes the mean of ImageNet, a colour.
+        image: RGB image.
+        mean: result of `mean_image` at the size of ``image``; None takes the mean colour of ImageNet.
     """
+    # Stacking images with interleaved channels would cost more than everything else here.
     planes = np.asarray(image, dtype=np.uint8).transpose(2, 0, 1).copy()
     std = torch.tensor(IMAGENET_STD)[:, None, None]
     mean = torch.tensor(IMAGENET_MEAN)[:, None, None] if mean is None else mean
@@ -96,9 +99,9 @@ def to_tensor(image: Image.Image, mean: Tensor | None = None) -> Tensor:
 
 
 def mean_image(images: Iterable[Image.Image], *, height: int, width: int) -> Tensor:
-    """Average RGB images pixel by pixel, each resized to one size: float32, (3, height, width), in [0, 1].
+    """Average resized RGB images pixel by pixel: float32, (3, height, width), in [0, 1].
 
-    The bytes are added up as whole numbers, so that the order of the images changes no bit.
+    The sum is taken in integers, so that the order of the images does not change the result.
 
     Raises:
         ValueError: there is no image.
@@ -116,7 +119,7 @@ def mean_image(images: Iterable[Image.Image], *, height: int, width: int) -> Ten
     return torch.from_numpy(total.transpose(2, 0, 1) / (255 * count)).float()
 
 
-def draw_crop(
+def sample_crop(
     width: int,
     height: int,
     *,
@@ -125,18 +128,18 @@ def draw_crop(
     tries: int,
     rng: np.random.Generator,
 ) -> Box:
-    """Box of the paper's random crop: area fraction and height/width ratio uniform, position uniform.
+    """Sample the box of the paper's random crop (Sec. IV-B).
 
-    Unlike torchvision's RandomResizedCrop, the ratio is height over width and not log-uniform, and after
-    ``tries`` boxes that do not fit the whole image is taken.
+    Area fraction, aspect ratio and position are uniform. A box that does not fit is sampled again; after
+    ``tries`` attempts the box is the whole image.
 
     Args:
-        width: of the image, pixels.
-        height: of the image, pixels.
-        area: range of the box's share of the image's area, in (0, 1].
-        ratio: range of the box's height / width.
-        tries: attempts to fit a box.
-        rng: source of the draws.
+        width: width of the image, pixels.
+        height: height of the image, pixels.
+        area: range of the area of the box as a fraction of the image, in (0, 1].
+        ratio: range of height / width of the box.
+        tries: number of attempts.
+        rng: random generator.
 
     Returns:
         (left, upper, right, lower), pixels.
@@ -157,12 +160,18 @@ class TrainTransform:
     """The paper's augmentation: random crop, resize, horizontal flip, normalisation.
 
     Args:
-        height: of the result, pixels.
-        width: of the result, pixels.
-        area: see `draw_crop`.
-        ratio: see `draw_crop`.
-        tries: see `draw_crop`.
-        flip_probability: in [0, 1].
+        height: height of the result, pixels.
+        width: width of the result, pixels.
+        area: see `sample_crop`.
+        ratio: see `sample_crop`.
+        tries: see `sample_crop`.
+        flip_probability: probability of a horizontal flip, in [0, 1].
+
+    Attributes:
+        mean: mean that is subtracted; see `to_tensor`.
+
+    Raises:
+        ValueError: an argument is out of range.
     """
 
     def __init__(
@@ -187,29 +196,34 @@ class TrainTransform:
         self.area, self.ratio, self.tries = area, ratio, tries
         self.flip_probability = flip_probability
         self.mean: Tensor | None = None
-        """What is subtracted; see `to_tensor`."""
 
-    def draw(self, width: int, height: int, rng: np.random.Generator) -> tuple[Box, bool]:
-        """The crop of an image of this size, and whether it is mirrored; all that is random."""
-        box = draw_crop(width, height, area=self.area, ratio=self.ratio, tries=self.tries, rng=rng)
+    def sample_params(self, width: int, height: int, rng: np.random.Generator) -> tuple[Box, bool]:
+        """Sample the crop box of an image of this size and whether it is flipped."""
+        box = sample_crop(width, height, area=self.area, ratio=self.ratio, tries=self.tries, rng=rng)
         return box, bool(rng.random() < self.flip_probability)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
-        """RGB image to a view, float32, (3, H, W); all randomness comes from ``rng``."""
-        box, flip = self.draw(*image.size, rng)
+        """Augment an RGB image: float32, (3, H, W); all random numbers come from ``rng``."""
+        box, flip = self.sample_params(*image.size, rng)
         image = image.resize((self.width, self.height), Image.Resampling.BILINEAR, box=box)
         return to_tensor(ImageOps.mirror(image) if flip else image, self.mean)
 
 
 class EvalTransform:
-    """The views of a test image whose embeddings are averaged.
+    """Views of a test image, whose embeddings are averaged.
 
     Args:
-        height: of a view, pixels.
-        width: of a view, pixels.
-        crops: ``plain`` (one resized view), ``flip`` (and its mirror image), ``ten_crop`` (the paper's:
-            resize to 9/8, centre and four corners, each with its mirror image), or ``ten_crop_8_7`` (the same
-            after a resize to 8/7); see `TEN_CROP_SCALES`.
+        height: height of a view, pixels.
+        width: width of a view, pixels.
+        crops: ``plain``: the resized image. ``flip``: the resized image and its mirror image. ``ten_crop``
+            (the paper's): four corners and centre after a resize to 9/8, each with its mirror image.
+            ``ten_crop_8_7``: the same after a resize to 8/7. See `TEN_CROP_SCALES`.
+
+    Attributes:
+        mean: mean that is subtracted from each view; see `to_tensor`.
+
+    Raises:
+        ValueError: ``crops`` is unknown, or the size is not positive.
     """
 
     def __init__(self, *, height: int, width: int, crops: Crops) -> None:
@@ -218,10 +232,9 @@ class EvalTransform:
             raise ValueError(f"crops must be one of {', '.join(get_args(Crops))}; got {crops!r}")
         self.height, self.width, self.crops = height, width, crops
         self.mean: Tensor | None = None
-        """What is subtracted from each view; see `to_tensor`."""
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """RGB image to its views, float32, (V, 3, H, W)."""
+        """Return the views of an RGB image, float32, (V, 3, H, W)."""
         views = self._crops(image)
         if self.crops != "plain":
             views = [mirrored for view in views for mirrored in (view, ImageOps.mirror(view))]

@@ -12,7 +12,7 @@ from sharpreid.config.early_runs import upgrade_config
 from sharpreid.config.paths import CONF_DIR
 from sharpreid.config.resolvers import register_resolvers
 from sharpreid.data.datamodule import ReIDDataModule
-from sharpreid.data.reid_data import image_files
+from sharpreid.data.reid_data import list_images
 from sharpreid.data.transforms import read_image
 from sharpreid.evaluation.scores import RankingScores
 from sharpreid.models.weights import check_fits, read_tensors
@@ -97,7 +97,7 @@ def read_views(cfg: DictConfig, place: object, count: int) -> Tensor:
         path = Path(str(place))
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such image or folder of images")
-        files = [path] if path.is_file() else image_files(path)[:count]
+        files = [path] if path.is_file() else list_images(path)[:count]
         if data.normalise == "per_pixel_mean":  # of the training images, which have to be there
             data.setup("test")
         return torch.cat([data.eval_transform(read_image(file)) for file in files])

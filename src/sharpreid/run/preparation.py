@@ -19,9 +19,9 @@ from sharpreid.atomic_io import replacing, write_rows
 from sharpreid.config.paths import CONF_DIR
 from sharpreid.config.resolvers import register_resolvers
 from sharpreid.config.validation import ConfigError, check_node
-from sharpreid.data.pixel_cache import Built, CachedFile, build_cache, cache_folder
+from sharpreid.data.pixel_cache import BuildResult, CachedFile, build_cache, cache_folder
 from sharpreid.data.progress_bar import progress_bar
-from sharpreid.data.reid_data import IMAGE_SUFFIXES, DataError, ReIDData, Sample, some
+from sharpreid.data.reid_data import IMAGE_SUFFIXES, DataError, ReIDData, Sample, summarize
 from sharpreid.data.transforms import read_image
 from sharpreid.signals import stop_on_sigterm
 
@@ -128,7 +128,7 @@ def describe(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _build(paths: Sequence[Path], folder: Path, name: str) -> Built:
+def _build(paths: Sequence[Path], folder: Path, name: str) -> BuildResult:
     with progress_bar(f"decoding {name}") as progress:
         try:
             return build_cache(paths, folder, progress)
@@ -151,17 +151,17 @@ def _remarks(files: Sequence[CachedFile], roles: dict[str, tuple[Sample, ...]]) 
     equal = [same for same in copies.values() if len(same) > 1]
     remarks = []
     if equal:
-        remarks.append(f"{len(equal)} images are there more than once: {some(map(_names, equal))}")
+        remarks.append(f"{len(equal)} images are there more than once: {summarize(map(_names, equal))}")
     views = [(same, set().union(*(seen[path] for path in same))) for same in equal]
     for what, chosen in (
         ("are in training and in test", [same for same, found in views if len({t for t, _ in found}) > 1]),
         ("have different identities", [same for same, found in views if len({p for _, p in found}) > 1]),
     ):
         if chosen:
-            remarks.append(f"{len(chosen)} of these {what}: {some(map(_names, chosen))}")
+            remarks.append(f"{len(chosen)} of these {what}: {summarize(map(_names, chosen))}")
     small = [Path(file.path).name for file in files if min(file.width, file.height) < _SMALLEST_SIDE]
     if small:
-        remarks.append(f"{len(small)} images have a side below {_SMALLEST_SIDE} pixels: {some(small)}")
+        remarks.append(f"{len(small)} images have a side below {_SMALLEST_SIDE} pixels: {summarize(small)}")
     return remarks
 
 
@@ -173,10 +173,10 @@ def _passed_over(paths: Sequence[Path]) -> list[str]:
     others = [entry for folder in folders for entry in _images_in(folder) if entry not in used]
     if not others:
         return []
-    remark = f"{len(others):,} images in the data set's folders are not used: {some(_in_folder(others))}"
+    remark = f"{len(others):,} images in the data set's folders are not used: {summarize(_in_folder(others))}"
     damaged = [entry for entry in others if not _can_be_read(entry)]
     if damaged:
-        remark += f"; {len(damaged):,} of them cannot be read: {some(_in_folder(damaged))}"
+        remark += f"; {len(damaged):,} of them cannot be read: {summarize(_in_folder(damaged))}"
     return [remark]
 
 

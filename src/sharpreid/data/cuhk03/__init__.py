@@ -1,4 +1,4 @@
-"""CUHK03: its MATLAB archive, the unpacked images and the published splits."""
+"""Loaders of CUHK03: MATLAB file, unpacked images and published splits."""
 
 from sharpreid.data.cuhk03.splits import (
     PUBLISHED,

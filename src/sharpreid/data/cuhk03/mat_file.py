@@ -1,9 +1,9 @@
-"""cuhk-03.mat, the one file in which CUHK03 is distributed.
+"""Reader of cuhk-03.mat, the single file of CUHK03.
 
-The file is MATLAB v7.3, that is HDF5, where every array has its axes reversed and a cell array holds
-references: ``labeled`` and ``detected`` are 5 camera pairs, each a matrix of identities x 10 images, columns
-1-5 from the pair's first view and 6-10 from its second; a cell without an image is empty. ``testsets`` are 20
-lists of (pair, number) of identities, counted from 1.
+The file has MATLAB's format 7.3, which is HDF5 with reversed axes; a cell array is an array of references.
+The variables ``labeled`` and ``detected`` have 5 camera pairs, each a cell matrix (identities, 10). Columns
+1-5 are images of the pair's first view and columns 6-10 of its second; cells without an image are empty.
+``testsets`` has 20 lists of identities (pair, number), counted from 1.
 """
 
 from collections.abc import Iterator
@@ -20,17 +20,17 @@ from sharpreid.data.reid_data import DataError
 MAT = "cuhk-03.mat"
 
 KINDS = ("labeled", "detected")
-"""The two kinds of crops: boxes drawn by people, and found by a detector."""
+"""The two kinds of crops: boxes drawn by hand and boxes found by a detector."""
 
 COLUMNS = 10
-"""Cells per identity, the first half from its pair's first view."""
+"""Cells per identity; the first half is from the first view of the pair."""
 
 _PAIRS = 5
 _ADVICE = f"restore {MAT} from the archive of its authors (docs/datasets/cuhk03.md)"
 
 
 class Cell(NamedTuple):
-    """Where an image stands: kind of crops, camera pair, number of the identity in it, column."""
+    """Position of an image: kind of crop, camera pair, identity in the pair and column, counted from 1."""
 
     kind: str
     pair: int
@@ -42,16 +42,16 @@ class Cell(NamedTuple):
 
 
 class CUHK03Mat:
-    """The contents of cuhk-03.mat, images one at a time.
+    """Contents of cuhk-03.mat, read one image at a time.
 
     Attributes:
-        path: the file.
-        pairs: number of identities of each camera pair.
+        path: path of the file.
+        pairs: number of identities in each camera pair.
         test_sets: identities (pair, number) of each test split.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        DataError: it is not MATLAB v7.3, damaged, or not laid out as CUHK03; here, or from any method.
+        FileNotFoundError: the file does not exist.
+        DataError: the file is not MATLAB 7.3, is damaged, or has another layout. Every method may raise it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -64,11 +64,11 @@ class CUHK03Mat:
         self.test_sets = self._read_test_sets()
 
     def __len__(self) -> int:
-        """Number of cells, empty ones too."""
+        """Return the number of cells, including empty ones."""
         return len(KINDS) * sum(self.pairs) * COLUMNS
 
     def __iter__(self) -> Iterator[Cell]:
-        """All cells in order, empty ones too."""
+        """Yield all cells in order, including empty ones."""
         for kind in KINDS:
             for pair, people in enumerate(self.pairs, start=1):
                 for number in range(1, people + 1):
@@ -76,12 +76,12 @@ class CUHK03Mat:
                         yield Cell(kind, pair, number, column)
 
     def has_image(self, cell: Cell) -> bool:
-        """Whether the cell is not empty; reads no pixel."""
+        """Return whether a cell has an image, without reading the image."""
         with _reading(self.path, str(cell)):
-            return bool(self._stored(cell).ndim > 2)  # an empty cell is stored as its size, 0 x 0
+            return bool(self._stored(cell).ndim > 2)  # MATLAB stores an empty cell as its shape
 
     def image(self, cell: Cell) -> npt.NDArray[np.uint8]:
-        """The image in a cell that has one, RGB, (height, width, 3)."""
+        """Return the image of a cell that has one, uint8, (height, width, 3), RGB."""
         with _reading(self.path, str(cell)):
             pixels = np.asarray(self._stored(cell)[()])
         if pixels.ndim != 3 or pixels.shape[0] != 3 or pixels.dtype != np.uint8:
@@ -99,13 +99,13 @@ class CUHK03Mat:
         return self._file[self._pairs[cell.kind][cell.pair - 1][cell.number - 1, cell.column - 1]]
 
     def _read_matrices(self, variable: str) -> list[npt.NDArray[Any]]:
-        """The matrices that a variable's cells refer to, each with its axes as MATLAB shows them."""
+        """Return the matrices in the cells of a variable, with the axes in MATLAB's order."""
         with _reading(self.path, f"variable {variable!r}"):
             references = np.ravel(self._file[variable][()])
             return [np.asarray(self._file[reference][()]).T for reference in references]
 
     def _read_pairs(self, kind: str) -> list[npt.NDArray[Any]]:
-        """References to the cells of each camera pair, (identities, 10)."""
+        """Return the references to the cells of each camera pair, (identities, 10)."""
         pairs = self._read_matrices(kind)
         shapes = [matrix.shape for matrix in pairs]
         if len(pairs) != _PAIRS or any(len(shape) != 2 or shape[1] != COLUMNS for shape in shapes):
@@ -135,7 +135,7 @@ class CUHK03Mat:
 def _open(path: Path) -> h5py.File:
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: no such file. Ask its authors for CUHK03 (docs/datasets/cuhk03.md) and put {MAT} "
+            f"{path}: no such file. Request CUHK03 from its authors (docs/datasets/cuhk03.md) and put {MAT} "
             "there, or name its folder by data.source.root=/path/to/folder"
         )
     if not h5py.is_hdf5(path):
@@ -148,26 +148,26 @@ def _open(path: Path) -> h5py.File:
 
 @contextmanager
 def _reading(path: Path, what: str) -> Iterator[None]:
-    """Any way in which h5py fails on a damaged or foreign file, as one DataError."""
+    """Raise DataError for the exceptions that h5py raises on a damaged or foreign file."""
     try:
         yield
     except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise DataError(
-            f"{path}: {what} cannot be read ({error}); it is damaged, incomplete or not CUHK03: {_ADVICE}"
+            f"{path}: {what} cannot be read ({error}); damaged, incomplete or not CUHK03: {_ADVICE}"
         ) from error
 
 
 def _describe(head: bytes) -> str:
-    """What a file that is not HDF5 is, by its first bytes.
+    """Describe a file that is not HDF5 by its first bytes.
 
     >>> _describe(b"<!DOCTYPE html>"), _describe(b"PK")
-    ('a web page', 'a ZIP archive that is still to be unpacked')
+    ('a web page', 'a ZIP archive that has to be unpacked')
     """
     known = {
         b"MATLAB 7.3": "the beginning of one that is cut off",
         b"MATLAB 5": "a MATLAB v5 file",
         b"<": "a web page",
-        b"PK": "a ZIP archive that is still to be unpacked",
+        b"PK": "a ZIP archive that has to be unpacked",
     }
     head = head.lstrip()
     if not head:

@@ -1,4 +1,4 @@
-"""CUHK03 (Li et al., 2014): its 20 test splits, and the new protocol of Zhong et al. (2017)."""
+"""Loaders of CUHK03 (Li et al., 2014): its 20 test splits and the new protocol of Zhong et al. (2017)."""
 
 import csv
 from collections.abc import Mapping
@@ -7,10 +7,17 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
-from sharpreid.data.cuhk03.images import IMAGE_NAME, Unpacked, ensure_unpacked
+from sharpreid.data.cuhk03.images import IMAGE_NAME, UnpackedImages, ensure_unpacked
 from sharpreid.data.cuhk03.mat_file import KINDS, MAT
-from sharpreid.data.progress_bar import Progress
-from sharpreid.data.reid_data import ReIDData, Sample, check_counts, check_disjoint, identities, match_names
+from sharpreid.data.progress_bar import ProgressCallback
+from sharpreid.data.reid_data import (
+    ReIDData,
+    Sample,
+    check_counts,
+    check_disjoint,
+    identities,
+    match_file_names,
+)
 
 Kind = Literal["labeled", "detected"]
 Crops = Literal["labeled", "detected", "both"]
@@ -20,7 +27,7 @@ PUBLISHED = {
     crops: {"images": images, "identities": 1_467, "test_identities": 100}
     for crops, images in {"labeled": 14_096, "detected": 14_097, "both": 28_193}.items()
 }
-"""Section IV-A of the paper and the data set's own page, by the kind of crops; the same for every split."""
+"""Counts of all splits together by kind of crop, from Section IV-A and the data set's page."""
 
 PUBLISHED_NEW = {
     "labeled": {
@@ -40,11 +47,11 @@ PUBLISHED_NEW = {
         "gallery_identities": 700,
     },
 }
-"""The new protocol, by the kind of crops."""
+"""Counts of the new protocol by kind of crop."""
 
 
 class _Image(NamedTuple):
-    """An unpacked image and where it stood in cuhk-03.mat, all counted from 1."""
+    """An unpacked image and its position in cuhk-03.mat, counted from 1."""
 
     path: Path
     pair: int
@@ -52,7 +59,7 @@ class _Image(NamedTuple):
     view: int
     column: int
 
-    def sample(self, unpacked: Unpacked, cameras: Cameras) -> Sample:
+    def sample(self, unpacked: UnpackedImages, cameras: Cameras) -> Sample:
         before = list(accumulate(unpacked.pairs, initial=0))[self.pair - 1]
         camera = self.view if cameras == "view" else 2 * (self.pair - 1) + self.view
         return Sample(self.path, before + self.number, camera)
@@ -68,37 +75,37 @@ def load_cuhk03(
     images: str | Path | None = None,
     expected: Mapping[str, int] | None = None,
     allow_subset: bool = False,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> ReIDData:
-    """One of the 20 splits that come with CUHK03: 100 identities to test, the other 1,367 to train.
+    """Load one of the 20 splits that come with CUHK03: 100 test identities, the other 1,367 for training.
 
-    Of those the paper keeps 100 for validation (Sec. IV-A) without saying which: the config does it by
-    ``data.validation_identities``. Identities are numbered from 1, through all camera pairs. Every test image
-    is a query and is in the gallery: by the rule that all of the query's camera leaves the ranking, none
-    meets itself.
+    The paper keeps 100 of the 1,367 for validation (Sec. IV-A) without naming them; the config holds them out
+    by ``data.validation_identities``. Identities are numbered from 1 through all camera pairs. Every test
+    image is both a query and in the gallery; the protocol excludes all gallery images of the query's camera,
+    and thus the query itself.
 
     Args:
-        root: folder of cuhk-03.mat; on first use its images are unpacked.
-        crops: "labeled" (boxes drawn by people), "detected", or "both" pooled, labeled images first.
-        split: which test set, from 0.
-        cameras: "view" numbers the two views of every pair 1 and 2, so that a query meets the other view
-            alone, as in the public evaluators of this data set; "pair_and_view" counts 10 cameras,
-            2 (pair - 1) + view, so that a query also meets both views of the other pairs' people: more
-            negatives, a lower mAP.
-        name: as printed with scores.
+        root: folder of cuhk-03.mat; the images are unpacked on first use.
+        crops: "labeled" (boxes drawn by hand), "detected", or "both", labeled images first.
+        split: number of the test split, from 0.
+        cameras: "view" numbers the two views of every pair 1 and 2, as the public evaluators of this data set
+            do, so that a query meets the other view only. "pair_and_view" counts 10 cameras,
+            2 (pair - 1) + view, so that a query also meets both views of people from other pairs, which
+            lowers the mAP.
+        name: name that is printed with scores.
         images: folder of the unpacked images; None is <root>/images.
-        expected: numbers of "images", "identities" and "test_identities" to check; None takes the published
-            ones. Numbers of a single split are not checked, so that all splits of a subset have one name.
+        expected: "images", "identities" and "test_identities" to check; None checks the published ones.
+            Counts of a single split are not checked, so that all splits of a subset have the same name.
         allow_subset: accept other counts; every score then names the difference.
-        progress: see `cuhk03_images.unpack`; None shows a bar.
+        progress: see `sharpreid.data.cuhk03.images.unpack`; None shows a progress bar.
 
     Returns:
-        The data set, each list sorted by file name within a kind of crops.
+        The data set, each list sorted by file name within a kind of crop.
 
     Raises:
-        FileNotFoundError: there is no cuhk-03.mat.
-        DataError: it or the unpacked images are damaged, or the counts differ and ``allow_subset`` is false.
-        ValueError: an option is unknown, or there is no such split.
+        FileNotFoundError: neither cuhk-03.mat nor unpacked images exist.
+        DataError: the file or the images are damaged, or counts differ and ``allow_subset`` is false.
+        ValueError: an option is unknown, or the split does not exist.
         OSError: ``images`` cannot be written.
     """
     _check_option("crops", crops, get_args(Crops))
@@ -107,7 +114,7 @@ def load_cuhk03(
         raise ValueError(f"data.source.split must be a whole number, got {split!r}")
     folder, unpacked = _unpacked(root, images, progress)
     if not 0 <= split < len(unpacked.test_sets):
-        raise ValueError(f"split must be 0 to {len(unpacked.test_sets) - 1}, got {split}")
+        raise ValueError(f"data.source.split must be from 0 to {len(unpacked.test_sets) - 1}, got {split}")
     tested = set(unpacked.test_sets[split])
     kinds = KINDS if crops == "both" else (crops,)
     found = [image for kind in kinds for image in _list_images(folder / kind)]
@@ -132,20 +139,22 @@ def load_cuhk03_new(
     images: str | Path | None = None,
     expected: Mapping[str, int] | None = None,
     allow_subset: bool = False,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> ReIDData:
-    """CUHK03 in Market-1501's manner (Zhong et al., 2017): 767 identities to train, 700 to test.
+    """Load CUHK03 in the new protocol (Zhong et al., 2017): 767 training and 700 test identities.
 
-    Per test identity and view one image is a query, the rest is gallery. Which, stands in
-    ``cuhk03_new_<crops>.csv`` beside this file: of each test identity its pair and number, and the columns of
-    its queries in the two views. The table was derived from ``query_idx`` and ``filelist`` of the authors'
-    ``cuhk03_new_protocol_config_<crops>.mat`` (github.com/zhunzhong07/person-re-ranking). In both files
-    ``gallery_idx`` are all other images of these identities, and ``train_idx`` all images of the others, so
-    the table says it all.
+    Each test identity has one query image per view; its other images are gallery. The file new_<crops>.csv
+    beside this module lists pair and number of each test identity and the columns of its queries in the two
+    views. The table was derived from ``query_idx`` and ``filelist`` in the authors'
+    ``cuhk03_new_protocol_config_<crops>.mat`` (github.com/zhunzhong07/person-re-ranking). It is complete,
+    because ``gallery_idx`` there are all other images of these identities and ``train_idx`` all images of the
+    others.
 
-    Cameras are numbered 2 (pair - 1) + view; an identity has only one pair, so the rule of Market-1501 is the
-    same for the authors' two numbers. ``expected`` are `ReIDData.counts`; the other arguments, the result and
-    the errors are those of `load_cuhk03`.
+    Cameras are numbered 2 (pair - 1) + view. An identity has only one pair, so this gives the rankings of the
+    authors' two camera numbers.
+
+    ``expected`` has keys of `ReIDData.counts`. The other arguments, the result and the errors are those of
+    `load_cuhk03`.
     """
     _check_option("crops", crops, get_args(Kind))
     folder, unpacked = _unpacked(root, images, progress)
@@ -164,7 +173,7 @@ def load_cuhk03_new(
 
 
 def new_protocol_queries(kind: Kind) -> dict[tuple[int, int], tuple[int, int]]:
-    """Test identities (pair, number) of the new protocol -> columns of their queries in view 1 and view 2.
+    """Map each test identity (pair, number) of the new protocol to its query columns in views 1 and 2.
 
     >>> new_protocol_queries("labeled")[1, 3]
     (2, 8)
@@ -177,16 +186,16 @@ def new_protocol_queries(kind: Kind) -> dict[tuple[int, int], tuple[int, int]]:
 
 
 def _unpacked(
-    root: str | Path, images: str | Path | None, progress: Progress | None
-) -> tuple[Path, Unpacked]:
+    root: str | Path, images: str | Path | None, progress: ProgressCallback | None
+) -> tuple[Path, UnpackedImages]:
     root = Path(root).expanduser()
     folder = root / "images" if images is None else Path(images).expanduser()
     return folder, ensure_unpacked(root / MAT, folder, progress)
 
 
 def _list_images(folder: Path) -> list[_Image]:
-    matches = match_names(
-        folder, IMAGE_NAME, example="1_043_2_06.png", layout=f"Expected the images unpacked from {MAT}"
+    matches = match_file_names(
+        folder, IMAGE_NAME, example="1_043_2_06.png", layout=f"Expected the unpacked images of {MAT}"
     )
     return [
         _Image(folder / match.string, *(int(match[part]) for part in ("pair", "number", "view", "column")))
@@ -196,4 +205,4 @@ def _list_images(folder: Path) -> list[_Image]:
 
 def _check_option(option: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise ValueError(f"{option} must be one of {', '.join(known)}, got {value!r}")
+        raise ValueError(f"data.source.{option} must be one of {', '.join(known)}, got {value!r}")

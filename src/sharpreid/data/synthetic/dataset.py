@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 
 from sharpreid.data.market1501 import load_market1501
-from sharpreid.data.progress_bar import Progress, progress_bar
+from sharpreid.data.progress_bar import ProgressCallback, progress_bar
 from sharpreid.data.reid_data import DataError, HardPair, ReIDData
 from sharpreid.data.synthetic.cameras import Pixels
 from sharpreid.data.synthetic.world import (
@@ -47,7 +47,7 @@ _log = logging.getLogger(__name__)
 
 
 def load_synthetic(
-    *, root: str | Path, seed: int, name: str = "synthetic", progress: Progress | None = None
+    *, root: str | Path, seed: int, name: str = "synthetic", progress: ProgressCallback | None = None
 ) -> ReIDData:
     """The default data set; made first if ``root`` does not hold it yet.
 
@@ -81,7 +81,7 @@ def _test_pairs(record: Mapping[str, Any]) -> tuple[HardPair, ...]:
 
 
 def ensure(
-    root: Path, *, seed: int, world: SyntheticWorld | None = None, progress: Progress | None = None
+    root: Path, *, seed: int, world: SyntheticWorld | None = None, progress: ProgressCallback | None = None
 ) -> Path:
     """Make the data set unless it is already there.
 
@@ -108,7 +108,7 @@ def ensure(
 
 
 def generate(
-    root: Path, *, seed: int, world: SyntheticWorld | None = None, progress: Progress | None = None
+    root: Path, *, seed: int, world: SyntheticWorld | None = None, progress: ProgressCallback | None = None
 ) -> Path:
     """Draw the data set.
 
@@ -159,7 +159,7 @@ def encode(pixels: Pixels) -> bytes:
     return buffer.getvalue()
 
 
-def _write(draft: Path, seed: int, world: SyntheticWorld, progress: Progress | None) -> None:
+def _write(draft: Path, seed: int, world: SyntheticWorld, progress: ProgressCallback | None) -> None:
     for folder in (TRAIN, QUERY, TEST):
         (draft / folder).mkdir(parents=True)
     plan = plan_world(seed, world)
