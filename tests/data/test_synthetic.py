@@ -13,19 +13,19 @@ import pytest
 from PIL import Image
 
 from sharpreid.data.reid_data import DataError, Sample, identities
-from sharpreid.data.synthetic import SyntheticWorld, contact_sheet, ensure, generate, load_synthetic
+from sharpreid.data.synthetic import SyntheticParams, contact_sheet, ensure, generate, load_synthetic
 from sharpreid.data.synthetic import __main__ as synthetic_command
 from sharpreid.data.synthetic import dataset as synthetic
-from sharpreid.data.synthetic.cameras import CAMERAS, take_picture
+from sharpreid.data.synthetic.cameras import CAMERAS, capture_image
 from sharpreid.data.synthetic.figure import Pose, draw_figure
-from sharpreid.data.synthetic.people import DETAILS, Detail, Person, draw_person, twin
-from sharpreid.data.synthetic.raster import Pen
-from sharpreid.data.synthetic.world import Plan, draw_pictures, plan_world
+from sharpreid.data.synthetic.people import DETAILS, Detail, Person, make_pair, sample_person
+from sharpreid.data.synthetic.plan import Plan, plan_images, render_images
+from sharpreid.data.synthetic.raster import Canvas
 from sharpreid.data.transforms import read_image
 from sharpreid.evaluation.protocol import Protocol
 from sharpreid.evaluation.ranking import evaluate_ranking
 
-SMALL = SyntheticWorld(
+SMALL = SyntheticParams(
     train_identities=6,
     test_identities=6,
     train_hard_pairs=2,
@@ -36,7 +36,7 @@ SMALL = SyntheticWorld(
 )
 DRAWN_DIGEST = "cb3be94b90b7787b51abe14b04aa6d42fd4e5ad0803dcbb7df8fd7881b88dbdb"
 DECODED_DIGEST = "18ce38cb8013a22fa11fb2d07d6163e16a47245de7edbd49be74bd06038c6e1e"
-"""SHA-256 of the small world's names and pixels, seed 0: as drawn, and as read from the files."""
+"""SHA-256 of the small data set's names and pixels, seed 0: as drawn, and as read from the files."""
 
 DIFFERENCE: dict[Detail, set[str]] = {
     "knapsack": {"knapsack"},
@@ -50,14 +50,14 @@ DOCUMENTS = Path(__file__).parents[2] / "docs"
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small world of seed 0, made once; tests only read it."""
-    return generate(tmp_path_factory.mktemp("data") / "synthetic", seed=0, world=SMALL)
+    """the small data set of seed 0, made once; tests only read it."""
+    return generate(tmp_path_factory.mktemp("data") / "synthetic", seed=0, params=SMALL)
 
 
 @pytest.fixture(scope="module")
 def default_plan() -> Plan:
-    """The default world without its pixels."""
-    return plan_world(0, SyntheticWorld())
+    """The default data set without its pixels."""
+    return plan_images(0, SyntheticParams())
 
 
 def load(root: Path) -> synthetic.ReIDData:
@@ -72,9 +72,9 @@ def contents(root: Path) -> dict[str, bytes]:
 
 @cache
 def draw(seed: int) -> dict[str, bytes]:
-    """Pixels of the small world before they are encoded."""
-    pictures = draw_pictures(seed, SMALL, plan_world(seed, SMALL))
-    return {f"{p.shot.folder}/{p.shot.name}": p.pixels.tobytes() for p in pictures}
+    """Pixels of the small data set before they are encoded."""
+    images = render_images(seed, SMALL, plan_images(seed, SMALL))
+    return {f"{p.shot.folder}/{p.shot.name}": p.pixels.tobytes() for p in images}
 
 
 def digest(pictures: dict[str, bytes]) -> str:
@@ -141,21 +141,21 @@ def test_encoding_changes_pixels_little(root: Path) -> None:
 
 
 def test_the_same_seed_gives_the_same_files(root: Path, tmp_path: Path) -> None:
-    again = generate(tmp_path / "again", seed=0, world=SMALL)
+    again = generate(tmp_path / "again", seed=0, params=SMALL)
     assert contents(again) == contents(root)
 
 
 def test_another_seed_gives_other_people_and_other_pixels(root: Path) -> None:
-    one, other = plan_world(0, SMALL), plan_world(1, SMALL)
+    one, other = plan_images(0, SMALL), plan_images(1, SMALL)
     assert all(one.people[pid] != other.people[pid] for pid in one.people)
     assert set(draw(0).values()).isdisjoint(draw(1).values())
 
 
-def test_a_picture_does_not_depend_on_the_others() -> None:
-    plan = plan_world(0, SMALL)
+def test_an_image_does_not_depend_on_the_others() -> None:
+    plan = plan_images(0, SMALL)
     some = plan._replace(shots=plan.shots[5::7])
-    for picture in draw_pictures(0, SMALL, some):
-        assert picture.pixels.tobytes() == draw(0)[f"{picture.shot.folder}/{picture.shot.name}"]
+    for image in render_images(0, SMALL, some):
+        assert image.pixels.tobytes() == draw(0)[f"{image.shot.folder}/{image.shot.name}"]
 
 
 def test_training_and_test_people_are_different(root: Path) -> None:
@@ -191,15 +191,15 @@ def test_file_names_are_unique(default_plan: Plan) -> None:
     assert len(set(names)) == len(names)
 
 
-def test_default_world_holds_what_it_says(default_plan: Plan) -> None:
-    world = SyntheticWorld()
+def test_default_data_set_holds_what_it_says(default_plan: Plan) -> None:
+    params = SyntheticParams()
     special = Counter(shot.pid for shot in default_plan.shots if shot.pid <= 0)
-    assert special == {-1: world.junk, 0: world.distractors}
+    assert special == {-1: params.junk, 0: params.distractors}
     cameras: dict[int, Counter[int]] = {}
     for shot in default_plan.shots:
         if shot.pid > 0:
             cameras.setdefault(shot.pid, Counter())[shot.camera] += 1
-    assert len(cameras) == world.train_identities + world.test_identities
+    assert len(cameras) == params.train_identities + params.test_identities
     assert {len(seen) for seen in cameras.values()} == {3, 4, 5}
     assert {count for seen in cameras.values() for count in seen.values()} == {2, 3}
     assert {camera for seen in cameras.values() for camera in seen} == set(range(1, 7))
@@ -237,7 +237,7 @@ def test_the_detail_of_a_hard_pair_can_be_seen(detail: Detail) -> None:
     """From the front, in the same pose and light, some pixels differ clearly and most not at all."""
     rng = np.random.default_rng(0)
     for _ in range(10):
-        one, two = (front_view(person) for person in twin(rng, draw_person(rng), detail))
+        one, two = (front_view(person) for person in make_pair(rng, sample_person(rng), detail))
         change = np.abs(one.astype(int) - two).max(-1)
         assert 0.001 < (change > 40).mean() < 0.15
         assert (change == 0).mean() > 0.7
@@ -245,9 +245,9 @@ def test_the_detail_of_a_hard_pair_can_be_seen(detail: Detail) -> None:
 
 def front_view(person: Person) -> np.ndarray:
     canvas = np.full((3, 256, 128), 128, dtype=np.float32)
-    draw_figure(Pen(canvas, left=64, top=12, unit=230), person, Pose("front", 0.2, 0.1))
+    draw_figure(Canvas(canvas, left=64, top=12, unit=230), person, Pose("front", 0.2, 0.1))
     neutral = replace(CAMERAS[0], noise=0)
-    return take_picture(np.random.default_rng(1), neutral, canvas, 0.0)
+    return capture_image(np.random.default_rng(1), neutral, canvas, 0.0)
 
 
 def different(one: Person, two: Person) -> set[str]:
@@ -277,28 +277,28 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        generate(tmp_path / "synthetic", seed=0, world=SMALL, progress=interrupt)
+        generate(tmp_path / "synthetic", seed=0, params=SMALL, progress=interrupt)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_progress_counts_every_picture(tmp_path: Path) -> None:
+def test_progress_counts_every_image(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    generate(tmp_path / "synthetic", seed=0, world=SMALL, progress=lambda *now: seen.append(now))
-    total = len(plan_world(0, SMALL).shots)
+    generate(tmp_path / "synthetic", seed=0, params=SMALL, progress=lambda *now: seen.append(now))
+    total = len(plan_images(0, SMALL).shots)
     assert seen == [(done, total) for done in range(1, total + 1)]
 
 
 def test_of_two_runs_at_once_the_second_uses_the_copy_of_the_first(tmp_path: Path) -> None:
-    """The faster run starts and ends while the slower one is at its third picture."""
+    """The faster run starts and ends while the slower one is at its third image."""
     place = tmp_path / "synthetic"
     faster: list[int] = []
 
     def overtake(done: int, total: int) -> None:
         if done == 3:
-            generate(place, seed=0, world=SMALL)
+            generate(place, seed=0, params=SMALL)
             faster.append(place.stat().st_ino)
 
-    assert generate(place, seed=0, world=SMALL, progress=overtake) == place
+    assert generate(place, seed=0, params=SMALL, progress=overtake) == place
     assert [place.stat().st_ino] == faster
     assert list(tmp_path.iterdir()) == [place]
 
@@ -308,28 +308,28 @@ def test_a_slower_run_of_another_seed_refuses_the_copy_of_the_first(tmp_path: Pa
 
     def overtake(done: int, total: int) -> None:
         if done == 3:
-            generate(place, seed=1, world=SMALL)
+            generate(place, seed=1, params=SMALL)
 
-    with pytest.raises(DataError, match="another synthetic data set: seed is 1, wanted 0"):
-        generate(place, seed=0, world=SMALL, progress=overtake)
+    with pytest.raises(DataError, match="another synthetic data set, seed is 1, wanted 0"):
+        generate(place, seed=0, params=SMALL, progress=overtake)
     assert list(tmp_path.iterdir()) == [place]
     assert json.loads((place / "synthetic.json").read_text())["seed"] == 1
 
 
 def test_ensure_makes_the_data_set_once(tmp_path: Path) -> None:
-    place = ensure(tmp_path / "deep" / "synthetic", seed=0, world=SMALL)
+    place = ensure(tmp_path / "deep" / "synthetic", seed=0, params=SMALL)
     before = {path: path.stat().st_mtime_ns for path in place.rglob("*")}
-    assert ensure(place, seed=0, world=SMALL) == place
+    assert ensure(place, seed=0, params=SMALL) == place
     assert {path: path.stat().st_mtime_ns for path in place.rglob("*")} == before
 
 
 def test_ensure_fills_an_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "synthetic").mkdir()
-    assert load(ensure(tmp_path / "synthetic", seed=0, world=SMALL)).train
+    assert load(ensure(tmp_path / "synthetic", seed=0, params=SMALL)).train
 
 
 @pytest.mark.parametrize(
-    ("seed", "world", "difference"),
+    ("seed", "params", "difference"),
     [
         (1, SMALL, "seed is 0, wanted 1"),
         (0, replace(SMALL, obstruction=0.5), r"obstruction is 0\.12, wanted 0\.5"),
@@ -341,50 +341,48 @@ def test_ensure_fills_an_empty_folder(tmp_path: Path) -> None:
     ],
 )
 def test_ensure_refuses_another_data_set_and_names_the_difference(
-    root: Path, seed: int, world: SyntheticWorld, difference: str
+    root: Path, seed: int, params: SyntheticParams, difference: str
 ) -> None:
-    with pytest.raises(DataError, match=rf"{difference}\. Either name another root, or delete this one"):
-        ensure(root, seed=seed, world=world)
+    with pytest.raises(DataError, match=rf"{difference}; name another folder .*or delete this one"):
+        ensure(root, seed=seed, params=params)
 
 
 def test_ensure_refuses_pictures_of_another_generator(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synthetic, "GENERATOR_VERSION", 99)
     with pytest.raises(DataError, match="generator_version is 1, wanted 99"):
-        ensure(root, seed=0, world=SMALL)
+        ensure(root, seed=0, params=SMALL)
 
 
 def test_ensure_refuses_a_folder_of_something_else(tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").touch()
-    with pytest.raises(
-        DataError, match=r"no synthetic\.json, so not a synthetic data set; found holiday\.jpg"
-    ):
+    with pytest.raises(DataError, match=r"not a synthetic data set \(no synthetic\.json, found holiday\.jpg"):
         ensure(tmp_path, seed=0)
 
 
 def test_ensure_refuses_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match="not a synthetic data set; found a file"):
+    with pytest.raises(DataError, match=r"not a synthetic data set .*found a file"):
         ensure(tmp_path / "file", seed=0)
 
 
 def test_ensure_refuses_a_damaged_copy(tmp_path: Path) -> None:
-    place = generate(tmp_path / "synthetic", seed=0, world=SMALL)
+    place = generate(tmp_path / "synthetic", seed=0, params=SMALL)
     next((place / "query").glob("*.jpg")).unlink()
-    with pytest.raises(DataError, match=r"query: \d+ pictures, wanted \d+; it is damaged: name another root"):
-        ensure(place, seed=0, world=SMALL)
+    with pytest.raises(DataError, match=r"query: \d+ images instead of \d+, .*damaged; name another folder"):
+        ensure(place, seed=0, params=SMALL)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"counts": {"train_images": 1}}'])
 def test_ensure_refuses_a_damaged_record(tmp_path: Path, text: str) -> None:
     (tmp_path / "synthetic.json").write_text(text)
-    with pytest.raises(DataError, match=r"synthetic\.json: cannot be read .*; name another root"):
+    with pytest.raises(DataError, match=r"synthetic\.json: cannot be read .*; name another folder"):
         ensure(tmp_path, seed=0)
 
 
 def test_generate_never_writes_over_anything(root: Path) -> None:
     before = contents(root)
-    with pytest.raises(DataError, match="exists already; name another root, or delete this one"):
-        generate(root, seed=0, world=SMALL)
+    with pytest.raises(DataError, match=r"exists already; name another folder .*, or delete this one"):
+        generate(root, seed=0, params=SMALL)
     assert contents(root) == before
 
 
@@ -393,7 +391,7 @@ def test_a_place_that_cannot_be_written_is_named_with_what_to_do(tmp_path: Path)
     with pytest.raises(
         OSError, match=r"file/synthetic: the synthetic data set cannot be written \(.+\); name"
     ):
-        generate(tmp_path / "file" / "synthetic", seed=0, world=SMALL)
+        generate(tmp_path / "file" / "synthetic", seed=0, params=SMALL)
 
 
 def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -401,8 +399,10 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, monkeypatch: py
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match=r"cannot be written \(No space left on device\); name a root") as error:
-        generate(tmp_path / "synthetic", seed=0, world=SMALL)
+    with pytest.raises(
+        OSError, match=r"cannot be written \(No space left on device\); name a writable"
+    ) as error:
+        generate(tmp_path / "synthetic", seed=0, params=SMALL)
     assert error.value.errno == 28
     assert list(tmp_path.iterdir()) == []
 
@@ -427,15 +427,15 @@ def test_a_negative_seed_is_refused(tmp_path: Path) -> None:
         ({"poor_boxes": -0.1}, r"must be in \[0, 1\], got 0\.12 and -0\.1"),
     ],
 )
-def test_an_impossible_world_is_refused(changes: dict[str, object], message: str) -> None:
+def test_an_impossible_size_is_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        SyntheticWorld(**changes)
+        SyntheticParams(**changes)
 
 
 def test_loading_makes_the_data_set_and_marks_it_as_synthetic(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(synthetic, "SyntheticWorld", lambda: SMALL)
+    monkeypatch.setattr(synthetic, "SyntheticParams", lambda: SMALL)
     data = load_synthetic(root=tmp_path / "synthetic", seed=0)
     assert (data.name, data.synthetic, data.subset) == ("synthetic", True, None)
     assert load_synthetic(root=str(tmp_path / "synthetic"), seed=0) == data
@@ -451,7 +451,7 @@ def test_contact_sheet_shows_people_and_pairs(root: Path, tmp_path: Path) -> Non
 def test_command_makes_the_data_set_and_prints_its_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(synthetic, "SyntheticWorld", lambda: SMALL)
+    monkeypatch.setattr(synthetic, "SyntheticParams", lambda: SMALL)
     place, sheet = tmp_path / "synthetic", tmp_path / "sheet.jpg"
     synthetic_command.main(["--root", str(place), "--contact-sheet", str(sheet)])
     printed = capsys.readouterr().out
@@ -460,9 +460,9 @@ def test_command_makes_the_data_set_and_prints_its_counts(
     assert sheet.stat().st_size > 0
 
 
-def test_documented_counts_are_those_of_the_default_world(default_plan: Plan) -> None:
+def test_documented_counts_are_those_of_the_default_data_set(default_plan: Plan) -> None:
     text = (DOCUMENTS / "synthetic.md").read_text(encoding="utf-8")
-    for name, count in synthetic._count(default_plan).items():
+    for name, count in synthetic.count_images(default_plan).items():
         assert re.search(rf"\| {name.replace('_', ' ')} \| {count:,} \|", text), name
     assert f"generator version {synthetic.GENERATOR_VERSION}" in text
 

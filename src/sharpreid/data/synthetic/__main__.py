@@ -1,4 +1,4 @@
-"""Make the embedded data set: ``python -m sharpreid.data.synthetic --root data/synthetic --seed 0``."""
+"""Generate the embedded data set: ``python -m sharpreid.data.synthetic --root data/synthetic --seed 0``."""
 
 import argparse
 from pathlib import Path
@@ -8,13 +8,15 @@ from sharpreid.data.synthetic.dataset import ensure, read_record
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Make the data set from the command line."""
+    """Generate the data set from the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m sharpreid.data.synthetic", description="Make the embedded synthetic data set."
+        prog="python -m sharpreid.data.synthetic", description="Generate the embedded synthetic data set."
     )
-    parser.add_argument("--root", type=Path, required=True, help="folder to make, or that holds it already")
-    parser.add_argument("--seed", type=int, default=0, help="of the world")
-    parser.add_argument("--contact-sheet", type=Path, help="also write an overview picture to this file")
+    parser.add_argument(
+        "--root", type=Path, required=True, help="folder of the data set; kept if it is complete"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the generator")
+    parser.add_argument("--contact-sheet", type=Path, help="also write a contact sheet to this image file")
     options = parser.parse_args(arguments)
     root = ensure(options.root, seed=options.seed, progress=_print_progress)
     counts = read_record(root)["counts"]
@@ -27,7 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _print_progress(done: int, total: int) -> None:
     if done % 500 == 0 or done == total:
-        print(f"{done} of {total} pictures")
+        print(f"{done} of {total} images")
 
 
 if __name__ == "__main__":

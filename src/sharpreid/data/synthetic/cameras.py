@@ -1,4 +1,4 @@
-"""The cameras of the synthetic data set: the places they see, their colours and what gets in the way."""
+"""Cameras of the synthetic data set: their backgrounds, obstacles, colours, blur and noise."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,35 +7,37 @@ import numpy as np
 import numpy.typing as npt
 
 from sharpreid.data.synthetic.figure import Side, shade
-from sharpreid.data.synthetic.people import between, chance
-from sharpreid.data.synthetic.raster import Colour, Fabric, Pen, Plane
+from sharpreid.data.synthetic.people import chance, uniform
+from sharpreid.data.synthetic.raster import Canvas, Colour, Fabric, FloatArray
 
 Wall = Literal["bricks", "panels", "hedge", "windows"]
 Ground = Literal["tiles", "asphalt", "grass", "road"]
 Occluder = Literal["pillar", "bicycle", "bush", "fence"]
 Pixels = npt.NDArray[np.uint8]
 
-_SCENE_WIDTH = 4  # widths of a picture
+_BACKGROUND_WIDTH = 4  # width of a background, in image widths
 
 
 @dataclass(frozen=True)
 class Camera:
-    """A place and a device.
+    """Appearance of a camera and of its background.
 
     Attributes:
-        gains: white balance, factor per RGB channel.
-        brightness: added to 0..255.
-        contrast: factor around mid grey.
-        curve: tone curve, 0 is straight, above 0 lifts the middle tones, -1 to 1.
-        light: side light on people, -0.2 (left) to 0.2.
-        sides: how often people show their front, their back and their side.
-        wall, wall_colour: background above the horizon.
-        ground, ground_colour: background below it.
-        horizon: as a fraction of the picture's height.
-        blur: half width of the lens's box blur, pixels.
-        half_resolution: the sensor has half the pixels.
-        noise: standard deviation of the sensor noise, 0 to 255.
-        occluder: what may stand between camera and person.
+        gains: white balance, a factor per RGB channel.
+        brightness: offset, in levels of 255.
+        contrast: factor around middle grey.
+        curve: curvature of the tone curve, -1 to 1; positive values lift the middle tones.
+        light: side light on people, -0.2 (left) to 0.2 (right).
+        sides: relative frequencies of front, back and side views of people.
+        wall: pattern above the horizon.
+        wall_colour: RGB colour above the horizon.
+        ground: pattern below the horizon.
+        ground_colour: RGB colour below the horizon.
+        horizon: row of the horizon as a fraction of the image height.
+        blur: radius of the lens blur, pixels.
+        half_resolution: True if the sensor has half the resolution.
+        noise: standard deviation of the sensor noise, in levels of 255.
+        occluder: obstacle that may stand between camera and person.
     """
 
     gains: tuple[float, float, float]
@@ -81,19 +83,19 @@ CAMERAS: tuple[Camera, ...] = (
         "panels", (150, 158, 168), "road", (118, 118, 122), 0.48, 1, True, 9, "bicycle",
     ),
 )  # fmt: skip
-"""Market-1501 has six, too."""
+"""The six cameras; Market-1501 has six as well."""
 
 
-def draw_scene(rng: np.random.Generator, camera: Camera, width: int, height: int) -> Plane:
-    """What the camera sees without people: (3, height, several times ``width``), 0 to 255."""
-    columns = width * _SCENE_WIDTH
+def draw_background(rng: np.random.Generator, camera: Camera, width: int, height: int) -> FloatArray:
+    """Draw the background of a camera: float32, (3, height, 4 ``width``), 0 to 255."""
+    columns = width * _BACKGROUND_WIDTH
     horizon = int(camera.horizon * height)
     scene = np.empty((3, height, columns), dtype=np.float32)
     scene[:, :horizon] = np.array(camera.wall_colour, dtype=np.float32)[:, None, None]
     scene[:, horizon:] = np.array(camera.ground_colour, dtype=np.float32)[:, None, None]
-    pen = Pen(scene, left=0, top=0, unit=float(height))
-    _draw_wall(rng, pen, camera, columns / height)
-    _draw_ground(rng, pen, camera, columns / height)
+    canvas = Canvas(scene, left=0, top=0, unit=float(height))
+    _draw_wall(rng, canvas, camera, columns / height)
+    _draw_ground(rng, canvas, camera, columns / height)
     fine, coarse = smooth_noise(rng, height, columns, 4), smooth_noise(rng, height, columns, 48)
     strength = np.full((height, 1), 0.16, dtype=np.float32)
     if camera.wall == "hedge":
@@ -104,111 +106,113 @@ def draw_scene(rng: np.random.Generator, camera: Camera, width: int, height: int
     return scene
 
 
-def _draw_wall(rng: np.random.Generator, pen: Pen, camera: Camera, width: float) -> None:
+def _draw_wall(rng: np.random.Generator, canvas: Canvas, camera: Camera, width: float) -> None:
     horizon, dark = camera.horizon, Fabric(shade(camera.wall_colour, 76))
     bright = Fabric(shade(camera.wall_colour, 116))
     if camera.wall == "bricks":
         for row in range(int(horizon / 0.04) + 1):
-            pen.box((width / 2, row * 0.04), (width / 2, 0.003), 0.001, dark)
+            canvas.box((width / 2, row * 0.04), (width / 2, 0.003), 0.001, dark)
             for column in range(int(width / 0.1) + 1):
                 x = column * 0.1 + (row % 2) * 0.05
-                pen.box((x, row * 0.04 + 0.02), (0.003, 0.02), 0.001, dark)
+                canvas.box((x, row * 0.04 + 0.02), (0.003, 0.02), 0.001, dark)
     elif camera.wall != "hedge":
         step = 0.3 if camera.wall == "panels" else 0.24
         for column in range(int(width / step) + 1):
-            x = (column + between(rng, 0.3, 0.7)) * step
+            x = (column + uniform(rng, 0.3, 0.7)) * step
             if camera.wall == "panels":
-                pen.box((x, horizon / 2), (0.008, horizon / 2), 0.002, dark)
+                canvas.box((x, horizon / 2), (0.008, horizon / 2), 0.002, dark)
                 if chance(rng, 0.4):
                     poster = Fabric((int(rng.integers(60, 200)), int(rng.integers(60, 200)), 110))
-                    pen.box((x + 0.14, horizon * 0.45), (0.06, 0.09), 0.004, poster)
+                    canvas.box((x + 0.14, horizon * 0.45), (0.06, 0.09), 0.004, poster)
             else:
-                pen.box((x, horizon * 0.42), (0.085, horizon * 0.34), 0.004, bright)
-                pen.box((x, horizon * 0.42), (0.074, horizon * 0.31), 0.004, dark)
-        pen.box((width / 2, horizon - 0.012), (width / 2, 0.012), 0.002, dark)
+                canvas.box((x, horizon * 0.42), (0.085, horizon * 0.34), 0.004, bright)
+                canvas.box((x, horizon * 0.42), (0.074, horizon * 0.31), 0.004, dark)
+        canvas.box((width / 2, horizon - 0.012), (width / 2, 0.012), 0.002, dark)
 
 
-def _draw_ground(rng: np.random.Generator, pen: Pen, camera: Camera, width: float) -> None:
+def _draw_ground(rng: np.random.Generator, canvas: Canvas, camera: Camera, width: float) -> None:
     horizon, dark = camera.horizon, Fabric(shade(camera.ground_colour, 84))
     if camera.ground == "tiles":
         y, step = horizon, 0.03
         while y < 1:
-            pen.box((width / 2, y), (width / 2, 0.003), 0.001, dark)
+            canvas.box((width / 2, y), (width / 2, 0.003), 0.001, dark)
             for column in range(int(width / 0.16) + 1):
-                pen.box((column * 0.16, y + step / 2), (0.002, step / 2), 0.001, dark)
+                canvas.box((column * 0.16, y + step / 2), (0.002, step / 2), 0.001, dark)
             y, step = y + step, step * 1.35
     elif camera.ground == "road":
         kerb = Fabric(shade(camera.ground_colour, 130))
-        pen.box((width / 2, horizon + 0.03), (width / 2, 0.03), 0.002, kerb)
+        canvas.box((width / 2, horizon + 0.03), (width / 2, 0.03), 0.002, kerb)
         for column in range(int(width / 0.5) + 1):
-            x = column * 0.5 + between(rng, 0.0, 0.1)
-            pen.box((x, 0.86), (0.13, 0.018), 0.004, Fabric((206, 204, 196)))
+            x = column * 0.5 + uniform(rng, 0.0, 0.1)
+            canvas.box((x, 0.86), (0.13, 0.018), 0.004, Fabric((206, 204, 196)))
 
 
-def draw_occluder(rng: np.random.Generator, picture: Plane, camera: Camera) -> None:
-    """Put the camera's obstacle in front of what has been drawn, at a random place."""
-    _, height, width = picture.shape
+def draw_occluder(rng: np.random.Generator, image: FloatArray, camera: Camera) -> None:
+    """Draw the camera's obstacle over the image at a random position."""
+    _, height, width = image.shape
     aspect = width / height
-    pen = Pen(picture, left=0, top=0, unit=float(height), light=camera.light)
+    canvas = Canvas(image, left=0, top=0, unit=float(height), light=camera.light)
     if camera.occluder == "pillar":
         left = chance(rng, 0.5)
-        half = between(rng, 0.05, 0.085)
-        x = between(rng, 0.0, 0.09) if left else aspect - between(rng, 0.0, 0.09)
-        pen.box((x, 0.5), (half, 0.6), 0.002, Fabric((138, 136, 132)))
+        half = uniform(rng, 0.05, 0.085)
+        x = uniform(rng, 0.0, 0.09) if left else aspect - uniform(rng, 0.0, 0.09)
+        canvas.box((x, 0.5), (half, 0.6), 0.002, Fabric((138, 136, 132)))
     elif camera.occluder == "bicycle":
-        _draw_bicycle(rng, pen, aspect)
+        _draw_bicycle(rng, canvas, aspect)
     elif camera.occluder == "bush":
         for _ in range(14):
-            centre = (between(rng, 0, aspect), between(rng, 0.86, 1.0))
+            centre = (uniform(rng, 0, aspect), uniform(rng, 0.86, 1.0))
             green = (int(rng.integers(40, 80)), int(rng.integers(80, 120)), int(rng.integers(30, 60)))
-            pen.ellipse(centre, (between(rng, 0.05, 0.1), between(rng, 0.06, 0.14)), Fabric(green))
+            canvas.ellipse(centre, (uniform(rng, 0.05, 0.1), uniform(rng, 0.06, 0.14)), Fabric(green))
     else:
-        top, bar = between(rng, 0.58, 0.72), Fabric((62, 66, 70))
-        pen.box((aspect / 2, top), (aspect / 2, 0.01), 0.002, bar)
+        top, bar = uniform(rng, 0.58, 0.72), Fabric((62, 66, 70))
+        canvas.box((aspect / 2, top), (aspect / 2, 0.01), 0.002, bar)
         for column in range(7):
-            pen.box((column * 0.09, top + 0.25), (0.008, 0.25), 0.002, bar)
+            canvas.box((column * 0.09, top + 0.25), (0.008, 0.25), 0.002, bar)
 
 
-def _draw_bicycle(rng: np.random.Generator, pen: Pen, aspect: float) -> None:
-    x, y = between(rng, -0.1, aspect - 0.1), between(rng, 0.86, 0.92)
+def _draw_bicycle(rng: np.random.Generator, canvas: Canvas, aspect: float) -> None:
+    x, y = uniform(rng, -0.1, aspect - 0.1), uniform(rng, 0.86, 0.92)
     tyre, frame = Fabric((36, 36, 38)), Fabric((int(rng.integers(40, 200)), 60, int(rng.integers(40, 160))))
     back, front, saddle, bar = (x, y), (x + 0.27, y), (x + 0.08, y - 0.17), (x + 0.22, y - 0.19)
     pedals = (x + 0.12, y)
     for wheel in (back, front):
-        pen.ring(wheel, 0.1, 0.009, tyre)
+        canvas.ring(wheel, 0.1, 0.009, tyre)
     tubes = ((back, pedals), (pedals, saddle), (pedals, bar), (saddle, bar), (bar, front), (back, saddle))
     for start, end in tubes:
-        pen.limb(start, end, (0.009, 0.009), frame)
-    pen.limb((saddle[0] - 0.03, saddle[1] - 0.01), (saddle[0] + 0.03, saddle[1] - 0.01), (0.014, 0.01), tyre)
-    pen.limb((bar[0] - 0.02, bar[1] - 0.02), (bar[0] + 0.05, bar[1] - 0.03), (0.009, 0.009), tyre)
+        canvas.limb(start, end, (0.009, 0.009), frame)
+    canvas.limb(
+        (saddle[0] - 0.03, saddle[1] - 0.01), (saddle[0] + 0.03, saddle[1] - 0.01), (0.014, 0.01), tyre
+    )
+    canvas.limb((bar[0] - 0.02, bar[1] - 0.02), (bar[0] + 0.05, bar[1] - 0.03), (0.009, 0.009), tyre)
 
 
-def take_picture(rng: np.random.Generator, camera: Camera, scene: Plane, strength: float) -> Pixels:
-    """The picture that ``camera`` takes of ``scene``, with this moment's light.
+def capture_image(rng: np.random.Generator, camera: Camera, scene: FloatArray, strength: float) -> Pixels:
+    """Reduce a scene to half its size and apply light, colours, blur and noise of a camera.
 
     Args:
-        rng: draws the light and the noise.
-        camera: what the colours, sharpness and noise come from.
-        scene: (3, 2 H, 2 W), twice the picture's size; overwritten.
-        strength: of the camera's colours and light, 0 is neutral, 1 as in `CAMERAS`.
+        rng: random generator of the momentary light and of the noise.
+        camera: camera.
+        scene: (3, 2 H, 2 W), 0 to 255; twice the size of the image.
+        strength: strength of the camera's colours and light; 0 is neutral, 1 as in `CAMERAS`.
 
     Returns:
-        (H, W, 3).
+        (H, W, 3), RGB.
     """
     four = scene[:, ::2, ::2] + scene[:, 1::2, ::2] + scene[:, ::2, 1::2] + scene[:, 1::2, 1::2]
-    picture = four / np.float32(4)
-    _, height, width = picture.shape
-    picture *= np.float32(0.86) + smooth_noise(rng, height, width, 40) * np.float32(0.28)
-    contrast = 1 + (camera.contrast - 1) * strength + between(rng, -0.08, 0.08)
-    shift = 128 + camera.brightness * strength + between(rng, -14, 14) - 128 * contrast
-    curve = camera.curve * strength + between(rng, -0.12, 0.12)
+    image = four / np.float32(4)
+    _, height, width = image.shape
+    image *= np.float32(0.86) + smooth_noise(rng, height, width, 40) * np.float32(0.28)
+    contrast = 1 + (camera.contrast - 1) * strength + uniform(rng, -0.08, 0.08)
+    shift = 128 + camera.brightness * strength + uniform(rng, -14, 14) - 128 * contrast
+    curve = camera.curve * strength + uniform(rng, -0.12, 0.12)
     for channel, gain in enumerate(camera.gains):
-        factor = (1 + (gain - 1) * strength) * between(rng, 0.96, 1.04)
+        factor = (1 + (gain - 1) * strength) * uniform(rng, 0.96, 1.04)
         tone = np.clip(
-            (picture[channel] * np.float32(contrast) + np.float32(shift)) * np.float32(factor / 255), 0, 1
+            (image[channel] * np.float32(contrast) + np.float32(shift)) * np.float32(factor / 255), 0, 1
         )
-        picture[channel] = (tone + np.float32(curve) * tone * (1 - tone)) * np.float32(255)
-    pixels = np.clip(np.floor(picture + np.float32(0.5)), 0, 255).astype(np.int32)
+        image[channel] = (tone + np.float32(curve) * tone * (1 - tone)) * np.float32(255)
+    pixels = np.clip(np.floor(image + np.float32(0.5)), 0, 255).astype(np.int32)
     pixels = _blur(pixels, camera, horizontal=chance(rng, 0.12))
     pixels += _noise(rng, camera.noise, pixels.shape)
     return np.ascontiguousarray(np.clip(pixels, 0, 255).astype(np.uint8).transpose(1, 2, 0))
@@ -224,7 +228,7 @@ def _blur(pixels: npt.NDArray[np.int32], camera: Camera, *, horizontal: bool) ->
 
 
 def box_blur(pixels: npt.NDArray[np.int32], radius: int, axis: tuple[int, ...]) -> npt.NDArray[np.int32]:
-    """Integer mean over ``2 * radius + 1`` neighbours along each axis, rounded; the edge is repeated."""
+    """Return the rounded mean over ``2 * radius + 1`` neighbours along each axis, with edges repeated."""
     size = 2 * radius + 1
     for one in axis:
         length = pixels.shape[one]
@@ -238,14 +242,14 @@ def box_blur(pixels: npt.NDArray[np.int32], radius: int, axis: tuple[int, ...]) 
 
 
 def _noise(rng: np.random.Generator, deviation: float, shape: tuple[int, ...]) -> npt.NDArray[np.int32]:
-    """Nearly normal: the sum of four uniform bytes has mean 510 and standard deviation 147.8."""
+    """Sample nearly normal noise: four uniform bytes add up to mean 510 with standard deviation 147.8."""
     total = rng.integers(0, 256, size=(4, *shape), dtype=np.uint8).sum(axis=0, dtype=np.int32) - 510
     noise: npt.NDArray[np.int32] = (total * int(deviation * 64)) // (148 * 64)
     return noise
 
 
-def smooth_noise(rng: np.random.Generator, height: int, width: int, cell: int) -> Plane:
-    """Noise in [0, 1] that changes over about ``cell`` pixels: random on a grid, bilinear in between."""
+def smooth_noise(rng: np.random.Generator, height: int, width: int, cell: int) -> FloatArray:
+    """Sample noise in [0, 1] on a grid of ``cell`` pixels and interpolate it bilinearly."""
     rows, columns = height // cell + 2, width // cell + 2
     grid = rng.integers(0, 256, size=(rows, columns)).astype(np.float32) / np.float32(255)
     y, x = np.arange(height), np.arange(width)
@@ -254,14 +258,14 @@ def smooth_noise(rng: np.random.Generator, height: int, width: int, cell: int) -
     upper, lower = grid[y // cell], grid[y // cell + 1]
     lines = upper + (lower - upper) * down
     before, after = lines[:, x // cell], lines[:, x // cell + 1]
-    smooth: Plane = before + (after - before) * right
+    smooth: FloatArray = before + (after - before) * right
     return smooth
 
 
-def draw_side(rng: np.random.Generator, camera: Camera) -> Side:
-    """Which side of a person this camera happens to see."""
+def sample_side(rng: np.random.Generator, camera: Camera) -> Side:
+    """Sample the side of a person that the camera sees."""
     front, back, _ = camera.sides
-    left = between(rng, 0, sum(camera.sides))
+    left = uniform(rng, 0, sum(camera.sides))
     if left < front:
         return "front"
     return "back" if left < front + back else "side"

@@ -1,4 +1,4 @@
-"""An overview picture of a synthetic data set, for its documentation."""
+"""Contact sheet of a synthetic data set, for its documentation."""
 
 import json
 from pathlib import Path
@@ -13,17 +13,17 @@ _CELL = (64, 128)
 _GAP = 4
 _LABEL = 104
 _HEAD = 18
-_PAPER, _INK, _EMPTY = (250, 250, 248), (40, 40, 40), (232, 232, 230)
+_BACKGROUND, _TEXT, _EMPTY = (250, 250, 248), (40, 40, 40), (232, 232, 230)
 
 
 def contact_sheet(root: Path, path: Path, *, identities: int = 4, hard_pairs: int = 3) -> Path:
-    """Draw an overview: people down, cameras across, two pictures each; then junk and distractors.
+    """Write a contact sheet with one row per person, junk and distractors, and two images per camera.
 
     Args:
-        root: a synthetic data set.
-        path: picture file to write; its ending chooses the format.
-        identities: test identities without a double to show.
-        hard_pairs: test pairs to show, one below the other, of different details as far as there are.
+        root: folder of a synthetic data set.
+        path: image file to write; its suffix selects the format.
+        identities: number of test identities outside hard pairs to show.
+        hard_pairs: number of hard pairs to show, each with another detail.
 
     Returns:
         ``path``.
@@ -33,8 +33,8 @@ def contact_sheet(root: Path, path: Path, *, identities: int = 4, hard_pairs: in
     test = [*data.query, *data.gallery]
     cameras = record["cameras"]
     pairs = [pair for pair in record["hard_pairs"] if pair["split"] == "test"]
-    doubles = {pid for pair in pairs for pid in pair["pids"]}
-    single = sorted({sample.pid for sample in test} - doubles - {0})[:identities]
+    paired = {pid for pair in pairs for pid in pair["pids"]}
+    single = sorted({sample.pid for sample in test} - paired - {0})[:identities]
     rows = [(f"{pid:04d}", _by_camera(test, pid, cameras)) for pid in single]
     for number, pair in enumerate(_first_of_each(pairs, "detail")[:hard_pairs], start=1):
         for pid in pair["pids"]:
@@ -48,7 +48,7 @@ def contact_sheet(root: Path, path: Path, *, identities: int = 4, hard_pairs: in
 
 
 def _junk(root: Path, cameras: int) -> list[Sample]:
-    """Junk images, which a loaded data set counts but does not list."""
+    """Return the junk images, which a loaded data set counts but does not list."""
     folder = root / "bounding_box_test"
     return [
         Sample(path, -1, camera)
@@ -75,19 +75,19 @@ def _by_camera(samples: list[Sample], pid: int, cameras: int) -> list[Path | Non
 def _lay_out(rows: list[tuple[str, list[Path | None]]], cameras: int) -> Image.Image:
     step = (_CELL[0] + _GAP, _CELL[1] + _GAP)
     size = (_LABEL + 2 * cameras * step[0] + cameras * _GAP, _HEAD + len(rows) * step[1])
-    sheet = Image.new("RGB", size, _PAPER)
+    sheet = Image.new("RGB", size, _BACKGROUND)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     for camera in range(cameras):
         x = _LABEL + camera * (2 * step[0] + _GAP)
-        pen.text((x, 1), f"camera {camera + 1}", _INK, font)
+        pen.text((x, 1), f"camera {camera + 1}", _TEXT, font)
     for row, (label, cells) in enumerate(rows):
         y = _HEAD + row * step[1]
-        pen.multiline_text((_GAP, y + 40), label, _INK, font)
+        pen.multiline_text((_GAP, y + 40), label, _TEXT, font)
         for column, cell in enumerate(cells):
             x = _LABEL + column * step[0] + column // 2 * _GAP
             if cell is None:
                 pen.rectangle((x, y, x + _CELL[0] - 1, y + _CELL[1] - 1), _EMPTY)
             else:
-                with Image.open(cell) as picture:
-                    sheet.paste(picture, (x, y))
+                with Image.open(cell) as image:
+                    sheet.paste(image, (x, y))
     return sheet

@@ -1,6 +1,6 @@
-"""The embedded data set: people drawn by a program, in Market-1501's own layout (docs/synthetic.md).
+"""Generation and loading of the embedded data set, in the layout of Market-1501 (docs/synthetic.md).
 
-Scores on it show whether a method works at all; they say nothing about any real benchmark.
+Scores on it show whether a method works at all; they say nothing about a real benchmark.
 """
 
 import io
@@ -21,27 +21,27 @@ from sharpreid.data.market1501 import load_market1501
 from sharpreid.data.progress_bar import ProgressCallback, progress_bar
 from sharpreid.data.reid_data import DataError, HardPair, ReIDData
 from sharpreid.data.synthetic.cameras import Pixels
-from sharpreid.data.synthetic.world import (
+from sharpreid.data.synthetic.plan import (
     DISTRACTOR,
     JUNK,
     QUERY,
     TEST,
     TRAIN,
     Plan,
-    SyntheticWorld,
-    draw_pictures,
-    plan_world,
+    SyntheticParams,
+    plan_images,
+    render_images,
 )
 
 GENERATOR_VERSION = 1
-"""Raised whenever the same seed gives other pixels than before."""
+"""Version of the generator; increased when the same seed gives other pixels."""
 
 RECORD = "synthetic.json"
-"""File beside the folders: generator version, seed, sizes, counts and hard pairs."""
+"""File beside the folders with generator version, seed, parameters, counts and hard pairs."""
 
 _COUNTED = ("train_images", "query_images", "gallery_images", "junk_images", "distractor_images")
 _JPEG_QUALITY = 90
-_ADVICE = "name another root, or delete this one to have the data set made again"
+_ADVICE = "name another folder by data.source.root=/path, or delete this one to generate the data set again"
 
 _log = logging.getLogger(__name__)
 
@@ -49,13 +49,13 @@ _log = logging.getLogger(__name__)
 def load_synthetic(
     *, root: str | Path, seed: int, name: str = "synthetic", progress: ProgressCallback | None = None
 ) -> ReIDData:
-    """The default data set; made first if ``root`` does not hold it yet.
+    """Load the embedded data set, and first generate it if ``root`` does not have it.
 
     Args:
         root: folder of the data set.
-        seed: of the world, not of the training.
-        name: as printed with scores.
-        progress: see `generate`; None shows a bar.
+        seed: seed of the generator, not of the training.
+        name: name that is printed with scores.
+        progress: see `generate`; None shows a progress bar.
 
     Returns:
         The data set, as `load_market1501` reads it.
@@ -67,7 +67,7 @@ def load_synthetic(
     if progress is not None:
         place = ensure(Path(root), seed=seed, progress=progress)
     else:
-        with progress_bar("drawing the synthetic data set") as progress:
+        with progress_bar("generating the synthetic data set") as progress:
             place = ensure(Path(root), seed=seed, progress=progress)
     record = read_record(place)
     data = load_market1501(root=place, name=name, expected=record["counts"], synthetic=True)
@@ -75,77 +75,77 @@ def load_synthetic(
 
 
 def _test_pairs(record: Mapping[str, Any]) -> tuple[HardPair, ...]:
-    """The hard pairs among the test people."""
+    """Return the hard pairs of the test identities."""
     pairs = (pair for pair in record.get("hard_pairs", ()) if pair["split"] == "test")
     return tuple(HardPair(tuple(pair["pids"]), pair["detail"]) for pair in pairs)
 
 
 def ensure(
-    root: Path, *, seed: int, world: SyntheticWorld | None = None, progress: ProgressCallback | None = None
+    root: Path, *, seed: int, params: SyntheticParams | None = None, progress: ProgressCallback | None = None
 ) -> Path:
-    """Make the data set unless it is already there.
+    """Generate the data set unless it exists.
 
     Args:
         root: folder of the data set.
-        seed: of the world.
-        world: size and difficulty; None takes the defaults.
+        seed: seed of the generator.
+        params: size and difficulty; None takes the defaults.
         progress: see `generate`.
 
     Returns:
         The folder, absolute.
 
     Raises:
-        DataError: ``root`` holds something else: another seed, size or generator version, an incomplete copy,
-            or files that are not this data set's.
+        DataError: ``root`` has something else: another seed, other parameters, another generator version, an
+            incomplete copy, or other files.
         OSError: ``root`` cannot be written.
     """
-    world = world or SyntheticWorld()
+    params = params or SyntheticParams()
     root = root.expanduser().resolve()
-    if _is_taken(root):
-        _check(root, seed, world)
+    if _exists(root):
+        _check(root, seed, params)
         return root
-    return generate(root, seed=seed, world=world, progress=progress)
+    return generate(root, seed=seed, params=params, progress=progress)
 
 
 def generate(
-    root: Path, *, seed: int, world: SyntheticWorld | None = None, progress: ProgressCallback | None = None
+    root: Path, *, seed: int, params: SyntheticParams | None = None, progress: ProgressCallback | None = None
 ) -> Path:
-    """Draw the data set.
+    """Generate the data set.
 
-    It is written into a hidden folder beside ``root`` that is renamed when complete, so an interrupted run
-    leaves no ``root``. Where several processes start at once, the first to finish wins and the others use its
-    copy.
+    The images are written into a hidden folder beside ``root``, which is renamed when complete, so that an
+    interrupted run leaves no ``root``. If several processes run at once, all use the copy of the first one
+    that finishes.
 
     Args:
-        root: folder to make; it must not exist yet, or be empty.
-        seed: every pixel follows from it, from ``world`` and from `GENERATOR_VERSION`.
-        world: size and difficulty; None takes the defaults.
-        progress: called with (pictures written, pictures in all), after each one.
+        root: folder of the data set; must not exist, or be empty.
+        seed: seed of the generator. Seed, ``params`` and `GENERATOR_VERSION` determine every pixel.
+        params: size and difficulty; None takes the defaults.
+        progress: called with (finished images, all images) after each image.
 
     Returns:
         The folder, absolute.
 
     Raises:
-        DataError: ``root`` is taken.
-        OSError: it cannot be written; says what to do.
+        DataError: ``root`` exists and is not empty.
+        OSError: ``root`` cannot be written; the message says what to do.
         ValueError: ``seed`` is negative.
     """
     if seed < 0:
-        raise ValueError(f"seed must be at least 0, got {seed}")
-    world = world or SyntheticWorld()
+        raise ValueError(f"data.source.seed must be at least 0, got {seed}")
+    params = params or SyntheticParams()
     root = root.expanduser().resolve()
-    if _is_taken(root):
+    if _exists(root):
         raise DataError(f"{root}: exists already; {_ADVICE}")
     draft = root.with_name(f".{root.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    _log.info("making the synthetic data set in %s", root)
+    _log.info("generating the synthetic data set in %s", root)
     try:
-        _write(draft, seed, world, progress)
-        _publish(draft, root, seed, world)
+        _write(draft, seed, params, progress)
+        _publish(draft, root, seed, params)
     except OSError as error:
         raise OSError(
             error.errno,
-            f"{root}: the synthetic data set cannot be written ({error.strerror or error}); name a root "
-            "on a disk that you may write to and that has room",
+            f"{root}: the synthetic data set cannot be written ({error.strerror or error}); name a "
+            "writable folder with enough room by data.source.root=/path",
         ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -153,47 +153,47 @@ def generate(
 
 
 def encode(pixels: Pixels) -> bytes:
-    """A picture, (H, W, 3) RGB, as JPEG."""
+    """Encode an image, (H, W, 3), RGB, as JPEG."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling="4:2:0")
     return buffer.getvalue()
 
 
-def _write(draft: Path, seed: int, world: SyntheticWorld, progress: ProgressCallback | None) -> None:
+def _write(draft: Path, seed: int, params: SyntheticParams, progress: ProgressCallback | None) -> None:
     for folder in (TRAIN, QUERY, TEST):
         (draft / folder).mkdir(parents=True)
-    plan = plan_world(seed, world)
-    for done, picture in enumerate(draw_pictures(seed, world, plan), start=1):
-        (draft / picture.shot.folder / picture.shot.name).write_bytes(encode(picture.pixels))
+    plan = plan_images(seed, params)
+    for done, image in enumerate(render_images(seed, params, plan), start=1):
+        (draft / image.shot.folder / image.shot.name).write_bytes(encode(image.pixels))
         if progress is not None:
             progress(done, len(plan.shots))
     record = {
-        **_recipe(seed, world),
-        "counts": _count(plan),
+        **_describe(seed, params),
+        "counts": count_images(plan),
         "hard_pairs": [pair._asdict() for pair in plan.hard_pairs],
     }
     (draft / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def _publish(draft: Path, root: Path, seed: int, world: SyntheticWorld) -> None:
+def _publish(draft: Path, root: Path, seed: int, params: SyntheticParams) -> None:
     try:
         draft.rename(root)
     except OSError:
-        if not _is_taken(root):
+        if not _exists(root):
             raise
-        _check(root, seed, world)
+        _check(root, seed, params)
 
 
-def _is_taken(root: Path) -> bool:
+def _exists(root: Path) -> bool:
     return root.exists() and (not root.is_dir() or any(root.iterdir()))
 
 
-def _recipe(seed: int, world: SyntheticWorld) -> dict[str, Any]:
-    sizes = {name: list(size) if isinstance(size, tuple) else size for name, size in asdict(world).items()}
+def _describe(seed: int, params: SyntheticParams) -> dict[str, Any]:
+    sizes = {name: list(size) if isinstance(size, tuple) else size for name, size in asdict(params).items()}
     return {"generator_version": GENERATOR_VERSION, "seed": seed, **sizes}
 
 
-def _count(plan: Plan) -> dict[str, int]:
+def count_images(plan: Plan) -> dict[str, int]:
     images = Counter(shot.folder for shot in plan.shots)
     people = {folder: {shot.pid for shot in plan.shots if shot.folder == folder} for folder in images}
     special = Counter(shot.pid for shot in plan.shots if shot.pid <= 0)
@@ -209,10 +209,11 @@ def _count(plan: Plan) -> dict[str, int]:
 
 
 def read_record(root: Path) -> dict[str, Any]:
+    """Read `RECORD` of the data set in ``root``; raise DataError if there is none or it is damaged."""
     path = root / RECORD
     if not path.is_file():
         found = ", ".join(sorted(entry.name for entry in root.iterdir())[:5]) if root.is_dir() else "a file"
-        raise DataError(f"{root}: no {RECORD}, so not a synthetic data set; found {found}: {_ADVICE}")
+        raise DataError(f"{root}: not a synthetic data set (no {RECORD}, found {found}); {_ADVICE}")
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if not all(isinstance(record["counts"][what], int) for what in _COUNTED):
@@ -222,15 +223,15 @@ def read_record(root: Path) -> dict[str, Any]:
     return record
 
 
-def _check(root: Path, seed: int, world: SyntheticWorld) -> None:
+def _check(root: Path, seed: int, params: SyntheticParams) -> None:
     record = read_record(root)
     differences = [
         f"{name} is {record.get(name)}, wanted {wanted}"
-        for name, wanted in _recipe(seed, world).items()
+        for name, wanted in _describe(seed, params).items()
         if record.get(name) != wanted
     ]
     if differences:
-        raise DataError(f"{root}: another synthetic data set: {'; '.join(differences)}. Either {_ADVICE}")
+        raise DataError(f"{root}: another synthetic data set, {'; '.join(differences)}; {_ADVICE}")
     counts = record["counts"]
     wanted_in = {
         TRAIN: counts["train_images"],
@@ -240,4 +241,6 @@ def _check(root: Path, seed: int, world: SyntheticWorld) -> None:
     for folder, wanted in wanted_in.items():
         found = len(list((root / folder).glob("*.jpg")))
         if found != wanted:
-            raise DataError(f"{root / folder}: {found} pictures, wanted {wanted}; it is damaged: {_ADVICE}")
+            raise DataError(
+                f"{root / folder}: {found} images instead of {wanted}, the copy is damaged; {_ADVICE}"
+            )

@@ -1,8 +1,8 @@
-"""Smooth-edged shapes for the synthetic data set, drawn with exactly rounded arithmetic only.
+"""Rasterisation of antialiased shapes, bit-equal on every machine.
 
-Every pixel comes from IEEE additions, multiplications, divisions, square roots and comparisons on float32, so
-the same drawing has the same bits on every machine. That is why nothing here calls a sine, a power or a
-matrix product.
+Every pixel comes from additions, multiplications, divisions, square roots and comparisons on float32, which
+IEEE 754 rounds exactly. Sines, powers and matrix products are not used, because their last bits differ
+between machines. Drawing libraries give no such guarantee; that is why the rasteriser is ours.
 """
 
 import math
@@ -15,19 +15,19 @@ import numpy.typing as npt
 
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
-Plane = npt.NDArray[np.float32]
+FloatArray = npt.NDArray[np.float32]
 Pattern = Literal["plain", "bands", "pinstripes", "checks", "halves", "dots"]
 
 
 @dataclass(frozen=True)
 class Fabric:
-    """What a shape is filled with.
+    """Fill of a shape: one or two colours and a pattern.
 
     Attributes:
         colour: RGB, 0 to 255.
-        second: the other colour of the pattern.
-        pattern: how the two colours alternate.
-        period: of the pattern, in units of the pen.
+        second: second colour of the pattern, RGB.
+        pattern: arrangement of the two colours.
+        period: of the pattern, in the units of the canvas.
     """
 
     colour: Colour
@@ -35,10 +35,10 @@ class Fabric:
     pattern: Pattern = "plain"
     period: float = 0.08
 
-    def share_of_second(self, x: Plane, y: Plane, sharpness: float) -> Plane:
-        """Weight of the second colour at each point, in [0, 1]; not asked for a plain fabric."""
+    def share_of_second(self, x: FloatArray, y: FloatArray, sharpness: float) -> FloatArray:
+        """Return the weight of the second colour at each point, in [0, 1]; undefined for a plain fabric."""
         if self.pattern == "halves":
-            lower: Plane = np.clip((y - np.float32(0.33)) * np.float32(sharpness), 0, 1)
+            lower: FloatArray = np.clip((y - np.float32(0.33)) * np.float32(sharpness), 0, 1)
             return lower + np.zeros_like(x)
         across, along = _stripe(x, self.period, sharpness), _stripe(y, self.period, sharpness)
         if self.pattern == "bands":
@@ -50,21 +50,23 @@ class Fabric:
         return across * along
 
 
-class Pen:
-    """Draws on a picture in its own units: the origin is the crown of a person's head, 1 is their height.
+class Canvas:
+    """Image with a coordinate system of its own, on which shapes are drawn.
+
+    For a person the origin is the crown of the head and the unit is the height of the person.
 
     Args:
-        picture: (3, height, width) float32, 0 to 255; drawn on in place.
+        image: (3, height, width) float32, 0 to 255; modified in place.
         left: column of the origin, pixels.
         top: row of the origin, pixels.
         unit: pixels per unit.
-        mirrored: x points to the left.
-        light: brightness added towards the right edge of a shape and taken away at its left, a fraction.
+        mirrored: True if x points to the left.
+        light: fraction of the brightness that is added at the right edge of a shape and removed at the left.
     """
 
     def __init__(
         self,
-        picture: Plane,
+        image: FloatArray,
         *,
         left: float,
         top: float,
@@ -72,17 +74,17 @@ class Pen:
         mirrored: bool = False,
         light: float = 0.0,
     ) -> None:
-        self.picture = picture
+        self.image = image
         self.left, self.top, self.unit = left, top, unit
         self.sign = -1.0 if mirrored else 1.0
         self.light = light * self.sign
-        columns = np.arange(picture.shape[2], dtype=np.float32) + np.float32(0.5)
-        rows = np.arange(picture.shape[1], dtype=np.float32) + np.float32(0.5)
+        columns = np.arange(image.shape[2], dtype=np.float32) + np.float32(0.5)
+        rows = np.arange(image.shape[1], dtype=np.float32) + np.float32(0.5)
         self.x = ((columns - np.float32(left)) / np.float32(self.sign * unit))[None, :]
         self.y = ((rows - np.float32(top)) / np.float32(unit))[:, None]
 
     def limb(self, start: Point, end: Point, radii: Point, fabric: Fabric, *, opacity: float = 1.0) -> None:
-        """A stroke with round ends, of radius ``radii[0]`` at ``start`` and ``radii[1]`` at ``end``."""
+        """Draw a stroke with round ends, of radius ``radii[0]`` at ``start`` and ``radii[1]`` at ``end``."""
         reach = max(radii)
         window = self._window(
             min(start[0], end[0]) - reach,
@@ -104,7 +106,7 @@ class Pen:
     def ellipse(
         self, centre: Point, radii: Point, fabric: Fabric, *, above: float | None = None, opacity: float = 1.0
     ) -> None:
-        """An ellipse, or the part of it that lies above the height ``above``."""
+        """Draw an ellipse, or only its part above the height ``above``."""
         bottom = centre[1] + radii[1] if above is None else min(centre[1] + radii[1], above)
         window = self._window(centre[0] - radii[0], centre[1] - radii[1], centre[0] + radii[0], bottom)
         if window is None:
@@ -116,7 +118,7 @@ class Pen:
         self._fill(window, np.maximum(distance, cut), x, fabric, opacity)
 
     def ring(self, centre: Point, radius: float, thickness: float, fabric: Fabric) -> None:
-        """A circle's outline."""
+        """Draw the outline of a circle."""
         reach = radius + thickness
         window = self._window(centre[0] - reach, centre[1] - reach, centre[0] + reach, centre[1] + reach)
         if window is None:
@@ -126,7 +128,7 @@ class Pen:
         self._fill(window, distance, x / np.float32(radius), fabric, 1.0)
 
     def box(self, centre: Point, half: Point, corner: float, fabric: Fabric, *, opacity: float = 1.0) -> None:
-        """A rectangle of half sizes ``half`` with rounded corners."""
+        """Draw a rectangle of half sizes ``half`` with rounded corners of radius ``corner``."""
         window = self._window(
             centre[0] - half[0], centre[1] - half[1], centre[0] + half[0], centre[1] + half[1]
         )
@@ -141,12 +143,12 @@ class Pen:
         self._fill(window, distance, x / np.float32(half[0]), fabric, opacity)
 
     def silhouette(self, outline: tuple[Point, ...], centre: Point, fabric: Fabric) -> None:
-        """A shape with a vertical axis, like a torso or a skirt.
+        """Draw a shape with a vertical axis, such as a torso or a skirt.
 
         Args:
-            outline: (y, half width), from top to bottom.
+            outline: points (y, half width) from top to bottom.
             centre: x of the axis at the top and at the bottom.
-            fabric: filling.
+            fabric: fill.
         """
         top, bottom = outline[0][0], outline[-1][0]
         widest = max(half for _, half in outline)
@@ -154,18 +156,18 @@ class Pen:
         if window is None:
             return
         y = self.y[window[0]]
-        half: Plane = np.full_like(y, outline[0][1])
+        half: FloatArray = np.full_like(y, outline[0][1])
         for (upper, before), (lower, after) in pairwise(outline):
             step = np.clip((y - np.float32(upper)) / np.float32(lower - upper), 0, 1)
             half += step * np.float32(after - before)
         lean = np.float32((centre[1] - centre[0]) / (bottom - top))
-        x: Plane = self.x[:, window[1]] - (np.float32(centre[0]) + (y - np.float32(top)) * lean)
+        x: FloatArray = self.x[:, window[1]] - (np.float32(centre[0]) + (y - np.float32(top)) * lean)
         ends = np.maximum(np.float32(top) - y, y - np.float32(bottom))
         self._fill(window, np.maximum(np.abs(x) - half, ends), x / half, fabric, 1.0)
 
     def _window(self, x0: float, y0: float, x1: float, y1: float) -> tuple[slice, slice] | None:
         first, last = sorted((self.left + self.sign * x0 * self.unit, self.left + self.sign * x1 * self.unit))
-        _, height, width = self.picture.shape
+        _, height, width = self.image.shape
         columns = slice(max(0, math.floor(first) - 1), min(width, math.ceil(last) + 1))
         rows = slice(
             max(0, math.floor(self.top + y0 * self.unit) - 1),
@@ -174,12 +176,17 @@ class Pen:
         return (rows, columns) if columns.start < columns.stop and rows.start < rows.stop else None
 
     def _fill(
-        self, window: tuple[slice, slice], distance: Plane, across: Plane, fabric: Fabric, opacity: float
+        self,
+        window: tuple[slice, slice],
+        distance: FloatArray,
+        across: FloatArray,
+        fabric: Fabric,
+        opacity: float,
     ) -> None:
         cover = np.clip(np.float32(0.5) - distance * np.float32(self.unit), 0, 1) * np.float32(opacity)
         across = np.clip(across, -1, 1)
         shade = np.float32(1.06) - across * across * np.float32(0.28) + across * np.float32(self.light)
-        region = self.picture[:, window[0], window[1]]
+        region = self.image[:, window[0], window[1]]
         colour = np.array(fabric.colour, dtype=np.float32)[:, None, None]
         if fabric.pattern != "plain":
             weight = fabric.share_of_second(self.x[:, window[1]], self.y[window[0]], self.unit)
@@ -188,9 +195,9 @@ class Pen:
         region += cover * (colour * shade - region)
 
 
-def _stripe(position: Plane, period: float, sharpness: float) -> Plane:
+def _stripe(position: FloatArray, period: float, sharpness: float) -> FloatArray:
     cycle = position / np.float32(period)
     cycle = cycle - np.floor(cycle)
     edge = (np.abs(cycle - np.float32(0.5)) - np.float32(0.25)) * np.float32(period * sharpness)
-    weight: Plane = np.clip(edge + np.float32(0.5), 0, 1)
+    weight: FloatArray = np.clip(edge + np.float32(0.5), 0, 1)
     return weight

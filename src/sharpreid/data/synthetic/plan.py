@@ -1,4 +1,4 @@
-"""The synthetic data set as a whole: who is seen, where and how often. Of files it knows only the names."""
+"""Plan of the synthetic data set: its people, hard pairs and images, and their rendering."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ from typing import NamedTuple
 import numpy as np
 
 from sharpreid.data.synthetic.cameras import CAMERAS, Pixels
-from sharpreid.data.synthetic.people import DETAILS, Detail, Person, chance, draw_person, twin
-from sharpreid.data.synthetic.scenes import Box, Place
+from sharpreid.data.synthetic.people import DETAILS, Detail, Person, chance, make_pair, sample_person
+from sharpreid.data.synthetic.scenes import BoxQuality, CameraScene
 
 TRAIN, QUERY, TEST = "bounding_box_train", "query", "bounding_box_test"
-"""Folders of Market-1501's layout."""
+"""Folders of the layout of Market-1501."""
 
 DISTRACTOR, JUNK = 0, -1
-"""Identities that Market-1501 gives to people who are nobody's match and to boxes that miss."""
+"""Identities of Market-1501 for people who match no query and for boxes that miss."""
 
 _MAX_FRAME_STEP = 60
 _MAX_IDENTITY = 9999
@@ -23,23 +23,23 @@ _EMPTY_JUNK = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
-class SyntheticWorld:
-    """How large and how hard the data set is.
+class SyntheticParams:
+    """Size and difficulty of the data set.
 
     Args:
-        train_identities: people to train on.
-        test_identities: other people, to test on.
-        train_hard_pairs: pairs among the training people who differ in one small detail only.
-        test_hard_pairs: such pairs among the test people.
-        cameras: how many of `CAMERAS` there are.
+        train_identities: number of training identities.
+        test_identities: number of test identities.
+        train_hard_pairs: number of pairs of training identities that differ in one small detail.
+        test_hard_pairs: number of such pairs of test identities.
+        cameras: number of cameras; the first ones of `CAMERAS` are used.
         cameras_per_identity: least and greatest number of cameras that see a person.
-        images_per_camera: least and greatest number of pictures of a person by one camera; in the test set
-            one of them is the query.
-        junk: pictures of identity -1: boxes that miss.
-        distractors: pictures of identity 0000: people who are nobody's match.
-        camera_strength: how much the cameras' colours and light differ, 0 is not at all.
-        obstruction: probability of an obstacle, and of a passer-by, in a picture.
-        poor_boxes: share of people's pictures whose box is misaligned or of the wrong size.
+        images_per_camera: least and greatest number of images of a person from one camera. One of them is the
+            query in the test set.
+        junk: number of images of identity -1, whose boxes miss.
+        distractors: number of images of identity 0000, people who match no query.
+        camera_strength: difference between the colours and the light of the cameras; 0 is none.
+        obstruction: probability of an obstacle, and of a passer-by, in an image.
+        poor_boxes: fraction of images of people with a misaligned box or one of the wrong size.
 
     Raises:
         ValueError: a number is out of range.
@@ -94,57 +94,57 @@ class SyntheticWorld:
 
 
 class HardPair(NamedTuple):
-    """Two people who differ in one small detail only."""
+    """Two people who differ in one small detail."""
 
     split: str
-    """Train or test."""
+    """``train`` or ``test``."""
     pids: tuple[int, int]
     detail: Detail
 
 
 class Shot(NamedTuple):
-    """A picture to be taken."""
+    """A planned image."""
 
     folder: str
     name: str
     pid: int
     camera: int
-    """1-based."""
+    """Camera, counted from 1."""
     number: int
-    """Of this person's pictures by this camera; junk and distractors are numbered through."""
+    """Number among the images of this person by this camera, or among all junk images or all distractors."""
 
 
-class Picture(NamedTuple):
-    """A picture before it is encoded."""
+class RenderedImage(NamedTuple):
+    """An image before it is encoded."""
 
     shot: Shot
     pixels: Pixels
-    """(128, 64, 3) RGB."""
+    """(128, 64, 3), RGB."""
 
 
 class Plan(NamedTuple):
-    """Everything but the pixels."""
+    """The data set without its pixels."""
 
     people: dict[int, Person]
     hard_pairs: tuple[HardPair, ...]
     shots: tuple[Shot, ...]
 
 
-def plan_world(seed: int, world: SyntheticWorld) -> Plan:
-    """Decide who exists and who is seen when, by which camera and how often.
+def plan_images(seed: int, params: SyntheticParams) -> Plan:
+    """Plan people, hard pairs and images.
 
     Args:
-        seed: of the world, at least 0.
-        world: size.
+        seed: seed of the generator, at least 0.
+        params: size and difficulty.
 
     Returns:
-        The plan; training identities are numbered from 1, test identities follow.
+        The plan. Training identities are numbered from 1, and test identities follow.
     """
     people: dict[int, Person] = {}
     pairs: list[HardPair] = []
     for split, count, pair_count in (
-        ("train", world.train_identities, world.train_hard_pairs),
-        ("test", world.test_identities, world.test_hard_pairs),
+        ("train", params.train_identities, params.train_hard_pairs),
+        ("test", params.test_identities, params.test_hard_pairs),
     ):
         rng = _rng(seed, 1, len(people))
         first = len(people) + 1
@@ -152,35 +152,37 @@ def plan_world(seed: int, world: SyntheticWorld) -> Plan:
         for number in range(pair_count):
             detail = DETAILS[number % len(DETAILS)]
             two = pids[2 * number], pids[2 * number + 1]
-            people[two[0]], people[two[1]] = twin(rng, draw_person(rng), detail)
+            people[two[0]], people[two[1]] = make_pair(rng, sample_person(rng), detail)
             pairs.append(HardPair(split, (min(two), max(two)), detail))
         for pid in pids[2 * pair_count :]:
-            people[pid] = draw_person(rng)
-    return Plan(people, tuple(pairs), tuple(_plan_shots(_rng(seed, 2), world, sorted(people))))
+            people[pid] = sample_person(rng)
+    return Plan(people, tuple(pairs), tuple(_plan_shots(_rng(seed, 2), params, sorted(people))))
 
 
-def draw_pictures(seed: int, world: SyntheticWorld, plan: Plan) -> Iterator[Picture]:
-    """Take all pictures of ``plan``, in order. None depends on another: each has its own random stream."""
-    places = [
-        Place(camera, _rng(seed, 3, number), strength=world.camera_strength, obstruction=world.obstruction)
-        for number, camera in enumerate(CAMERAS[: world.cameras], start=1)
+def render_images(seed: int, params: SyntheticParams, plan: Plan) -> Iterator[RenderedImage]:
+    """Render the images of ``plan`` in order, each from a random stream of its own."""
+    scenes = [
+        CameraScene(
+            camera, _rng(seed, 3, number), strength=params.camera_strength, obstruction=params.obstruction
+        )
+        for number, camera in enumerate(CAMERAS[: params.cameras], start=1)
     ]
     for shot in plan.shots:
         person: Person | None
         if shot.pid > 0:
             rng = _rng(seed, 4, shot.pid, shot.camera, shot.number)
             visit = _rng(seed, 5, shot.pid, shot.camera)
-            person, box = plan.people[shot.pid], _box(rng, world.poor_boxes)
+            person, box = plan.people[shot.pid], _sample_box_quality(rng, params.poor_boxes)
         else:
             rng = visit = _rng(seed, 6 - shot.pid, shot.number)
-            person, box = draw_person(rng), _box(rng, _POOR_DISTRACTORS)
+            person, box = sample_person(rng), _sample_box_quality(rng, _POOR_DISTRACTORS)
             if shot.pid == JUNK:
                 person, box = None if chance(rng, _EMPTY_JUNK) else person, "useless"
-        yield Picture(shot, places[shot.camera - 1].picture(rng, person, visit=visit, box=box))
+        yield RenderedImage(shot, scenes[shot.camera - 1].render(rng, person, visit=visit, box=box))
 
 
-def _plan_shots(rng: np.random.Generator, world: SyntheticWorld, pids: list[int]) -> Iterator[Shot]:
-    frames = dict.fromkeys(range(1, world.cameras + 1), 0)
+def _plan_shots(rng: np.random.Generator, params: SyntheticParams, pids: list[int]) -> Iterator[Shot]:
+    frames = dict.fromkeys(range(1, params.cameras + 1), 0)
 
     def shot(folder: str, pid: int, camera: int, number: int) -> Shot:
         frames[camera] += 1 + int(rng.integers(_MAX_FRAME_STEP))
@@ -189,15 +191,15 @@ def _plan_shots(rng: np.random.Generator, world: SyntheticWorld, pids: list[int]
         return Shot(folder, f"{person}_c{camera}s1_{frames[camera]:06d}_{box:02d}.jpg", pid, camera, number)
 
     for pid in pids:
-        seen_by = _shuffled(rng, world.cameras)[: _within(rng, world.cameras_per_identity)]
+        seen_by = _shuffled(rng, params.cameras)[: _within(rng, params.cameras_per_identity)]
         for camera in sorted(index + 1 for index in seen_by):
-            for number in range(_within(rng, world.images_per_camera)):
+            for number in range(_within(rng, params.images_per_camera)):
                 test_folder = QUERY if number == 0 else TEST
-                folder = TRAIN if pid <= world.train_identities else test_folder
+                folder = TRAIN if pid <= params.train_identities else test_folder
                 yield shot(folder, pid, camera, number)
-    for pid, count in ((JUNK, world.junk), (DISTRACTOR, world.distractors)):
+    for pid, count in ((JUNK, params.junk), (DISTRACTOR, params.distractors)):
         for number in range(count):
-            yield shot(TEST, pid, 1 + int(rng.integers(world.cameras)), number)
+            yield shot(TEST, pid, 1 + int(rng.integers(params.cameras)), number)
 
 
 def _rng(seed: int, *stream: int) -> np.random.Generator:
@@ -212,5 +214,5 @@ def _within(rng: np.random.Generator, limits: tuple[int, int]) -> int:
     return int(rng.integers(limits[0], limits[1] + 1))
 
 
-def _box(rng: np.random.Generator, poor: float) -> Box:
+def _sample_box_quality(rng: np.random.Generator, poor: float) -> BoxQuality:
     return "poor" if chance(rng, poor) else "good"
