@@ -91,6 +91,14 @@ def write_mat(path: Path, *, test_sets: Any = TEST_SETS, kinds: tuple[str, ...] 
     return path
 
 
+def write_fake_dataset(root: Path) -> list[str]:
+    """Write a small cuhk-03.mat and unpack its images; return the overrides that select them."""
+    root.mkdir(parents=True)
+    unpack(write_mat(root / MAT), root / "images")
+    batch = ["data.validation_identities=0", "data.identities_per_batch=2"]
+    return [f"data.source.root={root}", "data.source.allow_subset=true", *batch]
+
+
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """cuhk-03.mat; tests only read it."""

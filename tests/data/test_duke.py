@@ -6,6 +6,7 @@ import pytest
 
 from sharpreid.data.duke import PUBLISHED, load_duke
 from sharpreid.data.reid_data import DataError
+from tests.data.fake_images import paint_folders
 
 FILES = {
     "bounding_box_train": (
@@ -30,6 +31,12 @@ COUNTS = {
     "gallery_images": 4,
     "gallery_identities": 3,
 }
+
+
+def write_fake_dataset(root: Path) -> list[str]:
+    """Write a small data set in the real layout; return the overrides that select it."""
+    paint_folders(root, lambda person, camera, number: f"{person:04d}_c{camera}_f{number:07d}.jpg")
+    return [f"data.source.root={root}", "data.source.allow_subset=true"]
 
 
 @pytest.fixture

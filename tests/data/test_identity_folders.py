@@ -6,6 +6,16 @@ import pytest
 
 from sharpreid.data.identity_folders import load_identity_folders
 from sharpreid.data.reid_data import DataError, identities
+from tests.data.fake_images import PEOPLE, paint
+
+
+def write_fake_dataset(root: Path) -> list[str]:
+    """Write a folder of small images per person; return the overrides that select it."""
+    for person in PEOPLE:
+        for number in range(3):
+            paint(root / ("train" if person <= 4 else "test") / f"person {person}" / f"{person}_{number}.jpg")
+    validated = ["data.validation_identities=1", "data.identities_per_batch=3"]
+    return [f"data.source.root={root}", "data.source.name=shop", *validated]
 
 
 def plant(root: Path, files: dict[str, tuple[str, ...]]) -> Path:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from sharpreid.data.manifest import load_manifest
 from sharpreid.data.reid_data import DataError, ReIDData, split_validation
+from tests.data.fake_images import PEOPLE, paint
 
 Write = Callable[..., Path]
 
@@ -25,6 +26,21 @@ LINES = (
     "j1.jpg,junk,yard,gallery",
 )
 """Lines 2 to 10 of a manifest."""
+
+
+def write_fake_dataset(root: Path, cameras: tuple[str, str] = ("door", "yard")) -> list[str]:
+    """Write a manifest of small images, some with a box; return the overrides that select it."""
+    lines = ["path,identity,camera,split,box"]
+    for person in PEOPLE:
+        for number, camera in enumerate(cameras * 2):
+            path = f"Bilder ☂/{person}_{number}.png"
+            paint(root / path, "L" if number else "RGB")
+            split = "train" if person <= 4 else ("query", "gallery")[number > 0]
+            lines.append(f"{path},Person {person},{camera},{split},{'0 0 12 30' if number == 2 else ''}")
+    Image.new("RGB", (1, 1)).save(root / "dot.png")
+    lines.append(f"dot.png,distractor,{cameras[0]},gallery,")
+    (root / "images.csv").write_text("\n".join(lines), encoding="utf-8")
+    return [f"data.source.manifest={root / 'images.csv'}", "data.source.name=shop"]
 
 
 @pytest.fixture

@@ -7,6 +7,13 @@ import pytest
 
 from sharpreid.data.market1501 import PUBLISHED, load_market1501
 from sharpreid.data.reid_data import DataError
+from tests.data.fake_images import paint_folders
+
+
+def write_fake_dataset(root: Path) -> list[str]:
+    """Write a small data set in the real layout; return the overrides that select it."""
+    paint_folders(root, lambda person, camera, number: f"{person:04d}_c{camera}s1_{number:06d}_00.jpg")
+    return [f"data.source.root={root}", "data.source.allow_subset=true"]
 
 
 def test_identity_and_camera_come_from_the_file_name(

@@ -6,6 +6,7 @@ import pytest
 
 from sharpreid.data.msmt17 import PUBLISHED, WITHOUT_VALIDATION, load_msmt17
 from sharpreid.data.reid_data import DataError, identities
+from tests.data.fake_images import paint
 
 LISTS = {
     "list_train.txt": (
@@ -32,6 +33,21 @@ COUNTS = {
     "gallery_images": 3,
     "gallery_identities": 2,
 }
+
+
+def write_fake_dataset(root: Path) -> list[str]:
+    """Write a small data set in the real layout; return the overrides that select it."""
+    lists: dict[str, list[str]] = {"train": [], "val": [], "query": [], "gallery": []}
+    parts = {"train": ("train", "train", "val", "train"), "test": ("query", "query", "gallery", "gallery")}
+    for folder, people in (("train", 4), ("test", 2)):
+        for person in range(people):
+            for number, part in enumerate(parts[folder]):
+                file = f"{person:04d}/{person:04d}_{number:03d}_{1 + number % 2:02d}_0303morning_0008_0.jpg"
+                paint(root / folder / file)
+                lists[part].append(f"{file} {person}")
+    for name, lines in lists.items():
+        (root / f"list_{name}.txt").write_text("\n".join(lines) + "\n")
+    return [f"data.source.root={root}", "data.source.allow_subset=true"]
 
 
 def plant(root: Path, train: str = "train", test: str = "test") -> Path:
