@@ -16,7 +16,8 @@ from torch import Tensor
 
 from sharpreid.atomic_io import replacing
 from sharpreid.config.paths import CONF_DIR
-from sharpreid.data.datamodule import ReIDDataModule, picture_of
+from sharpreid.data.datamodule import ReIDDataModule
+from sharpreid.data.datasets import load_image
 from sharpreid.data.reid_data import Sample
 from sharpreid.evaluation.exact import exact_embeddings
 from sharpreid.report.comparison import (
@@ -278,8 +279,8 @@ def _ranked_list(
     distances = (embeddings[count:] - embeddings[query]).norm(dim=1)
     order = torch.sort(distances, stable=True).indices.tolist()
     chosen = top_ranked(query_sample, gallery, order, exclusion)
-    found = [RankedImage(picture_of(gallery[place]), kind, distances[place].item()) for place, kind in chosen]
-    return picture_of(query_sample), found
+    found = [RankedImage(load_image(gallery[place]), kind, distances[place].item()) for place, kind in chosen]
+    return load_image(query_sample), found
 
 
 def top_ranked(
