@@ -1,4 +1,4 @@
-"""The table of the paper's numbers agrees with itself: gains the text states are differences of tables."""
+"""Test that paper.csv is consistent: the gains that the text states are differences of its tables."""
 
 import csv
 from decimal import Decimal
@@ -13,13 +13,13 @@ BASELINE, FULL = "ResNet-50 baseline", "Baseline + SAB + CU + TV"
 
 @pytest.fixture(scope="module")
 def paper() -> dict[tuple[str, str, str, str], Decimal]:
-    """(place, row, dataset, metric) -> the printed value."""
+    """Read (place, row, dataset, metric) -> printed value."""
     with PATH.open(newline="", encoding="utf-8") as file:
         rows = [*csv.DictReader(file)]
     values = {
         (row["place"], row["row"], row["dataset"], row["metric"]): Decimal(row["value"]) for row in rows
     }
-    assert len(values) == len(rows), "no number stands there twice"
+    assert len(values) == len(rows), "every number occurs once"
     return values
 
 

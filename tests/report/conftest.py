@@ -1,4 +1,4 @@
-"""Finished runs as they would be on the disk, without a training."""
+"""Write the folders of finished runs without training."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -31,13 +31,13 @@ def write_run(
     """Write the folder of a finished run with ``recipe=miniature`` on Market-1501.
 
     Args:
-        folder: of the run.
-        overrides: of its config.
-        seed: of the run.
-        ap: average precision of the first query; the following ones each have 0.02 more.
-        plateau: whether the training ended where batch-hard losses begin.
+        folder: folder of the run.
+        overrides: overrides of its config.
+        seed: seed of the run.
+        ap: average precision of the first query; that of each further query is 0.02 higher.
+        plateau: whether the training ended on the initial plateau of the batch-hard loss.
         queries: image -> identity.
-        changed: keys of scores.json with other values.
+        changed: keys of scores.json -> other values.
     """
     cfg = _config(overrides).copy()
     cfg.seed = seed
@@ -83,5 +83,5 @@ def _config(overrides: tuple[str, ...]) -> DictConfig:
 
 @pytest.fixture(scope="session")
 def finished() -> WriteRun:
-    """Of `write_run`."""
+    """Return `write_run`."""
     return write_run

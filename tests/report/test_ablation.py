@@ -1,4 +1,4 @@
-"""The tables and figures of experiments/does_it_help, on records made by hand."""
+"""Test the tables and figures of experiments/does_it_help on records made by hand."""
 
 import re
 import shutil
@@ -19,7 +19,7 @@ NAMES = sorted(name for name in TABLES if name.startswith("does-it-help"))
 
 @pytest.fixture(scope="module")
 def experiments(finished: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two seeds of three rows, one of a fourth, and one that stayed on the plateau."""
+    """Record two seeds of three rows, one seed of a fourth, and one run that stayed on the plateau."""
     root = tmp_path_factory.mktemp("checkout")
     runs, none = root / "runs", "model.sampler.gradient=none"
     for seed, ap in enumerate((0.3, 0.4)):
@@ -142,7 +142,7 @@ def test_damaged_queries_are_refused(experiments: Path, tmp_path: Path) -> None:
 
 
 def checkout(experiments: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkout with these experiments and a README that has all of their tables."""
+    """Make a checkout with these experiments and a README that has all of their tables."""
     shutil.copytree(experiments, place / "experiments")
     text = "".join(f"<!-- results: {name} -->\n<!-- end -->\n" for name in NAMES)
     (place / "README.md").write_text(text)

@@ -95,7 +95,7 @@ def test_values_that_do_not_belong_to_queries_are_refused(
 def drawn(
     rng: np.random.Generator, seeds: int, *, by_seed: float, by_identity: float
 ) -> dict[int, QueryValues]:
-    """Differences of mean 0: 40 identities with 4 queries each, with deviations of the given sizes."""
+    """Draw differences of mean 0, for 40 identities with 4 queries each, with the given deviations."""
     names = tuple(str(query) for query in range(160))
     identities = tuple(query // 4 for query in range(160))
     shared = np.repeat(rng.normal(0, by_identity, 40), 4)

@@ -1,4 +1,4 @@
-"""From finished runs to runs.csv and queries/."""
+"""Record finished runs in runs.csv and queries/."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""The whole report: on records made by hand, and on real small runs in a real browser."""
+"""Test the report on records made by hand, and the page of real small runs in a browser."""
 
 import base64
 import json
@@ -40,7 +40,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 
 def record(folder: Path, config: DictConfig, *, mAP: float, seed: int = 0, **changed: Any) -> None:
-    """A finished run as it would be on the disk."""
+    """Write the folder of a finished run."""
     folder.mkdir(parents=True)
     job = {
         "status": "done",
@@ -200,7 +200,7 @@ def test_a_gain_without_a_baseline_says_so(composed: Callable[..., DictConfig], 
         for row in gains_table(runs, read_paper())
         if (row.name, row.dataset) == ("Fig. 5(c): SAB", "market1501")
     ]
-    assert row.missing == "no baseline by the same rules"
+    assert row.missing.startswith("no baseline")
     assert row.command == "python -m sharpreid.train +experiment=fig5c data=market1501 method=baseline"
 
 
@@ -322,7 +322,7 @@ def test_a_folder_without_runs_is_refused(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_what_cannot_be_drawn_is_said(composed: Callable[..., DictConfig], tmp_path: Path) -> None:
-    """A run whose checkpoint holds no network, a job that failed, text that would be markup."""
+    """Report a run with a damaged checkpoint, a failed job, and text that looks like markup."""
     record(tmp_path / "runs" / "a", composed("method=sab"), mAP=0.7, reduced="<script>alert(1)</script>")
     (tmp_path / "runs" / "a" / "checkpoints").mkdir()
     (tmp_path / "runs" / "a" / "checkpoints" / "final.ckpt").write_bytes(b"nothing")
@@ -345,7 +345,7 @@ def test_what_cannot_be_drawn_is_said(composed: Callable[..., DictConfig], tmp_p
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory, tiny_overrides: list[str]) -> Path:
-    """The report of three real small runs."""
+    """Write the report of three small runs."""
     folder = tmp_path_factory.mktemp("runs")
     sweep = ["--multirun", "method=baseline,sab,sigmoid_gate", "name=methods", "score_untrained=false"]
     command = [

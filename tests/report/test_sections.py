@@ -31,7 +31,7 @@ GALLERY = [
     ],
 )
 def test_a_list_follows_the_protocol(exclusion: str, expected: list[tuple[int, str]]) -> None:
-    """Market-1501 ranks other people of the query's camera, CUHK03 does not; itself it is never shown."""
+    """Market-1501 ranks other people of the query's camera, CUHK03 does not; neither shows the query."""
     assert top_ranked(QUERY, GALLERY, [4, 2, 0, 3, 1], exclusion) == expected
 
 

@@ -121,9 +121,12 @@ def paper_table(place: str, runs: Sequence[Run], paper: Sequence[Mapping[str, st
                 else _cell(value, _percents(ours, metric))
                 for metric, value in values.items()
             }
-            experiment = _EXPERIMENTS.get(place, "table1")
-            gap = ("from the literature", "") if method is None else ("", "")
-            if method and not ours:
+            if method is None:
+                gap = "from the literature", ""
+            elif ours:
+                gap = "", ""
+            else:
+                experiment = _EXPERIMENTS.get(place, "table1")
                 gap = _gap(runs, method, dataset, f"+experiment={experiment} data={dataset} method={method}")
             row = PaperRow(name, category, dataset, method, cells, len(ours), describe_protocols(ours), *gap)
             rows.append(row)
@@ -141,7 +144,7 @@ def gains_table(runs: Sequence[Run], paper: Sequence[Mapping[str, str]]) -> list
         runs: runs, see `load_runs`; those that are not comparable with the paper are left out.
         paper: rows of paper.csv, see `read_paper`.
     """
-    stated = {
+    printed = {
         (line["place"], line["dataset"], line["metric"].removesuffix("_gain")): f"+{line['value']}"
         for line in paper
         if line["metric"].endswith("_gain") and line["place"] in ("Fig. 5", "Sec. IV-D")
@@ -156,7 +159,7 @@ def gains_table(runs: Sequence[Run], paper: Sequence[Mapping[str, str]]) -> list
     for blocks in ("1", "2", "3", "4", "1+2", "1+2+3", "1+2+3+4"):
         last = blocks == "1+2+3+4"
         values = {
-            metric: stated["Fig. 5", "cuhk03_labeled", metric] if last else "a bar without a number"
+            metric: printed["Fig. 5", "cuhk03_labeled", metric] if last else "a bar without a number"
             for metric in metrics
         }
         method = "sab" if last else f"blocks {blocks}"
@@ -167,16 +170,13 @@ def gains_table(runs: Sequence[Run], paper: Sequence[Mapping[str, str]]) -> list
             values = {"mAP": f"{format_points(gain)} (of Table I)"}
             rows += _gains(f"Fig. 5(c): {name}", method, dataset, values, runs, "fig5c")
     for dataset in PAPER_DATA:
-        values = {metric: stated["Sec. IV-D", dataset, metric] for metric in metrics}
+        values = {metric: printed["Sec. IV-D", dataset, metric] for metric in metrics}
         rows += _gains("Sec. IV-D: SAB + CU + TV", "sab_cu_tv", dataset, values, runs, "table1")
     return rows
 
 
 def incomparable_runs_table(runs: Sequence[Run]) -> list[dict[str, str]]:
-    """Return the runs that are not comparable with a number of the paper, averaged over seeds.
-
-    Each row names the reason.
-    """
+    """Return the runs that are not comparable with a number of the paper, averaged over seeds, and why."""
     groups: dict[tuple[str, str, str], list[Run]] = {}
     paper_rows = {(METHODS.get(line["row"]), line["dataset"]) for line in read_paper()}
     for run in runs:
@@ -202,8 +202,8 @@ def incomparable_runs_table(runs: Sequence[Run]) -> list[dict[str, str]]:
 
 def comparable_runs(runs: Sequence[Run], method: str | None, dataset: str) -> list[Run]:
     """Return the distinct runs of a method on a data set that are comparable with the paper."""
-    some = [run for run in runs if (run.method, run.data) == (method, dataset)]
-    return distinct_runs(run for run in some if not caveats(run.record))
+    matching = [run for run in runs if (run.method, run.data) == (method, dataset)]
+    return distinct_runs(run for run in matching if not caveats(run.record))
 
 
 def group_by_protocol(runs: Iterable[Run]) -> list[list[Run]]:
@@ -239,21 +239,21 @@ def _cell(paper: str, ours: Sequence[float], shown: Callable[[float], str] = "{:
     """
     if not ours:
         return Cell(paper, "-", "-")
-    stated = re.match(r"[+-]?[\d.]+", paper)
-    difference = format_points(fmean(ours) - float(stated[0])) if stated else ""
+    number = re.match(r"[+-]?[\d.]+", paper)
+    difference = format_points(fmean(ours) - float(number[0])) if number else ""
     return Cell(paper, mean_and_range(ours, shown), difference)
 
 
 def _gap(runs: Sequence[Run], method: str, dataset: str, arguments: str) -> tuple[str, str]:
     """Return why a row has no run, and the command that fills it."""
     others = [run for run in runs if (run.method, run.data) == (method, dataset)]
-    found = "not run" if not others else "only runs that do not compare, see below"
-    return found, _command(arguments, method)
+    reason = "not run" if not others else "only runs that are not comparable, see below"
+    return reason, _command(arguments, method)
 
 
 def _command(arguments: str, method: str) -> str:
-    printed = " objective=tv_as_printed" if method == "sab_cu_tv" else ""
-    return f"python -m sharpreid.train {arguments}{printed}"
+    objective = " objective=tv_as_printed" if method == "sab_cu_tv" else ""
+    return f"python -m sharpreid.train {arguments}{objective}"
 
 
 def _gap_of_gain(
@@ -267,7 +267,7 @@ def _gap_of_gain(
     else:
         ours, base = f"{arguments} method={method}", f"{arguments} method=baseline"
     if comparable_runs(runs, method, dataset):
-        return "no baseline by the same rules", _command(base, "baseline")
+        return "no baseline with the same protocol", _command(base, "baseline")
     reason, command = _gap(runs, method, dataset, ours)
     return reason, command if baseline else f"{_command(base, 'baseline')}; {command}"
 
@@ -284,8 +284,8 @@ def _gains(
         base = baselines[_without_mask(ours[0])] if ours else []
         cells = {}
         for metric, value in values.items():
-            before = _percents(base, metric)
-            gains = [score - fmean(before) for score in _percents(ours, metric)] if before else []
+            reference = _percents(base, metric)
+            gains = [score - fmean(reference) for score in _percents(ours, metric)] if reference else []
             cells[f"{metric}_gain"] = _cell(value, gains, format_points)
         gap = ("", "") if ours else _gap_of_gain(runs, method, dataset, experiment, bool(baselines))
         rows.append(

@@ -19,7 +19,7 @@ _KINDS = {
 
 _MODEL_PARTS = ("sampler", "context_unit", "trunk", "head")
 
-_READINGS = {
+_CHOICES = {
     "model": (
         "model/sharp_resnet50",
         ("defaults", "_target_", "_convert_", "blocks", "context_blocks", *_MODEL_PARTS),
@@ -58,21 +58,21 @@ def row_name(config: DictConfig) -> str:
     sampler = target_name(model.sampler)
     unit = target_name(model.context_unit) if context else ""
     for kind in (one for one in (sampler, unit) if one not in ("", "MaskSampler", "ContextUnit", "Identity")):
-        name, usual = _KINDS.get(kind, (kind, ""))
-        attention = name if attention == usual else f"{name}_{attention}"
+        name, default = _KINDS.get(kind, (kind, ""))
+        attention = name if attention == default else f"{name}_{attention}"
     if attention == "blocks_1234_cu_123":
         attention = "cu"
     parts = [attention + _total_variation(config.objective)]
     if sampler == "MaskSampler":
         parts.append(str(model.sampler.get("gradient", "whole")))
-    return "-".join([*parts, *_temperature(config.schedule.temperature), *_readings(config)])
+    return "-".join([*parts, *_temperature(config.schedule.temperature), *_unusual_choices(config)])
 
 
 def _total_variation(objective: DictConfig) -> str:
     if not objective.mu:
         return ""
-    usual = _file("objective/tv")
-    if (objective.mu, objective.reduction) == (usual.mu, usual.reduction):
+    default = _file("objective/tv")
+    if (objective.mu, objective.reduction) == (default.mu, default.reduction):
         return "_tv"
     return f"_tv_{objective.reduction}_{objective.mu:g}"
 
@@ -81,40 +81,40 @@ def _temperature(temperature: DictConfig) -> list[str]:
     if temperature.floor == 1:
         return ["constant_tau"]
     shape = ["cosine_tau"] if target_name(temperature) == "cosine_temperature" else []
-    usual = _file("schedule/paper").temperature.floor
-    return shape if temperature.floor == usual else [*shape, f"tau_floor_{temperature.floor:g}"]
+    default = _file("schedule/paper").temperature.floor
+    return shape if temperature.floor == default else [*shape, f"tau_floor_{temperature.floor:g}"]
 
 
 def _parts(config: DictConfig) -> list[str]:
-    """Return the parts of `_READINGS` that a run uses."""
+    """Return the parts of `_CHOICES` that a run uses."""
     unused = [] if target_name(config.model.sampler) == "MaskSampler" else ["model.sampler"]
     if not config.model.get("context_blocks") or target_name(config.model.context_unit) != "ContextUnit":
         unused.append("model.context_unit")
-    return [part for part in _READINGS if part not in unused]
+    return [part for part in _CHOICES if part not in unused]
 
 
-def _readings(config: DictConfig) -> list[str]:
+def _unusual_choices(config: DictConfig) -> list[str]:
     """Return the choices of a run that differ from the files of conf/."""
     found = []
     for part in _parts(config):
         node = OmegaConf.select(config, part)
-        file, aside = _READINGS[part]
+        file, excluded = _CHOICES[part]
         found += [
-            _reading(key, value, node)
+            _choice_name(key, value, node)
             for key, value in node.items()
-            if key not in aside and value != _file(file).get(key)
+            if key not in excluded and value != _file(file).get(key)
         ]
     return found
 
 
-def _reading(key: str, value: Any, node: DictConfig) -> str:
+def _choice_name(key: str, value: Any, node: DictConfig) -> str:
     if OmegaConf.is_config(value) and "_target_" in value:
         name = target_name(value)
         name = name if name.startswith(key.partition("_")[0]) else f"{key}_{name}"
         path = CONF_DIR / "schedule" / f"{name}.yaml"
-        usual = OmegaConf.select(OmegaConf.load(path), key) if path.is_file() else {}
+        default = OmegaConf.select(OmegaConf.load(path), key) if path.is_file() else {}
         arguments = [argument for argument in value if argument not in ("_target_", "_partial_", "epochs")]
-        unusual = [f"{one}_{value[one]:g}" for one in arguments if value[one] != usual.get(one)]
+        unusual = [f"{one}_{value[one]:g}" for one in arguments if value[one] != default.get(one)]
         return "_".join([name, *unusual])
     if key in ("train_mask", "upsample"):
         return str(value)
@@ -130,7 +130,7 @@ def describe_conditions(config: DictConfig) -> str:
     that are thus no deviation, such as the strides.
     """
     rest = config.copy()
-    OmegaConf.update(rest, "model.context_unit", {}, merge=False)  # its readings are in the row's name
+    OmegaConf.update(rest, "model.context_unit", {}, merge=False)  # its choices are in the row's name
     return ", ".join([_conditions(config), *open_choices(rest)]).removeprefix(", ")
 
 
@@ -163,14 +163,14 @@ def _conditions(config: DictConfig) -> str:
     neutral = config.copy()
     OmegaConf.set_struct(neutral, False)
     for part in _parts(config):
-        file, aside = _READINGS[part]
+        file, excluded = _CHOICES[part]
         node = OmegaConf.select(neutral, part)
-        for key in {*node, *_file(file)}.difference(aside):
+        for key in {*node, *_file(file)}.difference(excluded):
             node[key] = _file(file).get(key)
     if "gradient" in neutral.model.sampler:
         neutral.model.sampler.gradient = _file("model/sampler/sharp").gradient
-    usual = _file("schedule/paper").temperature
-    neutral.schedule.temperature.merge_with({"_target_": usual["_target_"], "floor": usual.floor})
+    default = _file("schedule/paper").temperature
+    neutral.schedule.temperature.merge_with({"_target_": default["_target_"], "floor": default.floor})
     triplet = _file("objective/triplet")
     neutral.objective.merge_with({"mu": triplet.mu, "reduction": triplet.reduction})
     return recipe_deviations(neutral)
