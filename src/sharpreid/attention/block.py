@@ -7,27 +7,41 @@ import torch
 from torch import Tensor, nn
 
 from sharpreid.attention.context import ContextUnit
-from sharpreid.attention.fused import attend
 from sharpreid.attention.mask import MaskSampler
 from sharpreid.attention.soft import ResidualAttentionMask
-from sharpreid.losses.total_variation import Variation, variation_of
 
 Combine = Literal["add", "concat", "attended_only"]
 
 
 class Attended(NamedTuple):
-    """What an attention block returns."""
+    """Result of an attention block."""
 
     output: Tensor
-    """F_i of Eq. 2, (B, C, H, W), of ``concat`` (B, 2C, H, W); dtype of the trunk: the next stage's input."""
+    """F_i of Eq. 2, input of the next stage: (B, C, H, W), with ``concat`` (B, 2C, H, W); dtype of the trunk."""
     attended: Tensor
-    """A_i of Eq. 1, (B, C, H, W), float32: what the total variation of Eq. 6 is taken of."""
+    """A_i of Eq. 1, (B, C, H, W), float32."""
     mask: Tensor
     """M_i, (B, C, H, W), float32, in [0, 1]."""
 
 
+def apply_mask(trunk: Tensor, mask: Tensor, *, skip: bool = True) -> tuple[Tensor, Tensor]:
+    """Return F = T + A (Eq. 2) and the attended features A = M * T (Eq. 1).
+
+    Args:
+        trunk: T, features of the trunk, float, (B, C, H, W), unitless.
+        mask: M, float32 or float64, same shape, in [0, 1].
+        skip: False leaves the skip connection out: F = A.
+
+    Returns:
+        F in the dtype of ``trunk``, and A in the wider dtype of both; same shape.
+    """
+    attended = mask * trunk
+    output = trunk + attended if skip else attended
+    return output.to(trunk.dtype), attended
+
+
 class SharpAttentionBlock(nn.Module):
-    """Attends a stage's output: A = M(T) * T (Eq. 1) and F = T + A (Eq. 2).
+    """Attention on the output of a stage; ``forward`` is the reference of Eq. 1-5.
 
     Eq. 2 is the paper's choice among three (Sec. III-C); ``combine`` is
 
@@ -36,8 +50,8 @@ class SharpAttentionBlock(nn.Module):
     - ``attended_only``: F = A, without the skip connection.
 
     Args:
-        sampler: maps the mask branch to a mask of the same shape in [0, 1]: `MaskSampler`, `SigmoidGate` or
-            `SigmoidConvGate` for the soft attention that the paper compares with, or `nn.Identity` behind a
+        sampler: maps the mask branch to a mask of the same shape in [0, 1]: `MaskSampler`; `SigmoidGate` or
+            `SigmoidConvGate` for the soft attention that the paper compares with; or `nn.Identity` behind a
             `ResidualAttentionMask`.
         context: the context-aware unit in front of the sampler (Sec. III-D), or a `ResidualAttentionMask`;
             None makes the mask from the stage's output itself.
@@ -66,49 +80,33 @@ class SharpAttentionBlock(nn.Module):
         self.context = context
         self.combine: Combine = combine
         self.mask_listener: Callable[[Tensor], None] | None = None
-        """Is given the mask of each `attend`, without gradient; for a fused one it is made once more."""
+        """Called with the mask of each training pass, without gradient; see `sharpreid.models.implementations`."""
 
-    def attend(self, trunk: Tensor, *, variation: bool) -> tuple[Tensor, Variation | None]:
-        """Return F of Eq. 2 alone, in training mode by the sampler's ``implementation``.
+    def forward(
+        self, trunk: Tensor, *, noise_seed: int | None = None, first_image: int = 0, views: int = 1
+    ) -> Attended:
+        """Attend the features of a stage.
 
         Args:
-            trunk: float, (B, C, H, W).
-            variation: whether Eq. 6 of the attended features is wanted too.
+            trunk: T of Eq. 1, float, (B, C, H, W), unitless.
+            noise_seed: see `MaskSampler.mask_params`; soft attention has no noise.
+            first_image: see `MaskSampler.mask_params`.
+            views: see `MaskSampler.forward`.
         """
-        sampler = self.sampler
-        if isinstance(sampler, MaskSampler) and sampler.training and sampler.implementation != "eager":
-            recipe = sampler.recipe()
-            source = self._source(trunk)
-            if self.mask_listener is not None:
-                with torch.no_grad():
-                    self.mask_listener(sampler.drawn(source, recipe))
-            output, of_attended = attend(
-                trunk,
-                source,
-                recipe,
-                variation=variation,
-                skip=self.combine == "add",
-                implementation=sampler.implementation,
-            )
-            return self._beside(trunk, output), of_attended
-        output, attended, mask = self(trunk)
-        if self.mask_listener is not None:
-            self.mask_listener(mask.detach())
-        return output, variation_of(attended) if variation else None
+        source = self.mask_source(trunk)
+        if isinstance(self.sampler, MaskSampler):
+            mask = self.sampler(source, noise_seed=noise_seed, first_image=first_image, views=views)
+        else:
+            mask = self.sampler(source)
+        output, attended = apply_mask(trunk, mask, skip=self.combine == "add")
+        return Attended(self.concatenate(trunk, output), attended, mask)
 
-    def _source(self, trunk: Tensor) -> Tensor:
-        """What the mask is made of."""
-        cut = isinstance(self.sampler, MaskSampler) and self.sampler.gradient == "none"
-        source = trunk.detach() if cut else trunk
+    def mask_source(self, trunk: Tensor) -> Tensor:
+        """Return the input of the mask sampler, (B, C, H, W): the trunk's features or their context."""
+        detach = isinstance(self.sampler, MaskSampler) and self.sampler.gradient == "none"
+        source = trunk.detach() if detach else trunk
         return source if self.context is None else self.context(source)
 
-    def forward(self, trunk: Tensor) -> Attended:
-        """Attend ``trunk`` (T of Eq. 1), float, (B, C, H, W)."""
-        mask: Tensor = self.sampler(self._source(trunk))
-        attended = mask * trunk
-        output = (trunk + attended if self.combine == "add" else attended).to(trunk.dtype)
-        return Attended(self._beside(trunk, output), attended, mask)
-
-    def _beside(self, trunk: Tensor, output: Tensor) -> Tensor:
-        """Put the trunk's features in front of the attended ones where they are concatenated."""
+    def concatenate(self, trunk: Tensor, output: Tensor) -> Tensor:
+        """Return [T; A] if the block concatenates, else ``output`` as it is."""
         return torch.cat([trunk, output], 1) if self.combine == "concat" else output

@@ -1,8 +1,9 @@
-"""The mean of the relaxed mask of Eq. 5 over its noise, and how steeply it rises with the logit.
+"""Mean of the relaxed mask of Eq. 5 over its noise, and the derivative of that mean by the logit.
 
-A mask of Eq. 5 is sigmoid((l + g) / tau) with l = logit(pi) and g logistic. So its mean is the distribution
-function, at l, of a sum of two logistic variables of scales 1 and tau. Only at tau = 1 does it have a closed
-form. The trapezoid rule on the real line converges exponentially: the integrand is analytic in a strip.
+A mask of Eq. 5 is sigmoid((l + g) / tau) with l = logit(pi) and logistic noise g. Its mean is therefore the
+distribution function, at l, of a sum of two logistic variables with the scales 1 and tau, which has a closed
+form only at tau = 1. It is integrated by the trapezoid rule on the real line, which converges exponentially
+because the integrand is analytic in a strip.
 """
 
 from collections.abc import Callable
@@ -14,37 +15,45 @@ from torch import Tensor
 
 _Table = Callable[[float, torch.device, torch.dtype], Tensor]
 _uncompiled: Callable[[_Table], _Table] = torch.compiler.disable
-"""Keeps torch.compile from tracing a table, which it would make anew in every step."""
+"""Decorator that keeps torch.compile from tracing a table, which would then be computed in every step."""
 
 REACH = 20.0
-"""Largest |logit| of the table. Beyond it, mean and slope are within 5e-8 of their limits for tau <= 1."""
+"""Largest |logit| of the tables. Beyond it, mean and slope are within 5e-8 of their limits for tau <= 1."""
 STEPS = 1280
-"""Intervals of the table. Their width is 1/32, which float32 holds exactly."""
+"""Number of intervals of the tables. Their width is 1/32, which float32 holds exactly."""
 
 
 def mean_mask(logit: Tensor, tau: float) -> Tensor:
-    """Mean of Eq. 5 over its noise, by quadrature: exact to 1e-8, float64, shape of ``logit``.
+    """Return the mean of Eq. 5 over its noise by quadrature: exact to 1e-8, float64, shape of ``logit``.
 
-    Holds some 200 numbers per element (more at a lower tau); `interpolated_mean` is for whole images.
+    This holds some 200 numbers per element (more at a lower tau); use `interpolated_mean` for whole images.
+
+    Args:
+        logit: logit(pi), float, any shape.
+        tau: temperature, unitless.
+
+    Raises:
+        ValueError: ``tau`` <= 0.
 
     >>> [round(mean_mask(torch.tensor(logit), tau=1.0).item(), 4) for logit in (0.0, 1.0)]
     [0.5, 0.6613]
     """
-    density, rise = _quadrature(logit, tau)
-    return (density * torch.sigmoid(rise)).sum(-1)
+    density, scaled = _quadrature(logit, tau)
+    return (density * torch.sigmoid(scaled)).sum(-1)
 
 
 def mean_slope(logit: Tensor, tau: float) -> Tensor:
-    """Derivative of `mean_mask` by the logit, by quadrature: float64, in [0, 0.25], shape of ``logit``.
+    """Return the derivative of `mean_mask` by the logit by quadrature: float64, in [0, 0.25].
 
-    This is the mean of M (1 - M) / tau, Eq. 5's own derivative, over the noise.
+    It is the mean over the noise of M (1 - M) / tau, the derivative of Eq. 5. Arguments and errors are those
+    of `mean_mask`.
     """
-    density, rise = _quadrature(logit, tau)
-    return (density * torch.sigmoid(rise) * torch.sigmoid(-rise)).sum(-1) / tau
+    density, scaled = _quadrature(logit, tau)
+    return (density * torch.sigmoid(scaled) * torch.sigmoid(-scaled)).sum(-1) / tau
 
 
 def _quadrature(logit: Tensor, tau: float) -> tuple[Tensor, Tensor]:
-    """Weights of the nodes of the noise, and (l + g) / tau there, (..., nodes)."""
+    """Return the weights of the quadrature's nodes, (nodes,), and (l + g) / tau there, (..., nodes)."""
     if not tau > 0:
         raise ValueError(f"tau must be > 0, got {tau}")
     width = min(1.0, tau) / 2
@@ -54,9 +63,9 @@ def _quadrature(logit: Tensor, tau: float) -> tuple[Tensor, Tensor]:
 
 
 def interpolated_mean(logit: Tensor, tau: float) -> Tensor:
-    """`mean_mask` from a table, with its gradient: exact to 1e-6, dtype and shape of ``logit``.
+    """Interpolate `mean_mask` in a table: exact to 1e-6, dtype and shape of ``logit``.
 
-    The gradient is `interpolated_slope`.
+    Its gradient is `interpolated_slope`.
     """
     operation: Any = _InterpolatedMean  # torch's types do not know apply()
     mean: Tensor = operation.apply(logit, tau)
@@ -64,8 +73,8 @@ def interpolated_mean(logit: Tensor, tau: float) -> Tensor:
 
 
 def interpolated_slope(logit: Tensor, tau: float) -> Tensor:
-    """`mean_slope` from a table, linear between its nodes: exact to 2e-5, dtype and shape of ``logit``."""
-    index, part = _place(logit)
+    """Interpolate `mean_slope` linearly in a table: exact to 2e-5, dtype and shape of ``logit``."""
+    index, part = _locate(logit)
     slopes = slope_table(tau, logit.device, logit.dtype)
     left = slopes[index]
     return left + part * (slopes[index + 1] - left)
@@ -74,7 +83,7 @@ def interpolated_slope(logit: Tensor, tau: float) -> Tensor:
 @_uncompiled
 @lru_cache(maxsize=8)
 def slope_table(tau: float, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """`mean_slope` at the nodes -REACH, -REACH + 1/32, ... REACH: (STEPS + 1,)."""
+    """Compute `mean_slope` at the nodes -REACH, -REACH + 1/32, ... REACH: (STEPS + 1,)."""
     return mean_slope(_nodes(), tau).to(device, dtype)
 
 
@@ -88,8 +97,8 @@ def _nodes() -> Tensor:
     return torch.linspace(-REACH, REACH, STEPS + 1, dtype=torch.float64)
 
 
-def _place(logit: Tensor) -> tuple[Tensor, Tensor]:
-    """Number of the interval of each logit, and where in it the logit lies, in [0, 1]. A NaN stays one."""
+def _locate(logit: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the index of the interval of each logit and the logit's position in it, in [0, 1] or NaN."""
     place = (logit.clamp(-REACH, REACH) + REACH) * (STEPS / (2 * REACH))
     index = place.nan_to_num(0.0).floor().clamp(max=STEPS - 1)
     return index.long(), place - index
@@ -100,12 +109,12 @@ class _InterpolatedMean(torch.autograd.Function):
     def forward(ctx: Any, logit: Tensor, tau: float) -> Tensor:
         ctx.save_for_backward(logit)
         ctx.tau = tau
-        index, t = _place(logit)
+        index, t = _locate(logit)
         means = _mean_table(tau, logit.device, logit.dtype)
         slopes = slope_table(tau, logit.device, logit.dtype) * (2 * REACH / STEPS)
         low, high = means[index], means[index + 1]
         rise_low, rise_high = slopes[index], slopes[index + 1]
-        # the cubic that has both values and both slopes
+        # the cubic with both values and both slopes
         change = high - low
         square = t * t
         curve = square * (3 - 2 * t) * change

@@ -1,4 +1,4 @@
-"""How sharp a mask is (paper Fig. 2b: values near 0 or 1 leave no ambiguity)."""
+"""Measures of a mask's sharpness (paper Fig. 2b: values near 0 or 1 leave no ambiguity)."""
 
 import math
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def share_decided(mask: Tensor, low: float = 0.1, high: float = 0.9) -> Tensor:
-    """Share of a mask's values that are below ``low`` or above ``high``: scalar in [0, 1].
+    """Return the share of a mask's values that are below ``low`` or above ``high``: scalar in [0, 1].
 
     Args:
         mask: values in [0, 1], float, any shape, not empty.
-        low: below it a value counts as unattended.
-        high: above it a value counts as attended.
+        low: values below it count as unattended.
+        high: values above it count as attended.
 
     >>> share_decided(torch.tensor([0.0, 0.05, 0.5, 0.95])).item()
     0.75
@@ -21,7 +21,7 @@ def share_decided(mask: Tensor, low: float = 0.1, high: float = 0.9) -> Tensor:
 
 
 def mean_entropy(mask: Tensor) -> Tensor:
-    """Mean binary entropy of a mask's values, in bits: scalar from 0 (all are 0 or 1) to 1 (all are 0.5).
+    """Return the mean binary entropy of a mask's values in bits: scalar from 0 (all 0 or 1) to 1 (all 0.5).
 
     Args:
         mask: values in [0, 1], float, any shape, not empty.

@@ -5,15 +5,20 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from sharpreid.losses.total_variation import Reduction, Variation, check_reduction, reduced
+from sharpreid.losses.total_variation import (
+    Reduction,
+    TotalVariation,
+    check_reduction,
+    reduce_total_variation,
+)
 from sharpreid.losses.triplet import TripletLoss, batch_hard_triplet_loss
 
 
 class ObjectiveValue(NamedTuple):
-    """Eq. 8 and its terms."""
+    """Value of Eq. 8 and its terms."""
 
     total: Tensor
-    """Scalar: what is minimised."""
+    """Scalar to minimise."""
     triplet: TripletLoss
     total_variation: tuple[Tensor, ...]
     """Scalar of Eq. 6 per active attention block, before mu; empty without attention or with mu = 0."""
@@ -23,9 +28,9 @@ class Objective:
     """L = L_triplet + mu * sum over blocks of TV(A_i) (Eq. 8).
 
     Args:
-        margin: of the triplet loss, > 0.
+        margin: margin of the triplet loss, > 0.
         mu: weight of the total variation, >= 0; 0 leaves the term out (and costs nothing).
-        reduction: of the total variation, see `squared_total_variation`.
+        reduction: reduction of the total variation, see `reduce_total_variation`.
 
     Raises:
         ValueError: an argument is out of range.
@@ -45,19 +50,21 @@ class Objective:
         self,
         embeddings: Tensor,
         identities: Tensor,
-        variations: Sequence[Variation],
+        variations: Sequence[TotalVariation],
         gather: Callable[[Tensor], Tensor] = lambda x: x,
     ) -> ObjectiveValue:
-        """Objective of one batch.
+        """Compute the objective of a batch.
 
         Args:
-            embeddings: float, (B, D): the global batch, of all devices.
-            identities: integer, (B,).
-            variations: Eq. 6 of each active block: this device's images. Not looked at where mu is 0.
-            gather: from a device's values, (1,), to those of all, with gradients to each.
+            embeddings: embeddings of the global batch, of all devices, float, (B, D).
+            identities: label of each row, integer, (B,).
+            variations: Eq. 6 of each active block on this device's images; ignored if mu is 0.
+            gather: maps a tensor (1,) of this device to those of all devices, with gradients to each.
         """
         triplet = batch_hard_triplet_loss(embeddings, identities, self.margin)
         if self.mu == 0:
             return ObjectiveValue(triplet.loss, triplet, ())
-        terms = tuple(gather(reduced(one, self.reduction).view(1)).mean() for one in variations)
+        terms = tuple(
+            gather(reduce_total_variation(one, self.reduction).view(1)).mean() for one in variations
+        )
         return ObjectiveValue(triplet.loss + self.mu * sum(terms), triplet, terms)

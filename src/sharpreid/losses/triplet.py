@@ -9,20 +9,20 @@ _SMALLEST_SQUARE = 1e-12
 
 
 class TripletLoss(NamedTuple):
-    """The loss and what was mined for it."""
+    """Triplet loss and the distances of the mined triplets."""
 
     loss: Tensor
-    """Scalar >= 0: the mean over all anchors of max(0, margin + positive - negative), zeros included."""
+    """Scalar >= 0: mean over all anchors of max(0, margin + positive - negative), zeros included."""
     hardest_positive: Tensor
-    """(B,), distance of each anchor to the farthest image of its identity, itself excluded."""
+    """Distance of each anchor to the farthest other image of its identity, (B,)."""
     hardest_negative: Tensor
-    """(B,), distance of each anchor to the nearest image of another identity."""
+    """Distance of each anchor to the nearest image of another identity, (B,)."""
     active: Tensor
-    """Scalar in [0, 1]: the share of anchors whose triplet violates the margin. No gradient."""
+    """Share of anchors whose triplet violates the margin: scalar in [0, 1], without a gradient."""
 
 
 def euclidean_distances(x: Tensor, y: Tensor) -> Tensor:
-    """Euclidean (not squared) distances between rows, float32 or float64 also under autocast.
+    """Return the Euclidean (not squared) distances between rows, float32 or float64 also under autocast.
 
     The square is clamped at 1e-12 before the root, so that the gradient of equal rows is 0, not NaN.
 
@@ -31,7 +31,7 @@ def euclidean_distances(x: Tensor, y: Tensor) -> Tensor:
         y: float, (M, D).
 
     Returns:
-        (N, M), >= 1e-6.
+        Distances, (N, M), >= 1e-6.
 
     Raises:
         ValueError: shapes are not (N, D) and (M, D).
@@ -49,25 +49,23 @@ def euclidean_distances(x: Tensor, y: Tensor) -> Tensor:
 
 
 def batch_hard_triplet_loss(embeddings: Tensor, identities: Tensor, margin: float) -> TripletLoss:
-    """Triplet loss of every anchor with its hardest positive and negative in the batch.
+    """Return the triplet loss of every anchor with its hardest positive and negative in the batch.
+
+    Source: Hermans et al., In Defense of the Triplet Loss for Person Re-Identification, Eq. 5.
 
     Args:
         embeddings: float, (B, D), unitless, not normalised.
-        identities: integer, (B,), the label of each row.
+        identities: label of each row, integer, (B,).
         margin: hinge margin in units of the distance, > 0.
-
-    Returns:
-        The loss and what was mined.
 
     Raises:
         ValueError: shapes disagree, ``margin`` <= 0, or an anchor has no positive or no negative.
-    Source: Hermans et al., In Defense of the Triplet Loss for Person Re-Identification, Eq. 5.
 
     >>> points = torch.tensor([[0.0], [1.0], [3.0], [5.0]])
     >>> mined = batch_hard_triplet_loss(points, torch.tensor([0, 0, 1, 1]), margin=0.5)
     >>> mined.hardest_positive.tolist()
     [1.0, 1.0, 2.0, 2.0]
-    >>> mined.loss.item(), mined.active.item()  # the third anchor alone: 0.5 + 2 - 2
+    >>> mined.loss.item(), mined.active.item()  # the third anchor alone costs 0.5 + 2 - 2
     (0.125, 0.25)
     """
     if embeddings.ndim != 2 or identities.shape != embeddings.shape[:1]:

@@ -1,46 +1,47 @@
 """The sharp attention network (paper Sec. III, Fig. 3; Sec. IV-B)."""
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
-from sharpreid.attention.block import Combine, SharpAttentionBlock
+from sharpreid.attention.block import Attended, Combine, SharpAttentionBlock
 from sharpreid.attention.context import ContextUnit
 from sharpreid.attention.mask import MaskSampler
 from sharpreid.attention.soft import ResidualAttentionMask
-from sharpreid.losses.total_variation import Variation
+from sharpreid.losses.total_variation import TotalVariation
+from sharpreid.models.implementations import train_block
 from sharpreid.models.trunk import NUM_STAGES, ResNetTrunk
 
 
 class Output(NamedTuple):
-    """What the network returns."""
+    """Result of the network."""
 
     embedding: Tensor
-    """(B, D), not normalised."""
+    """Embeddings, (B, D), not normalised."""
     attended: tuple[Tensor, ...]
     """A_i of Eq. 1, (B, C_i, H_i, W_i), one per active block in ascending order."""
 
 
-class Trained(NamedTuple):
-    """What training needs of the network."""
+class TrainOutput(NamedTuple):
+    """Result of a training pass."""
 
     embedding: Tensor
-    """(B, D), not normalised."""
-    variation: tuple[Variation, ...]
+    """Embeddings, (B, D), not normalised."""
+    total_variation: tuple[TotalVariation, ...]
     """Eq. 6 of A_i, one per active block in ascending order; empty unless it was asked for."""
 
 
 class EmbeddingHead(nn.Sequential):
-    """Pooled features to the embedding: linear, batch norm, ReLU, linear (Sec. IV-B).
+    """Head that embeds the pooled features: linear, batch norm, ReLU, linear (Sec. IV-B).
 
     Args:
         in_features: channels of the last stage.
-        hidden_features: width between (paper: 1024).
-        embedding_dim: D (paper: 128).
+        hidden_features: outputs of the first layer (paper: 1024).
+        embedding_dim: D, dimensions of the embedding (paper: 128).
         init_std: standard deviation of the last layer's initial weights.
     """
 
@@ -63,16 +64,16 @@ class SharpAttentionNetwork(nn.Module):
         trunk: the ResNet.
         head: maps (B, channels of the last stage) to (B, D).
         blocks: stages followed by attention, a subset of 1-4 in any order; none is the plain baseline.
-        context_blocks: those of ``blocks`` with a context-aware unit, a subset of 1-3.
-        sampler: builds one block's mask sampler, see `SharpAttentionBlock`; given the keyword ``channels`` if
-            it has such a parameter.
+        context_blocks: blocks with a context-aware unit, a subset of ``blocks`` and of 1-3.
+        sampler: builds the mask sampler of one block, see `SharpAttentionBlock`. It is called with the
+            keyword ``channels`` if it has such a parameter.
         context_unit: builds one `ContextUnit` or `ResidualAttentionMask` from the keyword ``channels``. With
             ``init=next_stage`` a `ContextUnit` starts with a copy of the trunk's next stages.
-        combine: how attended features join the trunk's; see `SharpAttentionBlock`. With ``concat`` whatever
-            reads [T; A] takes 2C channels: the next stage's first convolution and its shortcut, or after
-            block 4 the first layer of an `EmbeddingHead` (any other head has to take 2C itself). Each half
-            of the widened weights starts as the weights W that were there, so W T + W A = W (T + A):
-            pretrained weights stay in use, and the network starts as the one of ``add``.
+        combine: how attended features join the trunk's; see `SharpAttentionBlock`. With ``concat`` the
+            layers that read [T; A] take 2C channels: the next stage's first convolution and its shortcut, or
+            after block 4 the first layer of an `EmbeddingHead` (any other head must take 2C by itself). Both
+            halves of a widened weight start as the original W. Then W T + W A = W (T + A), so the network
+            starts as with ``add`` and pretrained weights stay in use.
 
     Raises:
         ValueError: ``blocks`` or ``context_blocks`` is not such a subset, or see `SharpAttentionBlock`.
@@ -119,60 +120,73 @@ class SharpAttentionNetwork(nn.Module):
                 module.set_temperature(tau)
 
     def set_noise_scale(self, scale: float) -> None:
-        """Set the factor on the noise of Eq. 5 in every block: >= 0, else ValueError; 1 is the paper's."""
+        """Set the factor on the noise of Eq. 5 in every block (1 is the paper's).
+
+        Raises:
+            ValueError: the factor is negative.
+        """
         if not scale >= 0:
             raise ValueError(f"the factor on the noise must be >= 0, got {scale}")
         for module in self.modules():
             if isinstance(module, MaskSampler):
                 module.noise_scale = scale
 
-    def seed_noise(self, seeds: Sequence[int], first: int = 0) -> None:
-        """Seed the next draws of Eq. 5.
-
-        Args:
-            seeds: non-negative, one per stage of the trunk.
-            first: place of the next batch's first image in the global batch.
-        """
-        for stage, block in self.attention.items():
-            if isinstance(block.sampler, MaskSampler):
-                block.sampler.noise_seed, block.sampler.noise_first = seeds[int(stage) - 1], first
-
     def forward(self, images: Tensor, *, views: int = 1) -> Output:
-        """Embed normalised images.
+        """Embed images by the reference code of the blocks.
 
         Args:
-            images: float, (B, 3, H, W).
-            views: how many that follow one another are views of the same image; divides B. Only masks with
+            images: normalised, float, (B, 3, H, W).
+            views: number of consecutive images that are views of the same image; divides B. Only masks with
                 noise of their own for each view depend on it.
         """
-        for module in self.modules():
-            if isinstance(module, MaskSampler):
-                module.views = views
-        x = self.trunk.stem(images)
         attended = []
-        for block, stage in self._stages():
-            x = stage(x)
-            if block is not None:
-                x, a, _ = block(x)
-                attended.append(a)
-        return Output(self.head(x.mean((2, 3))), tuple(attended))
 
-    def training_forward(self, images: Tensor, *, variation: bool) -> Trained:
-        """Embed normalised images in training mode, with blocks by their samplers' ``implementation``.
+        def attend(stage: int, block: SharpAttentionBlock, trunk: Tensor) -> Tensor:
+            result: Attended = block(trunk, views=views)
+            attended.append(result.attended)
+            return result.output
+
+        return Output(self._embed(images, attend), tuple(attended))
+
+    def training_forward(
+        self,
+        images: Tensor,
+        *,
+        total_variation: bool,
+        noise_seeds: Sequence[int] | None = None,
+        first_image: int = 0,
+    ) -> TrainOutput:
+        """Embed images in training, with each block by the ``implementation`` of its sampler.
 
         Args:
-            images: float, (B, 3, H, W).
-            variation: whether Eq. 6 is wanted of what each block attends.
+            images: normalised, float, (B, 3, H, W).
+            total_variation: whether to compute Eq. 6 of each block's attended features.
+            noise_seeds: seeds of the noise of Eq. 5, >= 0, one per stage of the trunk; None draws them from
+                torch's global generator.
+            first_image: index of the first image in the global batch, on which the noise depends.
         """
-        x = self.trunk.stem(images)
         variations = []
-        for block, stage in self._stages():
+
+        def attend(stage: int, block: SharpAttentionBlock, trunk: Tensor) -> Tensor:
+            seed = None if noise_seeds is None else noise_seeds[stage - 1]
+            output, variation = train_block(
+                block, trunk, noise_seed=seed, first_image=first_image, total_variation=total_variation
+            )
+            if variation is not None:
+                variations.append(variation)
+            return output
+
+        return TrainOutput(self._embed(images, attend), tuple(variations))
+
+    def _embed(self, images: Tensor, attend: Callable[[int, SharpAttentionBlock, Tensor], Tensor]) -> Tensor:
+        """Return the embeddings, (B, D); ``attend`` passes the features of a stage through its block."""
+        x = self.trunk.stem(images)
+        for number, stage in enumerate(self.trunk.stages, start=1):
             x = stage(x)
-            if block is not None:
-                x, of_block = block.attend(x, variation=variation)
-                if of_block is not None:
-                    variations.append(of_block)
-        return Trained(self.head(x.mean((2, 3))), tuple(variations))
+            if str(number) in self.attention:
+                x = attend(number, cast(SharpAttentionBlock, self.attention[str(number)]), x)
+        embedding: Tensor = self.head(x.mean((2, 3)))
+        return embedding
 
     def _double_input_after(self, stage: int) -> None:
         """Double the input channels of the layers that read the output of ``stage``."""
@@ -183,14 +197,9 @@ class SharpAttentionNetwork(nn.Module):
         elif isinstance(self.head, EmbeddingHead):
             _double_input(cast(nn.Linear, self.head[0]))
 
-    def _stages(self) -> Iterator[tuple[SharpAttentionBlock | None, nn.Sequential]]:
-        for number, stage in enumerate(self.trunk.stages, start=1):
-            key = str(number)
-            yield cast(SharpAttentionBlock, self.attention[key]) if key in self.attention else None, stage
-
 
 def _build_sampler(sampler: Callable[..., nn.Module], channels: int) -> nn.Module:
-    """Build a block's sampler; only one that learns needs to know the channels."""
+    """Build the sampler of a block; only a sampler with weights takes the channels."""
     return sampler(channels=channels) if "channels" in inspect.signature(sampler).parameters else sampler()
 
 
@@ -205,7 +214,7 @@ def _build_context(
 
 @torch.no_grad()
 def _double_input(layer: nn.Conv2d | nn.Linear) -> None:
-    """Let a layer take twice its input, with a copy of its weights for the second half."""
+    """Double the input of a layer, with a copy of its weights for the second half."""
     if isinstance(layer, nn.Conv2d):
         layer.in_channels *= 2
     else:
