@@ -15,7 +15,7 @@ import torch
 from benchmarks import command
 from benchmarks.networks import build_network
 from benchmarks.rows import Row, describe_machine
-from sharpreid.losses.total_variation import reduced
+from sharpreid.losses.total_variation import reduce_total_variation
 from sharpreid.models.network import SharpAttentionNetwork
 
 SIZE = (256, 128)
@@ -44,10 +44,10 @@ def _make_step(
     def step() -> None:
         built.zero_grad(set_to_none=True)
         with torch.autocast(images.device.type, torch.bfloat16) if bf16 else nullcontext():
-            output = built.training_forward(images, variation=variation)
+            output = built.training_forward(images, total_variation=variation)
             loss = output.embedding.float().square().mean()
-            for one in output.variation:
-                loss = loss + 0.01 * reduced(one, "mean")
+            for one in output.total_variation:
+                loss = loss + 0.01 * reduce_total_variation(one, "mean")
         loss.backward()
         if images.is_cuda:
             torch.cuda.synchronize()
@@ -80,7 +80,7 @@ def saved_bytes(built: SharpAttentionNetwork, images: torch.Tensor, *, bf16: boo
         torch.autograd.graph.saved_tensors_hooks(note, lambda x: x),
         torch.autocast(images.device.type, torch.bfloat16) if bf16 else nullcontext(),
     ):
-        output = built.training_forward(images, variation=variation)
+        output = built.training_forward(images, total_variation=variation)
     del output
     return sum(kept.values())
 

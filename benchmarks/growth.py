@@ -81,7 +81,7 @@ def training_step(batch: int, height: int, blocks: int) -> Callable[[], tuple[fl
         for _ in range(6):
             start = time.perf_counter()
             built.zero_grad(set_to_none=True)
-            built.training_forward(images, variation=False).embedding.square().mean().backward()
+            built.training_forward(images, total_variation=False).embedding.square().mean().backward()
             times.append(time.perf_counter() - start)
         return float(np.median(times[1:])), saved_bytes(built, images, bf16=False, variation=False)
 
@@ -130,7 +130,7 @@ class _TrainingForward(torch.nn.Module):
         self.network = built
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.network.training_forward(images, variation=False).embedding
+        return self.network.training_forward(images, total_variation=False).embedding
 
 
 def _time_steps() -> float:

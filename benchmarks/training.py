@@ -207,7 +207,7 @@ class _TorchreidModel(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         with _autocast(images.device.type, self.bf16):
             output = self.network.training_forward(
-                images.to(memory_format=torch.channels_last), variation=False
+                images.to(memory_format=torch.channels_last), total_variation=False
             )
         embedding = output.embedding.float()
         return embedding, embedding
@@ -298,7 +298,7 @@ def flops_per_image(*overrides: str) -> int:
     """
     built = build_network(*overrides)
     with FlopCounterMode(display=False) as counter:
-        built.training_forward(torch.randn(2, 3, *SIZE), variation=False).embedding.sum().backward()
+        built.training_forward(torch.randn(2, 3, *SIZE), total_variation=False).embedding.sum().backward()
     return int(counter.get_total_flops()) // 2
 
 

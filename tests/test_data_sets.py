@@ -81,8 +81,7 @@ def train_a_step_and_score(tiny_overrides: list[str], overrides: list[str]) -> d
     trainer.fit(module, data)
     trainer.test(module, data, verbose=False)
     assert trainer.global_step == 1
-    assert module.test_scores is not None
-    record = describe_scores(cfg, module.test_metric.protocol, data.data, module.test_scores)
+    record = describe_scores(cfg, module.test_metric.protocol, data.data, module.last_scores("test"))
     valid, invalid = (record["scores"][f"num_{kind}_queries"] for kind in ("valid", "invalid"))
     assert (valid, invalid) == (len(data.data.query), 0)
     assert 0 < record["scores"]["mAP"] <= 1

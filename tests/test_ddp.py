@@ -114,9 +114,9 @@ def score(cfg: DictConfig, processes: int, gathering: str = "gathered") -> dict[
         callbacks=[seen],
     )
     trainer.test(module, data, verbose=False)
-    assert module.test_scores is not None
+    scores = module.last_scores("test")
     return {
-        "scores": {**module.test_scores.as_dict(), "cmc": list(module.test_scores.cmc)},
+        "scores": {**scores.as_dict(), "cmc": list(scores.cmc)},
         "embeddings": torch.cat(seen.embeddings),
         "index": torch.cat(seen.index),
     }

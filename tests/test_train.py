@@ -18,6 +18,7 @@ import torch
 from omegaconf import DictConfig
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from sharpreid.attention.mask import MaskParams, MaskSampler
 from sharpreid.data.reid_data import random_stream
 from sharpreid.module import NonFiniteLossError
 from sharpreid.run.build import build_data, build_module
@@ -414,16 +415,25 @@ def test_scores_taken_on_the_way_do_not_change_what_is_trained(
     assert trainer.callback_metrics["train/loss"] == plain.callback_metrics["train/loss"]
 
 
-def test_blocks_steps_and_processes_draw_noise_of_their_own(composed: Callable[..., DictConfig]) -> None:
+def test_blocks_steps_and_processes_draw_noise_of_their_own(
+    composed: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn = set()
     for epoch, batch, rank in itertools.product(range(2), repeat=3):
         noise = random_stream("noise", 0, epoch, batch, rank)
         drawn |= {*noise.integers(2**63, size=4).tolist()}
     assert len(drawn) == 32
-    _, module, _ = fitted(composed("model.blocks=[1,2]"))
-    seeds = {block.sampler.noise_seed for block in module.network.attention.values()}
-    assert len(seeds) == 2
+    seeds = []
+    mask_params = MaskSampler.mask_params
+
+    def record(self: MaskSampler, noise_seed: int | None = None, first_image: int = 0) -> MaskParams:
+        seeds.append(noise_seed)
+        return mask_params(self, noise_seed, first_image)
+
+    monkeypatch.setattr(MaskSampler, "mask_params", record)
+    trainer, _, _ = fitted(composed("model.blocks=[1,2]"))
     assert None not in seeds
+    assert len(set(seeds)) == 2 * trainer.global_step
 
 
 def test_an_image_s_embedding_is_the_mean_over_its_views(composed: Callable[..., DictConfig]) -> None:

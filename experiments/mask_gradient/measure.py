@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from torch import Tensor
 
-from sharpreid.attention.mask import Gradient, MaskGradient, MaskSampler, Recipe, mask_by
+from sharpreid.attention.mask import Gradient, MaskGradient, MaskParams, MaskSampler, sample_mask
 from sharpreid.config.paths import CONF_DIR
 from sharpreid.config.resolvers import register_resolvers
 from sharpreid.run.build import build_data, build_module
@@ -39,8 +39,8 @@ def draw_slopes(gradient: MaskGradient, pi: float, tau: float, draws: int) -> Te
     x = torch.full((1, 1, draws + 2, 1), pi, dtype=torch.float64)
     x[0, 0, 0], x[0, 0, 1] = 0, 1
     x.requires_grad_()
-    recipe = Recipe(torch.tensor(tau, dtype=torch.float64), 1e-6, 0, 0, False, gradient)
-    mask = mask_by(x, recipe, recipe.noise(x.shape, x.dtype, x.device))
+    params = MaskParams(torch.tensor(tau, dtype=torch.float64), 1e-6, 0, 0, False, gradient)
+    mask = sample_mask(x, params.draw_noise(x), params)
     (found,) = torch.autograd.grad(mask.sum(), x)
     return found[0, 0, 2:, 0]
 
@@ -80,9 +80,9 @@ def measure_cosines(cfg: DictConfig, noises: int = NOISES) -> list[dict[str, Any
                 sampler.gradient = gradient
         found: dict[str, list[Tensor]] = {part: [] for part in parts}
         for noise in range(noises):
-            network.seed_noise([100 * noise + stage for stage in range(4)])
             network.zero_grad()
-            output = network.training_forward(images, variation=False)
+            seeds = [100 * noise + stage for stage in range(4)]
+            output = network.training_forward(images, total_variation=False, noise_seeds=seeds)
             module.objective(output.embedding, batch.labels, (), lambda x: x).total.backward()
             for part, layers in parts.items():
                 gradients = [p.grad.flatten() for p in layers.parameters() if p.grad is not None]

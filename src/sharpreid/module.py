@@ -1,7 +1,7 @@
-"""The LightningModule: wires network, objective, schedules and score together; no maths of its own."""
+"""The LightningModule: connects network, objective, schedules and scores."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pytorch_lightning as pl
 import torch
@@ -16,7 +16,7 @@ from sharpreid.evaluation.protocol import Protocol
 from sharpreid.evaluation.ranking import ReRanking
 from sharpreid.evaluation.scores import RankingScores
 from sharpreid.losses.objective import Objective, ObjectiveValue
-from sharpreid.losses.total_variation import Variation, reduced
+from sharpreid.losses.total_variation import TotalVariation, reduce_total_variation
 from sharpreid.models.network import SharpAttentionNetwork
 from sharpreid.models.trunk import NUM_STAGES
 from sharpreid.models.weights import check_fits, take_dtype
@@ -24,28 +24,31 @@ from sharpreid.models.weights import check_fits, take_dtype
 Schedule = Callable[[int], float]
 """A pure function of the 0-based epoch."""
 
+Stage = Literal["val", "test"]
+
 
 class NonFiniteLossError(RuntimeError):
-    """The loss or its gradient is NaN or infinite; the parameters are those before the batch."""
+    """Error of a NaN or infinite loss or gradient; the batch has not changed the parameters."""
 
 
 class ReIDModule(pl.LightningModule):
-    """Trains a network by Eq. 8 and scores it by a protocol.
+    """Training of a network by Eq. 8, and its scores by a protocol.
 
     Args:
-        network: the network.
+        network: network to train.
         objective: Eq. 8.
         optimizer: builds the optimizer from the parameters.
         temperature: tau of Eq. 9 by epoch.
         learning_rate_factor: factor on the learning rate by epoch.
-        beta1: Adam's first beta by epoch; None leaves it alone.
-        noise_scale: factor on the noise of Eq. 5 by epoch, >= 0; None is 1 throughout, the paper's.
-        protocol: the rules of the scores.
-        re_ranking: of the test set; None ranks by distance alone. Held-out identities, by which a
+        beta1: Adam's first beta by epoch; None keeps the optimizer's.
+        noise_scale: factor on the noise of Eq. 5 by epoch, >= 0; None is the paper's constant 1.
+        protocol: rules of the scores.
+        re_ranking: re-ranking of the test set; None ranks by distance alone. Held-out identities, by which a
             checkpoint may be chosen, are never re-ranked.
-        channels_last: memory format of images and weights; faster on most devices, same numbers to rounding.
-        seed: of the masks' noise, a function of (seed, epoch, batch, block, place in the batch of all
-            processes).
+        channels_last: whether images and weights are stored with channels last, which is faster on most
+            devices and equal up to rounding.
+        seed: seed of the masks' noise. The noise is a function of seed, epoch, batch, block and position in
+            the global batch.
     """
 
     def __init__(
@@ -76,31 +79,29 @@ class ReIDModule(pl.LightningModule):
         self.seed = seed
         self.validation_metric = ReIDMetric(protocol=protocol)
         self.test_metric = ReIDMetric(protocol=protocol, re_ranking=re_ranking)
-        self.validation_scores: RankingScores | None = None
-        """Scores of the last validation, in [0, 1]."""
-        self.test_scores: RankingScores | None = None
-        """Scores of the last test, in [0, 1]."""
+        self._scores: dict[Stage, RankingScores] = {}
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """The optimizer, and the learning-rate schedule per epoch."""
+        """Build the optimizer and the learning-rate schedule, which steps once per epoch."""
         optimizer = self.optimizer_builder(self.network.parameters())
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another network, and lose no bit of one in float64.
+        """Reject a checkpoint of another network, and take the checkpoint's dtype before it is loaded.
 
-        Lightning loads first and only then makes the module float64 (``trainer.precision=64-true``).
+        Lightning makes the module float64 (``trainer.precision=64-true``) only after loading, which would
+        round a float64 checkpoint.
         """
         check_fits(checkpoint["state_dict"], self, "the checkpoint")
         take_dtype(checkpoint["state_dict"], self)
 
     def on_train_start(self) -> None:
-        """As `on_train_epoch_start`, which Lightning leaves out when a run goes on within an epoch."""
+        """Call `on_train_epoch_start`, which Lightning skips when a run resumes within an epoch."""
         self.on_train_epoch_start()
 
     def on_train_epoch_start(self) -> None:
-        """Set what is a function of the epoch: tau (Eq. 9), the factor on the noise and beta1."""
+        """Set tau (Eq. 9), the factor on the noise and beta1 for this epoch."""
         self.network.set_temperature(self.temperature(self.current_epoch))
         if self.noise_scale is not None:
             self.network.set_noise_scale(self.noise_scale(self.current_epoch))
@@ -109,30 +110,31 @@ class ReIDModule(pl.LightningModule):
                 group["betas"] = (self.beta1(self.current_epoch), group["betas"][1])
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
-        """Eq. 8 on the global batch: embeddings and labels of all processes, with gradients to each."""
+        """Return Eq. 8 of the global batch, with gradients to the embeddings of all processes."""
         seeds = random_stream("noise", self.seed, self.current_epoch, batch_idx).integers(
             2**63, size=NUM_STAGES
         )
-        self.network.seed_noise(seeds.tolist(), first=self.global_rank * len(batch.images))
-        variation = self.objective.mu > 0 or batch_idx == 0
         output = self.network.training_forward(
-            batch.images.to(memory_format=self.memory_format), variation=variation
+            batch.images.to(memory_format=self.memory_format),
+            total_variation=self.objective.mu > 0 or batch_idx == 0,
+            noise_seeds=seeds.tolist(),
+            first_image=self.global_rank * len(batch.images),
         )
         embeddings, labels = self._gather(output.embedding), self._gather(batch.labels)
-        value = self.objective(embeddings, labels, output.variation, self._gather)
-        self._refuse_non_finite(value.total, "loss", batch.indices)
+        value = self.objective(embeddings, labels, output.total_variation, self._gather)
+        self._require_finite(value.total, "loss", batch.indices)
         self._indices = batch.indices
         self._log_training(value, embeddings, len(batch.images))
         if batch_idx == 0 and not value.total_variation:
-            self._log_total_variation(output.variation, len(batch.images))
+            self._log_total_variation(output.total_variation, len(batch.images))
         return value.total
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the gradient's norm, and stop on one that is not finite."""
+        """Log the norm of the gradient, and raise NonFiniteLossError if it is not finite."""
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        if self.trainer.precision != "16-mixed":  # where the scaler skips such a step and goes on
-            self._refuse_non_finite(norm, "gradient", self._indices)
+        if self.trainer.precision != "16-mixed":  # whose scaler skips such a step
+            self._require_finite(norm, "gradient", self._indices)
         self.log("train/grad_norm", norm)
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
@@ -141,10 +143,10 @@ class ReIDModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Score the held-out identities."""
-        self.validation_scores = self._score(self.validation_metric, "val")
+        self._score(self.validation_metric, "val")
 
     def on_test_epoch_start(self) -> None:
-        """Expect every image of the test set exactly once."""
+        """Tell the metric which images the test set has."""
         self.test_metric.reset()
         if self._data is not None:
             self.test_metric.expected = len(self._data.test)
@@ -157,10 +159,29 @@ class ReIDModule(pl.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Score the test set."""
-        self.test_scores = self._score(self.test_metric, "test")
+        self._score(self.test_metric, "test")
+
+    def last_scores(self, stage: Stage) -> RankingScores:
+        """Return the scores of the last validation or test, in [0, 1].
+
+        Lightning's ``trainer.test`` returns only logged numbers, so callers fetch the rest here.
+
+        Raises:
+            RuntimeError: there was no such pass.
+        """
+        if stage not in self._scores:
+            raise RuntimeError(f"no pass of stage {stage!r} has finished; run one first")
+        return self._scores[stage]
 
     def embed_views(self, views: Tensor) -> Tensor:
-        """Embeddings (B, D), float32, of views (B, V, 3, H, W): the mean over each image's views."""
+        """Return the mean embedding over the views of each image.
+
+        Args:
+            views: normalised views, float, (B, V, 3, H, W).
+
+        Returns:
+            Embeddings, float32, (B, D).
+        """
         images = views.flatten(0, 1).to(memory_format=self.memory_format)
         embeddings: Tensor = self.network(images, views=views.shape[1]).embedding.float()
         return embeddings.view(*views.shape[:2], -1).mean(1)
@@ -175,7 +196,7 @@ class ReIDModule(pl.LightningModule):
             return x
         return cast(Tensor, self.all_gather(x, sync_grads=x.requires_grad)).flatten(0, 1)
 
-    def _refuse_non_finite(self, value: Tensor, what: str, indices: Tensor) -> None:
+    def _require_finite(self, value: Tensor, what: str, indices: Tensor) -> None:
         if torch.isfinite(value):
             return
         numbers = indices.tolist()
@@ -201,16 +222,16 @@ class ReIDModule(pl.LightningModule):
             logged[f"train/tv_block{block}"] = variation
         self.log_dict(logged, batch_size=batch_size)
 
-    def _log_total_variation(self, variations: Sequence[Variation], batch_size: int) -> None:
-        """Eq. 6 where it is no part of the loss: of an epoch's first batch only, for comparison."""
+    def _log_total_variation(self, variations: Sequence[TotalVariation], batch_size: int) -> None:
+        """Log Eq. 6 of an epoch's first batch if it is not part of the loss, for comparison."""
         for block, variation in zip(self.network.blocks, variations, strict=True):
-            value = reduced(variation, self.objective.reduction).detach()
+            value = reduce_total_variation(variation, self.objective.reduction).detach()
             self.log(f"train/tv_block{block}", value, batch_size=batch_size)
 
     def _embed(self, batch: EvalBatch, metric: ReIDMetric) -> None:
         metric.update(self.embed_views(batch.views), batch.pids, batch.camids, batch.is_query, batch.indices)
 
-    def _score(self, metric: ReIDMetric, stage: str) -> RankingScores:
+    def _score(self, metric: ReIDMetric, stage: Stage) -> None:
         scores: RankingScores = metric.compute()
         metric.reset()
         plain = scores.plain or scores
@@ -219,4 +240,4 @@ class ReIDModule(pl.LightningModule):
             self.log_dict({f"{stage}/re_ranked/{name}": value for name, value in scores.as_dict().items()})
         if scores.hard_pairs is not None:
             self.log(f"{stage}/hard_pair_rank1", scores.hard_pairs.rank1)
-        return scores
+        self._scores[stage] = scores

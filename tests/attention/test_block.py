@@ -7,7 +7,9 @@ from torch import Tensor, nn
 from sharpreid.attention.block import SharpAttentionBlock
 from sharpreid.attention.context import ContextUnit
 from sharpreid.attention.mask import MaskSampler
+from sharpreid.attention.noise import uniform_noise
 from sharpreid.attention.soft import SigmoidGate
+from sharpreid.models.implementations import train_block
 
 
 class Constant(nn.Module):
@@ -50,13 +52,23 @@ def test_combining_is_adding_or_concatenating_or_leaving_the_trunk_out() -> None
 
 @pytest.mark.parametrize("combine", ["add", "concat", "attended_only"])
 @pytest.mark.parametrize("implementation", ["eager", "recompute"])
-def test_what_is_trained_is_the_block_as_written_out(combine: Any, implementation: Any) -> None:
+def test_training_pass_is_eq_1_to_6_written_out(combine: Any, implementation: Any) -> None:
+    """Against the equations as the paper prints them, on the noise of seed 3."""
     sampler = MaskSampler(eps=1e-6, implementation=implementation)
-    sampler.noise_seed = 3
+    sampler.set_temperature(0.7)
     block = SharpAttentionBlock(sampler=sampler, context=None, combine=combine)
-    trunk = torch.randn(2, 8, 6, 4, generator=torch.Generator().manual_seed(0))
-    found = block.attend(trunk, variation=False)[0]
-    torch.testing.assert_close(found, block(trunk).output, rtol=1e-4, atol=1e-5)
+    trunk = torch.randn(2, 8, 6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    low, high = trunk.amin((2, 3), keepdim=True), trunk.amax((2, 3), keepdim=True)
+    pi = ((trunk - low) / (high - low)).clamp(1e-6, 1 - 1e-6)
+    u = uniform_noise(trunk.shape, 3, torch.float64, trunk.device, first_image=5)
+    odds = pi / (1 - pi) * u / (1 - u)
+    attended = odds ** (1 / 0.7) / (1 + odds ** (1 / 0.7)) * trunk
+    output, variation = train_block(block, trunk, noise_seed=3, first_image=5, total_variation=True)
+    wanted = {"add": trunk + attended, "concat": torch.cat([trunk, attended], 1), "attended_only": attended}
+    torch.testing.assert_close(output, wanted[combine], rtol=1e-6, atol=1e-6)
+    assert variation is not None
+    steps = attended.diff(dim=2).square().sum((1, 2, 3)) + attended.diff(dim=3).square().sum((1, 2, 3))
+    torch.testing.assert_close(variation.total, steps, rtol=1e-6, atol=1e-6)
 
 
 def test_an_unknown_combination_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""The implementations of Eq. 1-5: all equal to the reference on the same noise, and none keeps the mask."""
+"""The implementations of Eq. 1-6 equal the reference on the same noise, and the default stores no mask."""
 
 import os
 import subprocess
@@ -16,16 +16,16 @@ from sharpreid.attention import fused
 from sharpreid.attention.block import SharpAttentionBlock
 from sharpreid.attention.context import ContextUnit
 from sharpreid.attention.expectation import mean_slope
-from sharpreid.attention.fused import attend
 from sharpreid.attention.mask import (
     Gradient,
     MaskGradient,
+    MaskParams,
     MaskSampler,
-    Recipe,
     keep_probability,
-    mask_by,
+    sample_mask,
 )
-from sharpreid.losses.total_variation import reduced
+from sharpreid.losses.total_variation import reduce_total_variation
+from sharpreid.models.implementations import attend, train_block
 
 KERNELS = Path(__file__).with_name("triton_kernels.py")
 
@@ -44,7 +44,7 @@ def features(dtype: torch.dtype, *, channels_last: bool) -> tuple[Tensor, Tensor
 def results(
     trunk: Tensor,
     source: Tensor | None,
-    recipe: Recipe,
+    params: MaskParams,
     reduction: Any,
     implementation: Any,
     *,
@@ -53,9 +53,11 @@ def results(
     """Output, total variation and the gradients of a loss of both."""
     trunk = trunk.detach().requires_grad_()
     other = trunk if source is None else source.detach().requires_grad_()
-    output, variation = attend(trunk, other, recipe, variation=True, skip=skip, implementation=implementation)
+    output, variation = attend(
+        trunk, other, params, total_variation=True, skip=skip, implementation=implementation
+    )
     assert variation is not None
-    value = reduced(variation, reduction)
+    value = reduce_total_variation(variation, reduction)
     weight = torch.randn(trunk.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     (output * weight.to(output)).sum().add(value).backward()
     gradients = [x.grad for x in ((trunk,) if source is None else (trunk, other))]
@@ -79,10 +81,10 @@ def test_recomputed_equals_the_reference(
 ) -> None:
     """In values and gradients, relative to the largest; ties and dead channels included."""
     trunk, source = features(dtype, channels_last=channels_last)
-    recipe = Recipe(torch.tensor(tau), 1e-6, seed, 0, hard)
+    params = MaskParams(torch.tensor(tau), 1e-6, seed, 0, hard)
     for reduction in ("sum", "mean", "relative"):
         one, reference = (
-            results(trunk, None if own else source, recipe, reduction, implementation)
+            results(trunk, None if own else source, params, reduction, implementation)
             for implementation in ("recompute", "eager")
         )
         assert len(one) == len(reference) == (3 if own else 4)
@@ -100,9 +102,9 @@ def test_recomputed_equals_the_reference_with_each_gradient(
 ) -> None:
     for channels_last, tau, hard in product((False, True), (1.0, 0.5), (False, True)):
         trunk, source = features(torch.float64, channels_last=channels_last)
-        recipe = Recipe(torch.tensor(tau), 1e-6, 3, 0, hard, gradient, noise_scale)
+        params = MaskParams(torch.tensor(tau), 1e-6, 3, 0, hard, gradient, noise_scale)
         one, reference = (
-            results(trunk, None if own else source, recipe, "mean", implementation, skip=skip)
+            results(trunk, None if own else source, params, "mean", implementation, skip=skip)
             for implementation in ("recompute", "eager")
         )
         for found, wanted in zip(one, reference, strict=True):
@@ -114,12 +116,12 @@ def test_a_gradient_is_the_chain_rule_with_another_slope(gradient: Any) -> None:
     """Against a derivation of its own: the Jacobian of Eq. 3 times dM/dpi as the option has it."""
     trunk, source = (x[:, :, :3, :3].contiguous() for x in features(torch.float64, channels_last=False))
     tau, eps = 0.7, 1e-3
-    recipe = Recipe(torch.tensor(tau, dtype=torch.float64), eps, 3, 0, False, gradient)
+    params = MaskParams(torch.tensor(tau, dtype=torch.float64), eps, 3, 0, False, gradient)
     s = source.clone().requires_grad_()
     upstream = torch.randn(trunk.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    output, _ = attend(trunk, s, recipe, variation=False, implementation="eager")
+    output, _ = attend(trunk, s, params, total_variation=False, implementation="eager")
     (found,) = torch.autograd.grad(output, s, upstream)
-    noise = recipe.noise(source.shape, torch.float64, source.device)
+    noise = params.draw_noise(source)
     pi = keep_probability(source, eps)
     mask = torch.sigmoid((torch.logit(pi) + noise) / tau)
     slope = mask * (1 - mask) / (tau * pi * (1 - pi))
@@ -144,12 +146,14 @@ def test_a_gradient_is_the_chain_rule_with_another_slope(gradient: Any) -> None:
 def test_from_a_detached_mask_the_trunk_gets_the_product_alone(implementation: Any) -> None:
     """dF/dT = 1 + M, and without the skip connection M."""
     trunk, _ = features(torch.float64, channels_last=True)
-    recipe = Recipe(torch.tensor(0.5), 1e-6, 3, 0, False)
+    params = MaskParams(torch.tensor(0.5), 1e-6, 3, 0, False)
     with torch.no_grad():
-        mask = mask_by(trunk, recipe, recipe.noise(trunk.shape, trunk.dtype, trunk.device))
+        mask = sample_mask(trunk, params.draw_noise(trunk), params)
     for skip in (True, False):
         t = trunk.detach().requires_grad_()
-        output, _ = attend(t, t.detach(), recipe, variation=False, skip=skip, implementation=implementation)
+        output, _ = attend(
+            t, t.detach(), params, total_variation=False, skip=skip, implementation=implementation
+        )
         output.sum().backward()
         torch.testing.assert_close(t.grad, mask + skip)
 
@@ -160,13 +164,12 @@ def test_a_context_aware_unit_learns_by_every_gradient(gradient: Any, implementa
     """Also where the mask branch is cut from the trunk, which then gets the product's gradient alone."""
     trunk = features(torch.float32, channels_last=True)[0][:, :4]
     sampler = MaskSampler(eps=1e-6, gradient=gradient, implementation=implementation)
-    sampler.noise_seed = 5
     torch.manual_seed(0)
     block = SharpAttentionBlock(
         sampler=sampler, context=ContextUnit(channels=4, strides="v1", upsample="nearest")
     )
     t = trunk.clone().requires_grad_()
-    output, _ = block.attend(t, variation=False)
+    output, _ = train_block(block, t, noise_seed=5, total_variation=False)
     output.sum().backward()
     assert all(float(parameter.grad.abs().sum()) > 0 for parameter in block.parameters())  # type: ignore[union-attr]
     assert t.grad is not None
@@ -182,13 +185,13 @@ def test_the_reference_is_the_block_as_written_out() -> None:
     trunk, _ = features(torch.float32, channels_last=False)
     sampler = MaskSampler(eps=1e-6)
     sampler.set_temperature(0.5)
-    sampler.noise_seed = 3
     block = SharpAttentionBlock(sampler=sampler, context=None)
-    recipe = Recipe(torch.tensor(0.5), 1e-6, 3, 0, False)
-    output, _ = attend(trunk, trunk, recipe, variation=False, implementation="eager")
-    assert torch.equal(output, block(trunk).output)
+    params = MaskParams(torch.tensor(0.5), 1e-6, 3, 0, False)
+    output, _ = attend(trunk, trunk, params, total_variation=False, implementation="eager")
+    assert torch.equal(output, block(trunk, noise_seed=3).output)
     sampler.implementation = "recompute"
-    torch.testing.assert_close(block.attend(trunk, variation=False)[0], output, rtol=1e-5, atol=1e-6)
+    recomputed, _ = train_block(block, trunk, noise_seed=3, total_variation=False)
+    torch.testing.assert_close(recomputed, output, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -196,8 +199,8 @@ def test_the_reference_is_the_block_as_written_out() -> None:
 @pytest.mark.parametrize("gradient", get_args(MaskGradient))
 def test_compiled_equals_the_reference(gradient: Any) -> None:
     trunk, source = features(torch.float32, channels_last=True)
-    recipe = Recipe(torch.tensor(0.5), 1e-6, 3, 0, False, gradient)
-    one, reference = (results(trunk, source, recipe, "mean", how) for how in ("compile", "eager"))
+    params = MaskParams(torch.tensor(0.5), 1e-6, 3, 0, False, gradient)
+    one, reference = (results(trunk, source, params, "mean", how) for how in ("compile", "eager"))
     for found, wanted in zip(one, reference, strict=True):
         assert float((found - wanted).abs().max() / wanted.abs().max()) < 2e-5
 
@@ -205,10 +208,10 @@ def test_compiled_equals_the_reference(gradient: Any) -> None:
 @pytest.mark.parametrize("tau", [1.0, 0.5])
 def test_gradients_are_those_of_finite_differences(tau: float) -> None:
     trunk, source = (x[:1, :2, :3, :3].contiguous() for x in features(torch.float64, channels_last=False))
-    recipe = Recipe(torch.tensor(tau), 1e-3, 3, 0, False)
+    params = MaskParams(torch.tensor(tau), 1e-3, 3, 0, False)
 
     def both(t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        output, variation = attend(t, s, recipe, variation=True)
+        output, variation = attend(t, s, params, total_variation=True)
         assert variation is not None
         return output, variation.total
 
@@ -219,24 +222,24 @@ def test_gradients_are_those_of_finite_differences(tau: float) -> None:
 def test_under_bfloat16_the_mask_is_made_in_float32() -> None:
     """Where all is done in bfloat16, the logit alone is wrong by half a unit."""
     trunk, _ = features(torch.bfloat16, channels_last=True)
-    recipe = Recipe(torch.tensor(0.5), 1e-6, 3, 0, False)
+    params = MaskParams(torch.tensor(0.5), 1e-6, 3, 0, False)
     with torch.autocast("cpu", torch.bfloat16):
-        output, _ = attend(trunk, trunk, recipe, variation=False)
+        output, _ = attend(trunk, trunk, params, total_variation=False)
     assert output.dtype == torch.bfloat16
-    wanted, _ = attend(trunk.float(), trunk.float(), recipe, variation=False)
+    wanted, _ = attend(trunk.float(), trunk.float(), params, total_variation=False)
     torch.testing.assert_close(output, wanted.bfloat16())
 
 
 def test_a_nan_is_not_hidden() -> None:
     trunk, _ = features(torch.float32, channels_last=False)
     trunk[0, 0, 0, 0] = torch.nan
-    output, _ = attend(trunk, trunk, Recipe(torch.tensor(1.0), 1e-6, 3, 0, False), variation=False)
+    output, _ = attend(trunk, trunk, MaskParams(torch.tensor(1.0), 1e-6, 3, 0, False), total_variation=False)
     assert output[0, 0].isnan().all()
     assert output[0, 1:].isfinite().all()
 
 
-def kept(implementation: Any) -> float:
-    """Bytes that attention keeps for its gradient, in multiples of its input."""
+def stored(implementation: Any) -> float:
+    """Return the bytes that attention stores for its gradient, in multiples of its input."""
     trunk = torch.rand(2, 16, 32, 16, requires_grad=True)
     seen: dict[int, Tensor] = {}
 
@@ -248,16 +251,16 @@ def kept(implementation: Any) -> float:
         attend(
             trunk,
             trunk,
-            Recipe(torch.tensor(0.5), 1e-6, 3, 0, False),
-            variation=True,
+            MaskParams(torch.tensor(0.5), 1e-6, 3, 0, False),
+            total_variation=True,
             implementation=implementation,
         )
     return sum(x.untyped_storage().nbytes() for x in seen.values()) / trunk.nbytes
 
 
-def test_nothing_is_kept_but_the_input() -> None:
-    assert kept("recompute") == pytest.approx(1, abs=0.001)  # tau is kept too
-    assert kept("eager") > 6  # the comparison is one that can fail
+def test_nothing_is_stored_but_the_input() -> None:
+    assert stored("recompute") == pytest.approx(1, abs=0.001)  # tau is stored too
+    assert stored("eager") > 6  # the comparison is one that can fail
 
 
 @pytest.mark.parametrize("images", [1, 2, 3, 32])
@@ -266,10 +269,10 @@ def test_how_many_images_at_a_time_changes_nothing(
     monkeypatch: pytest.MonkeyPatch, images: int, channels_last: bool
 ) -> None:
     trunk, source = features(torch.float64, channels_last=channels_last)
-    recipe = Recipe(torch.tensor(0.5), 1e-6, 3, 0, True)
-    wanted = results(trunk, source, recipe, "mean", "recompute")
-    monkeypatch.setattr(fused, "_images_at_a_time", lambda _: images)
-    for one, other in zip(results(trunk, source, recipe, "mean", "recompute"), wanted, strict=True):
+    params = MaskParams(torch.tensor(0.5), 1e-6, 3, 0, True)
+    wanted = results(trunk, source, params, "mean", "recompute")
+    monkeypatch.setattr(fused, "CHUNK_ELEMENTS_CPU", images * trunk[0].numel())
+    for one, other in zip(results(trunk, source, params, "mean", "recompute"), wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-13)
 
 
@@ -277,8 +280,8 @@ def test_how_many_images_at_a_time_changes_nothing(
 def test_another_order_in_memory_changes_nothing(own: bool) -> None:
     """Rows and columns exchanged, and a part of a wider tensor; the source in an order of its own."""
     trunk, source = features(torch.float64, channels_last=True)
-    recipe = Recipe(torch.tensor(0.5), 1e-6, 3, 0, False)
-    wanted = results(trunk, None if own else source, recipe, "mean", "eager")
+    params = MaskParams(torch.tensor(0.5), 1e-6, 3, 0, False)
+    wanted = results(trunk, None if own else source, params, "mean", "eager")
     wide = torch.zeros(3, 5, 8, 9, dtype=torch.float64)
     wide[..., 2:6] = source
     for of_trunk, of_source in (
@@ -286,7 +289,7 @@ def test_another_order_in_memory_changes_nothing(own: bool) -> None:
         (trunk, wide[..., 2:6]),
         (trunk.mT.contiguous().mT, wide[..., 2:6]),
     ):
-        found = results(of_trunk, None if own else of_source, recipe, "mean", "recompute")
+        found = results(of_trunk, None if own else of_source, params, "mean", "recompute")
         for one, other in zip(found, wanted, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
@@ -295,9 +298,9 @@ def test_another_order_in_memory_changes_nothing(own: bool) -> None:
 def test_a_temperature_that_was_changed_before_the_gradient_is_refused(implementation: Any) -> None:
     trunk, _ = features(torch.float32, channels_last=False)
     trunk.requires_grad_()
-    recipe = Recipe(torch.tensor(0.5), 1e-6, 3, 0, False)
-    output, _ = attend(trunk, trunk, recipe, variation=False, implementation=implementation)
-    recipe.tau.fill_(1.0)
+    params = MaskParams(torch.tensor(0.5), 1e-6, 3, 0, False)
+    output, _ = attend(trunk, trunk, params, total_variation=False, implementation=implementation)
+    params.tau.fill_(1.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         output.sum().backward()
 
@@ -305,8 +308,8 @@ def test_a_temperature_that_was_changed_before_the_gradient_is_refused(implement
 def test_a_second_gradient_is_refused_rather_than_wrong() -> None:
     trunk, _ = features(torch.float64, channels_last=False)
     trunk.requires_grad_()
-    recipe = Recipe(torch.tensor(0.5), 1e-6, 3, 0, False)
-    output, _ = attend(trunk, trunk, recipe, variation=False)
+    params = MaskParams(torch.tensor(0.5), 1e-6, 3, 0, False)
+    output, _ = attend(trunk, trunk, params, total_variation=False)
     (gradient,) = torch.autograd.grad(output.square().sum() + trunk.pow(3).sum(), trunk, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.square().sum().backward()
@@ -314,7 +317,9 @@ def test_a_second_gradient_is_refused_rather_than_wrong() -> None:
 
 def test_no_images_give_none() -> None:
     trunk = torch.empty(0, 2, 4, 4, requires_grad=True)
-    output, variation = attend(trunk, trunk, Recipe(torch.tensor(0.5), 1e-6, 3, 0, False), variation=True)
+    output, variation = attend(
+        trunk, trunk, MaskParams(torch.tensor(0.5), 1e-6, 3, 0, False), total_variation=True
+    )
     output.sum().backward()
     assert output.shape == trunk.shape
     assert variation is not None
@@ -328,14 +333,14 @@ def test_a_listener_is_given_the_mask_that_is_used_whatever_the_seed(implementat
     block = SharpAttentionBlock(sampler=sampler, context=None)
     masks: list[Tensor] = []
     block.mask_listener = masks.append
-    output, _ = block.attend(trunk, variation=False)
+    output, _ = train_block(block, trunk, total_variation=False)
     torch.testing.assert_close(trunk + masks[0] * trunk, output)
 
 
 def test_noise_follows_the_seed() -> None:
     trunk, _ = features(torch.float32, channels_last=False)
     one, same, other = (
-        attend(trunk, trunk, Recipe(torch.tensor(0.5), 1e-6, seed, 0, False), variation=False)[0]
+        attend(trunk, trunk, MaskParams(torch.tensor(0.5), 1e-6, seed, 0, False), total_variation=False)[0]
         for seed in (1, 1, 2)
     )
     assert torch.equal(one, same)
@@ -350,8 +355,8 @@ def test_parts_of_a_batch_are_attended_as_in_the_whole(implementation: Any) -> N
         attend(
             trunk[start:],
             trunk[start:],
-            Recipe(torch.tensor(0.5), 1e-6, 3, start, False),
-            variation=False,
+            MaskParams(torch.tensor(0.5), 1e-6, 3, start, False),
+            total_variation=False,
             implementation=implementation,
         )[0]
         for start in (0, 2)
@@ -365,7 +370,7 @@ def test_without_a_seed_the_global_generator_gives_one() -> None:
     outputs = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        outputs.append(block.attend(trunk, variation=False)[0])
+        outputs.append(train_block(block, trunk, total_variation=False)[0])
     assert torch.equal(outputs[0], outputs[1])
     assert not torch.equal(outputs[0], outputs[2])
 
@@ -376,12 +381,11 @@ def test_a_block_attends_alike_by_either_implementation(train_mask: Any) -> None
     outputs = []
     for implementation in ("eager", "recompute"):
         sampler = MaskSampler(eps=1e-6, train_mask=train_mask, implementation=implementation)  # type: ignore[arg-type]
-        sampler.noise_seed = 5
         sampler.set_temperature(0.7)
         block = SharpAttentionBlock(sampler=sampler, context=None)
-        outputs.append(block.attend(trunk, variation=True))
+        outputs.append(train_block(block, trunk, noise_seed=5, total_variation=True))
         block.eval()
-        assert torch.equal(block.attend(trunk, variation=False)[0], block(trunk).output)
+        assert torch.equal(train_block(block, trunk, total_variation=False)[0], block(trunk).output)
     (one, of_one), (other, of_other) = outputs
     torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
     assert of_one is not None
@@ -397,8 +401,8 @@ def test_triton_without_cuda_names_what_to_take(monkeypatch: pytest.MonkeyPatch)
         attend(
             trunk,
             trunk,
-            Recipe(torch.tensor(1.0), 1e-6, 1, 0, False),
-            variation=False,
+            MaskParams(torch.tensor(1.0), 1e-6, 1, 0, False),
+            total_variation=False,
             implementation="triton",
         )
 
@@ -417,11 +421,11 @@ def test_on_a_gpu_it_is_what_it_is_on_a_cpu(
     monkeypatch: pytest.MonkeyPatch, implementation: Any, channels_last: bool
 ) -> None:
     """Two images at a time of three."""
-    monkeypatch.setattr(fused, "_AT_A_TIME", 2 * 5 * 8 * 4)
+    monkeypatch.setattr(fused, "CHUNK_ELEMENTS", 2 * 5 * 8 * 4)
     trunk, source = features(torch.float32, channels_last=channels_last)
-    recipe = Recipe(torch.tensor(0.5), 1e-6, 3, 0, False)
-    wanted = results(trunk, source, recipe, "mean", "eager")
-    on_gpu = recipe._replace(tau=recipe.tau.cuda())
+    params = MaskParams(torch.tensor(0.5), 1e-6, 3, 0, False)
+    wanted = results(trunk, source, params, "mean", "eager")
+    on_gpu = params._replace(tau=params.tau.cuda())
     found = results(trunk.cuda(), source.cuda(), on_gpu, "mean", implementation)
     for one, other in zip(found, wanted, strict=True):
         assert float((one.cpu() - other).abs().max() / other.abs().max()) < 1e-4

@@ -45,9 +45,8 @@ def test_without_the_masks_gradient_two_noises_agree_more(tau: float) -> None:
         block.sampler.set_temperature(tau)
         gradients = []
         for seed in (0, 1):
-            block.sampler.noise_seed = seed
             features = trunk.clone().requires_grad_()
-            output, _ = block.attend(features, variation=False)
+            output = block(features, noise_seed=seed).output
             gradients.append(torch.autograd.grad(output, features, upstream)[0].flatten())
         cosine[gradient] = float(torch.cosine_similarity(*gradients, dim=0))
     assert cosine["whole"] == min(cosine.values())

@@ -8,7 +8,16 @@ from torch import Tensor
 from torch.distributions import Gumbel, RelaxedBernoulli
 from torch.distributions.relaxed_bernoulli import LogitRelaxedBernoulli
 
-from sharpreid.attention.mask import MaskSampler, gumbel_mask, keep_logit, keep_probability, logistic_noise
+from sharpreid.attention.mask import (
+    MaskParams,
+    MaskSampler,
+    gumbel_mask,
+    keep_logit,
+    keep_probability,
+    logistic_noise,
+    sample_mask,
+    straight_through,
+)
 
 EPS = 1e-6
 HUGE = torch.finfo(torch.float32).max / 4
@@ -51,6 +60,12 @@ def distinct(*shape: int) -> Tensor:
 
 def quadruple(values: list[float]) -> Tensor:
     return torch.tensor(values).reshape(1, 1, 2, 2)
+
+
+def draw(pi: Tensor, tau: float, generator: torch.Generator | None = None) -> Tensor:
+    """Return one mask of Eq. 5 by keep-probabilities."""
+    logit = torch.logit(pi)
+    return gumbel_mask(logit, logistic_noise(logit.shape, logit, generator), tau)
 
 
 def ks_of_two(a: Tensor, b: Tensor) -> float:
@@ -253,9 +268,8 @@ class TestTrainMask:
         """Mask and gradient of the same draw."""
         x = torch.randn(2, 3, 8, 4, generator=seeded()).requires_grad_()
         sampler = MaskSampler(eps=EPS, **options).train()
-        sampler.noise_seed = 7
         sampler.set_temperature(0.7)
-        mask = sampler(x)
+        mask = sampler(x, noise_seed=7)
         (mask * torch.arange(mask.numel()).view_as(mask)).sum().backward()
         assert x.grad is not None
         return mask.detach(), x.grad
@@ -283,17 +297,17 @@ class TestGumbelMask:
     @pytest.mark.parametrize("tau", [0.1, 0.5, 1.0, 3.0])
     @pytest.mark.parametrize("pi", [0.05, 0.5, 0.9])
     def test_has_the_relaxed_bernoulli_distribution(self, pi: float, tau: float) -> None:
-        mask = gumbel_mask(torch.full((DRAWS,), pi, dtype=torch.float64), tau, seeded())
+        mask = draw(torch.full((DRAWS,), pi, dtype=torch.float64), tau, seeded())
         assert ks_to_relaxed_bernoulli(mask, pi, tau) < ONE_SAMPLE_KS
 
     def test_is_told_apart_from_the_distribution_of_another_temperature(self) -> None:
-        mask = gumbel_mask(torch.full((DRAWS,), 0.3, dtype=torch.float64), 1.0, seeded())
+        mask = draw(torch.full((DRAWS,), 0.3, dtype=torch.float64), 1.0, seeded())
         assert ks_to_relaxed_bernoulli(mask, 0.3, 0.8) > 2 * ONE_SAMPLE_KS
         assert ks_to_relaxed_bernoulli(mask, 0.35, 1.0) > 2 * ONE_SAMPLE_KS
 
     def test_has_the_quantiles_of_torchs_relaxed_bernoulli(self) -> None:
         levels = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])
-        mask = gumbel_mask(torch.full((DRAWS,), 0.4), 0.7, seeded())
+        mask = draw(torch.full((DRAWS,), 0.4), 0.7, seeded())
         drawn = RelaxedBernoulli(torch.tensor(0.7), probs=torch.tensor(0.4)).sample((DRAWS,))
         torch.testing.assert_close(mask.quantile(levels), drawn.quantile(levels), atol=0.02, rtol=0)
 
@@ -302,46 +316,46 @@ class TestGumbelMask:
         pi = torch.tensor(0.3)
         kept, dropped = Gumbel(0.0, 1.0).sample((2, DRAWS))
         printed = torch.stack([(pi.log() + kept) / tau, ((1 - pi).log() + dropped) / tau]).softmax(0)[0]
-        mask = gumbel_mask(pi.expand(DRAWS), tau, seeded())
+        mask = draw(pi.expand(DRAWS), tau, seeded())
         assert ks_of_two(mask, printed) < TWO_SAMPLE_KS
 
     @pytest.mark.parametrize("tau", [0.05, 0.5, 1.0, 5.0])
     def test_is_above_one_half_with_the_keep_probability_at_every_temperature(self, tau: float) -> None:
         pi = torch.tensor([0.01, 0.2, 0.5, 0.7, 0.99])
-        mask = gumbel_mask(pi.expand(DRAWS, 5), tau, seeded())
+        mask = draw(pi.expand(DRAWS, 5), tau, seeded())
         standard_error = (pi * (1 - pi) / DRAWS).sqrt()
         assert (((mask > 0.5).float().mean(0) - pi).abs() < 4 * standard_error).all()
 
     def test_mean_is_not_the_keep_probability(self) -> None:
-        mask = gumbel_mask(torch.full((DRAWS,), 0.1), 3.0, seeded())
+        mask = draw(torch.full((DRAWS,), 0.1), 3.0, seeded())
         assert mask.mean().item() > 0.3
 
     def test_nears_0_and_1_as_the_temperature_falls(self) -> None:
-        mask = gumbel_mask(torch.full((DRAWS,), 0.5), 0.01, seeded())
+        mask = draw(torch.full((DRAWS,), 0.5), 0.01, seeded())
         assert ((mask < 0.01) | (mask > 0.99)).float().mean().item() > 0.95
 
     def test_passes_gradcheck_with_fixed_noise(self) -> None:
         pi = (0.05 + 0.9 * distinct(2, 2, 3, 3)).requires_grad_()
-        assert torch.autograd.gradcheck(lambda pi: gumbel_mask(pi, 0.7, seeded()), pi)
+        assert torch.autograd.gradcheck(lambda pi: draw(pi, 0.7, seeded()), pi)
 
     def test_is_the_generators_alone(self) -> None:
         pi = torch.full((2, 3, 4, 4), 0.5)
         before = torch.get_rng_state()
-        first = gumbel_mask(pi, 1.0, seeded(7))
+        first = draw(pi, 1.0, seeded(7))
         assert torch.equal(before, torch.get_rng_state())
-        assert torch.equal(first, gumbel_mask(pi, 1.0, seeded(7)))
-        assert not torch.equal(first, gumbel_mask(pi, 1.0, seeded(8)))
+        assert torch.equal(first, draw(pi, 1.0, seeded(7)))
+        assert not torch.equal(first, draw(pi, 1.0, seeded(8)))
 
     def test_of_certain_keep_probabilities_is_certain(self) -> None:
-        assert gumbel_mask(torch.tensor([0.0, 1.0]), 0.5, seeded()).tolist() == [0.0, 1.0]
+        assert draw(torch.tensor([0.0, 1.0]), 0.5, seeded()).tolist() == [0.0, 1.0]
 
     def test_of_bfloat16_is_float32(self) -> None:
-        assert gumbel_mask(torch.full((4,), 0.5, dtype=torch.bfloat16), 1.0).dtype == torch.float32
+        assert gumbel_mask(torch.zeros(4, dtype=torch.bfloat16), 0.0, 1.0).dtype == torch.float32
 
     @pytest.mark.parametrize("tau", [0.0, -1.0, math.nan])
     def test_refuses_a_temperature_that_is_not_positive(self, tau: float) -> None:
         with pytest.raises(ValueError, match=f"tau must be > 0, got {tau}"):
-            gumbel_mask(torch.full((1,), 0.5), tau)
+            draw(torch.full((1,), 0.5), tau)
 
     @pytest.mark.parametrize("drawn", [0.0, 1.0])
     def test_noise_is_finite_even_when_the_uniform_draw_is_0_or_1(
@@ -352,6 +366,20 @@ class TestGumbelMask:
 
 
 class TestMaskSampler:
+    @pytest.mark.parametrize("train_mask", ["sample", "straight_through", "noise_free"])
+    def test_in_training_is_eq_3_to_5_one_after_the_other(self, train_mask: Any) -> None:
+        x = torch.randn(2, 3, 5, 4)
+        sampler = MaskSampler(eps=EPS, train_mask=train_mask)
+        sampler.set_temperature(0.7)
+        noise = MaskParams(sampler.tau, EPS, 5, 3, False).draw_noise(x)
+        assert noise.shape == x.shape
+        wanted = gumbel_mask(keep_logit(x, EPS), 0.0 if train_mask == "noise_free" else noise, 0.7)
+        wanted = straight_through(wanted) if train_mask == "straight_through" else wanted
+        found = sampler(x, noise_seed=5, first_image=3)
+        torch.testing.assert_close(found, wanted)
+        params = sampler.mask_params(5, 3)
+        assert torch.equal(found, sample_mask(x, params.draw_noise(x), params))
+
     def test_in_training_is_above_one_half_with_the_keep_probability(self) -> None:
         ramp = torch.linspace(0, 1, 5).reshape(1, 1, 1, 5).expand(DRAWS, 1, 1, 5)
         kept = (MaskSampler(eps=EPS)(ramp) > 0.5).float().mean(0).flatten()
@@ -402,29 +430,28 @@ class TestMaskSampler:
         assert set(mask.unique().tolist()) == {0.0, 1.0}
         assert torch.equal(mask, (keep_probability(x, EPS) > 0.5).float())
 
-    def per_view(self, views: int, **options: Any) -> MaskSampler:
-        """With another draw for each view of an image."""
+    def per_view(self, views: int, x: Tensor, **options: Any) -> Tensor:
+        """Return test masks with other noise for each view of an image."""
         made = MaskSampler(eps=EPS, test_mask="sample", draws=2, **{"sample_noise": "per_view", **options})
-        made.views = views
-        return made.eval()
+        return made.eval()(x, views=views)
 
     def test_views_share_their_noise_or_each_has_its_own(self) -> None:
         x = torch.randn(1, 2, 6, 4, generator=torch.Generator().manual_seed(0)).repeat(6, 1, 1, 1)
-        one, other, *_ = shared = self.per_view(3, sample_noise="shared")(x)
+        one, other, *_ = shared = self.per_view(3, x, sample_noise="shared")
         assert torch.equal(one, other)
         assert torch.equal(shared, MaskSampler(eps=EPS, test_mask="sample", draws=2).eval()(x))
-        of_views = self.per_view(3)(x)
+        of_views = self.per_view(3, x)
         assert len({tuple(view.flatten().tolist()) for view in of_views[:3]}) == 3
         assert torch.equal(of_views[:3], of_views[3:])  # the second image's
 
     def test_noise_of_a_view_is_a_function_of_its_number_alone(self) -> None:
         x = torch.randn(4, 2, 6, 4, generator=torch.Generator().manual_seed(0))
-        whole = self.per_view(2)(x)
-        assert torch.equal(self.per_view(2)(x), whole)
-        assert torch.equal(self.per_view(2)(x[2:]), whole[2:])
-        assert torch.equal(self.per_view(1)(x[::2]), whole[::2])
-        assert torch.equal(self.per_view(4)(x)[:2], whole[:2])
-        assert not torch.equal(self.per_view(2, seed=1)(x), whole)
+        whole = self.per_view(2, x)
+        assert torch.equal(self.per_view(2, x), whole)
+        assert torch.equal(self.per_view(2, x[2:]), whole[2:])
+        assert torch.equal(self.per_view(1, x[::2]), whole[::2])
+        assert torch.equal(self.per_view(4, x)[:2], whole[:2])
+        assert not torch.equal(self.per_view(2, x, seed=1), whole)
 
     def test_sampled_mask_nears_the_mean_of_the_relaxed_bernoulli(self) -> None:
         sampler = MaskSampler(eps=EPS, test_mask="sample", draws=4000).eval()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sharpreid.attention.noise import BITS, draw, keys, uniform_noise
+from sharpreid.attention.noise import BITS, derive_keys, fill_uniform, uniform_noise
 
 CPU = torch.device("cpu")
 SHAPE = torch.Size([4, 16, 64, 32])
@@ -63,10 +63,10 @@ def test_no_draw_is_0_or_1_and_float64_has_the_same() -> None:
 def test_parts_are_parts_of_the_whole_beyond_32_bits() -> None:
     whole, words = torch.empty(1000), torch.empty(2, 1000, dtype=torch.int32)
     first = 2**32 - 500
-    draw(whole, first, keys(9), words[0], words[1])
+    fill_uniform(whole, first, derive_keys(9), words[0], words[1])
     part, words = torch.empty(100), torch.empty(2, 100, dtype=torch.int32)
     for start in (0, 450, 900):
-        draw(part, first + start, keys(9), words[0], words[1])
+        fill_uniform(part, first + start, derive_keys(9), words[0], words[1])
         assert torch.equal(part, whole[start : start + 100])
 
 

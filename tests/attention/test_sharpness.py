@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.distributions import Bernoulli
 
-from sharpreid.attention.mask import gumbel_mask
+from sharpreid.attention.mask import gumbel_mask, logistic_noise
 from sharpreid.attention.sharpness import mean_entropy, share_decided
 
 
@@ -25,7 +25,8 @@ def test_the_limits_themselves_are_not_decided(low: float, high: float, share: f
 
 
 def test_a_lower_temperature_is_sharper() -> None:
-    pi = torch.full((20_000,), 0.4)
-    warm, cool = (gumbel_mask(pi, tau, torch.Generator().manual_seed(0)) for tau in (1.0, 0.5))
+    logit = torch.logit(torch.full((20_000,), 0.4))
+    noise = logistic_noise(logit.shape, logit, torch.Generator().manual_seed(0))
+    warm, cool = (gumbel_mask(logit, noise, tau) for tau in (1.0, 0.5))
     assert share_decided(cool) > share_decided(warm) + 0.1
     assert mean_entropy(cool) < mean_entropy(warm) - 0.1

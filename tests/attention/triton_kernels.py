@@ -15,12 +15,13 @@ from triton.compiler import ASTSource
 from triton.compiler import compile as compile_kernel
 
 from sharpreid.attention import fused_triton
-from sharpreid.attention.mask import MaskGradient, Recipe, mask_by
-from sharpreid.losses.total_variation import variation_of
+from sharpreid.attention.block import apply_mask
+from sharpreid.attention.mask import MaskGradient, MaskParams, sample_mask
+from sharpreid.losses.total_variation import squared_total_variation
 
 
 def compare(
-    trunk: Tensor, source: Tensor | None, recipe: Recipe, *, skip: bool = True, detached: bool = False
+    trunk: Tensor, source: Tensor | None, params: MaskParams, *, skip: bool = True, detached: bool = False
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Output, total variation, mean square and gradients: of kernels and reference on one noise."""
     found = []
@@ -31,10 +32,12 @@ def compare(
         else:
             s = source.clone(memory_format=torch.preserve_format).requires_grad_(not detached)
         if by_kernels:
-            output, total, square = fused_triton.Attend.apply(t, s, source is None, recipe, True, skip)
+            output, total, square = fused_triton.TritonAttention.apply(
+                t, s, source is None, params, True, skip
+            )
         else:
-            attended = mask_by(s, recipe, recipe.noise(t.shape, t.dtype, t.device)) * t
-            output, (total, square, _) = t + attended if skip else attended, variation_of(attended)
+            output, attended = apply_mask(t, sample_mask(s, params.draw_noise(s), params), skip=skip)
+            total, square, _ = squared_total_variation(attended)
         weight = torch.randn(trunk.shape, generator=torch.Generator().manual_seed(1))
         ((output * weight).sum() + (total * torch.arange(1.0, len(trunk) + 1)).sum()).backward()
         gradients = [x.grad for x in ((t,) if source is None else (t, s)) if x.grad is not None]
@@ -45,13 +48,15 @@ def compare(
 def equal() -> None:
     """Every option, both memory formats, several tiles of places and channels, none of which divides the
     sizes; dead and constant channels."""
-    assert fused_triton.tile(variation=False, last=True) < 33 * 41  # else the largest of these fits one tile
+    assert (
+        fused_triton.tile_elements(variation=False, channels_last=True) < 33 * 41
+    )  # else the largest of these fits one tile
     for shape in ((2, 5, 7, 3), (1, 40, 12, 6), (1, 3, 33, 41)):
         every_option(shape)
     broken = torch.rand(1, 2, 4, 4)
     broken[0, 0, 0, 0] = torch.nan
-    recipe = Recipe(torch.tensor(1.0), 1e-6, 3, 0, False)
-    output, *_ = fused_triton.Attend.apply(broken, broken, True, recipe, False, True)
+    params = MaskParams(torch.tensor(1.0), 1e-6, 3, 0, False)
+    output, *_ = fused_triton.TritonAttention.apply(broken, broken, True, params, False, True)
     assert output[0, 0].isnan().all()
     assert output[0, 1].isfinite().all()
 
@@ -61,8 +66,8 @@ def every_option(shape: tuple[int, int, int, int]) -> None:
     for last, own, tau, seed, hard in product(
         (False, True), (True, False), (1.0, 0.5), (None, 7), (False, True)
     ):
-        recipe = Recipe(torch.tensor(tau), 1e-6, seed, 5, hard)
-        one_option(shape, recipe, last=last, own=own, generator=generator)
+        params = MaskParams(torch.tensor(tau), 1e-6, seed, 5, hard)
+        one_option(shape, params, last=last, own=own, generator=generator)
 
 
 def gradients() -> None:
@@ -72,14 +77,14 @@ def gradients() -> None:
         (*get_args(MaskGradient), "none"), (False, True), (True, False), (1.0, 0.3), (True, False)
     ):
         detached = gradient == "none"
-        recipe = Recipe(torch.tensor(0.5), 1e-6, 7, 5, False, "whole" if detached else gradient, scale)
+        params = MaskParams(torch.tensor(0.5), 1e-6, 7, 5, False, "whole" if detached else gradient, scale)
         options = {"last": last, "own": own, "skip": skip, "detached": detached}
-        one_option((2, 5, 7, 3), recipe, **options, generator=generator)
+        one_option((2, 5, 7, 3), params, **options, generator=generator)
 
 
 def one_option(
     shape: tuple[int, int, int, int],
-    recipe: Recipe,
+    params: MaskParams,
     *,
     last: bool,
     own: bool,
@@ -92,19 +97,19 @@ def one_option(
     trunk[0, 1], trunk[-1, 2], source[0, 0] = 0, 2.5, 1
     form = torch.channels_last if last else torch.contiguous_format
     trunk, source = (x.contiguous(memory_format=form) for x in (trunk, source))
-    one, reference = compare(trunk, None if own else source, recipe, skip=skip, detached=detached)
+    one, reference = compare(trunk, None if own else source, params, skip=skip, detached=detached)
     for found, wanted in zip(one, reference, strict=True):
         error = float((found - wanted).abs().max() / wanted.abs().max())
-        assert error < 2e-5, (shape, last, own, skip, recipe, error)
+        assert error < 2e-5, (shape, last, own, skip, params, error)
 
 
 def bfloat16() -> None:
     """Input, output and gradients in bfloat16, which the interpreter truncates; all between in float32."""
     generator = torch.Generator().manual_seed(0)
     trunk = torch.randn(2, 5, 7, 3, generator=generator).relu().bfloat16()
-    recipe = Recipe(torch.tensor(0.5), 1e-6, 7, 5, False)
-    found, _ = compare(trunk, None, recipe)
-    wanted, _ = compare(trunk.float(), None, recipe)
+    params = MaskParams(torch.tensor(0.5), 1e-6, 7, 5, False)
+    found, _ = compare(trunk, None, params)
+    wanted, _ = compare(trunk.float(), None, params)
     assert [x.dtype for x in found] == [torch.bfloat16, torch.float32, torch.float32, torch.bfloat16]
     for one, other in zip(found, wanted, strict=True):
         error = float((one.float() - other).abs().max() / other.abs().max())
@@ -115,17 +120,17 @@ def distribution() -> None:
     """P(mask > 0.5) is the keep-probability, whatever tau (Eq. 5)."""
     unit = torch.linspace(0, 1, 16).view(1, 1, 4, 4).expand(1, 4096, 4, 4).contiguous()
     ones = torch.ones_like(unit)
-    recipe = Recipe(torch.tensor(0.5), 1e-6, 11, 0, True)
-    output, *_ = fused_triton.Attend.apply(ones, unit, False, recipe, False, True)
+    params = MaskParams(torch.tensor(0.5), 1e-6, 11, 0, True)
+    output, *_ = fused_triton.TritonAttention.apply(ones, unit, False, params, False, True)
     share = (output - 1).mean((0, 1)).flatten()
     assert torch.allclose(share, unit[0, 0].flatten(), atol=4 * 0.5 / 4096**0.5), share
 
 
 def compiles() -> None:
     """For an H100, without one: types, and registers of which two programs find enough on a processor."""
-    backward = [(fused_triton._backward, number) for number in fused_triton._NUMBERS.values()]
+    backward = [(fused_triton.backward_kernel, number) for number in fused_triton.GRADIENT_CODES.values()]
     for (kernel, gradient), variation, hard, last in product(
-        [(fused_triton._forward, 1), *backward], (False, True), (False, True), (False, True)
+        [(fused_triton.forward_kernel, 1), *backward], (False, True), (False, True), (False, True)
     ):
         if hard and gradient != 1:  # the whole gradient
             continue
@@ -139,8 +144,8 @@ def resources(kernel: Any, *, variation: bool, hard: bool, last: bool, gradient:
     """Registers and bytes of other memory that a thread takes, for the second block's 32 x 16 places."""
     pointers = ("trunk", "source", "output", "grad_output", "grad_trunk", "grad_source")
     types = dict.fromkeys(pointers, "*bf16") | {"eps": "fp32", "scale": "fp32"}
-    types |= dict.fromkeys(("total", "square", "tau_of", "grad_total", "table"), "*fp32")
-    tile = fused_triton.tile(variation, last)
+    types |= dict.fromkeys(("total", "square", "tau_pointer", "grad_total", "table"), "*fp32")
+    tile = fused_triton.tile_elements(variation, last)
     c = 32 if last else tile // 512
     options = {"NOISE": True, "HARD": hard, "VARIATION": variation, "SHARED": True}
     options |= {"SCALED": False, "SKIP": True, "GRADIENT": gradient}

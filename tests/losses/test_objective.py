@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sharpreid.losses.objective import Objective
-from sharpreid.losses.total_variation import Variation, squared_total_variation, variation_of
+from sharpreid.losses.total_variation import TotalVariation, reduce_total_variation, squared_total_variation
 from sharpreid.losses.triplet import batch_hard_triplet_loss
 
 IDENTITIES = torch.tensor([0, 0, 1, 1])
@@ -18,8 +18,8 @@ def batch() -> tuple[Tensor, list[Tensor]]:
     return torch.randn(4, 8, generator=generator, requires_grad=True), attended
 
 
-def of(attended: list[Tensor]) -> list[Variation]:
-    return [variation_of(a) for a in attended]
+def of(attended: list[Tensor]) -> list[TotalVariation]:
+    return [squared_total_variation(a) for a in attended]
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean", "relative"])
@@ -27,7 +27,7 @@ def test_total_is_the_triplet_loss_and_mu_times_the_sum_of_the_total_variations(
     embeddings, attended = batch()
     value = Objective(margin=0.5, mu=0.1, reduction=reduction)(embeddings, IDENTITIES, of(attended))
     triplet = batch_hard_triplet_loss(embeddings, IDENTITIES, 0.5).loss
-    terms = [squared_total_variation(a, reduction) for a in attended]
+    terms = [reduce_total_variation(squared_total_variation(a), reduction) for a in attended]
     torch.testing.assert_close(value.total, triplet + 0.1 * terms[0] + 0.1 * terms[1])
     torch.testing.assert_close(value.triplet.loss, triplet)
     assert value.total_variation == tuple(terms)

@@ -186,7 +186,7 @@ def test_concatenating_starts_as_adding(blocks: list[int]) -> None:
 def test_concatenation_trains_both_halves_apart(implementation: Any) -> None:
     sampler = partial(MaskSampler, eps=1e-6, implementation=implementation)
     made = network(SmallTrunk(), [1, 4], head=small_head(), sampler=sampler, combine="concat").train()
-    out = made.training_forward(images(count=4), variation=False)
+    out = made.training_forward(images(count=4), total_variation=False)
     out.embedding.square().sum().backward()
     for weight, channels in ((made.trunk.stages[1][0].conv1.weight, 8), (made.head[0].weight, 64)):
         assert weight.shape[1] == 2 * channels
@@ -276,7 +276,7 @@ def test_a_factor_on_the_noise_reaches_every_block_and_0_is_no_noise(trunk: ResN
     made.set_noise_scale(0.0)
     sampler = made.attention["1"].sampler
     x = torch.rand(2, 3, 4, 4)
-    assert sampler.recipe().seed is None
+    assert sampler.mask_params().seed is None
     assert torch.equal(sampler(x), MaskSampler(eps=sampler.eps, train_mask="noise_free")(x))
     with pytest.raises(ValueError, match="factor on the noise must be >= 0, got -1"):
         made.set_noise_scale(-1)
@@ -306,11 +306,11 @@ def test_under_autocast_features_are_float32_and_no_gradient_is_nan(
     made.train()
     objective = Objective(margin=0.5, mu=0.01, reduction="relative")
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = made.training_forward(images(64, 32, count=4), variation=True)
-        value = objective(out.embedding, torch.tensor([0, 0, 1, 1]), out.variation)
+        out = made.training_forward(images(64, 32, count=4), total_variation=True)
+        value = objective(out.embedding, torch.tensor([0, 0, 1, 1]), out.total_variation)
     value.total.backward()
-    assert {one.total.dtype for one in out.variation} == {torch.float32}
-    assert all(torch.isfinite(one.total).all() for one in out.variation)
+    assert {one.total.dtype for one in out.total_variation} == {torch.float32}
+    assert all(torch.isfinite(one.total).all() for one in out.total_variation)
     assert torch.isfinite(value.total)
     assert all(torch.isfinite(p.grad).all() for p in made.parameters())
 

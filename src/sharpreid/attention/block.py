@@ -17,7 +17,7 @@ class Attended(NamedTuple):
     """Result of an attention block."""
 
     output: Tensor
-    """F_i of Eq. 2, input of the next stage: (B, C, H, W), with ``concat`` (B, 2C, H, W); dtype of the trunk."""
+    """F_i of Eq. 2, (B, C, H, W), with ``concat`` (B, 2C, H, W); dtype of the trunk."""
     attended: Tensor
     """A_i of Eq. 1, (B, C, H, W), float32."""
     mask: Tensor
@@ -80,7 +80,7 @@ class SharpAttentionBlock(nn.Module):
         self.context = context
         self.combine: Combine = combine
         self.mask_listener: Callable[[Tensor], None] | None = None
-        """Called with the mask of each training pass, without gradient; see `sharpreid.models.implementations`."""
+        """Function that `sharpreid.models.implementations.train_block` calls with the mask, without gradient."""
 
     def forward(
         self, trunk: Tensor, *, noise_seed: int | None = None, first_image: int = 0, views: int = 1

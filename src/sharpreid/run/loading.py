@@ -23,9 +23,7 @@ from sharpreid.run.build import build_data, build_module
 def score(trainer: pl.Trainer, module: ReIDModule, data: ReIDDataModule) -> RankingScores:
     """Scores of ``module`` on the test set, in [0, 1]."""
     trainer.test(module, data, verbose=False)
-    if module.test_scores is None:
-        raise RuntimeError("the test pass left no scores")
-    return module.test_scores
+    return module.last_scores("test")
 
 
 def load_network(checkpoint: Path, cfg: DictConfig) -> ReIDModule:
