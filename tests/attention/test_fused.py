@@ -48,17 +48,17 @@ def results(
     reduction: Any,
     implementation: Any,
     *,
-    skip: bool = True,
+    combine: Any = "add",
 ) -> list[Tensor]:
     """Output, total variation and the gradients of a loss of both."""
     trunk = trunk.detach().requires_grad_()
     other = trunk if source is None else source.detach().requires_grad_()
     output, variation = attend(
-        trunk, other, params, total_variation=True, skip=skip, implementation=implementation
+        trunk, other, params, total_variation=True, combine=combine, implementation=implementation
     )
     assert variation is not None
     value = reduce_total_variation(variation, reduction)
-    weight = torch.randn(trunk.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    weight = torch.randn(output.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     (output * weight.to(output)).sum().add(value).backward()
     gradients = [x.grad for x in ((trunk,) if source is None else (trunk, other))]
     return [output.detach(), value.detach(), *(x for x in gradients if x is not None)]
@@ -93,18 +93,18 @@ def test_recomputed_equals_the_reference(
             assert float((found - wanted).abs().max() / wanted.abs().max()) < tolerance
 
 
-@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize("combine", ["add", "attended_only", "concat"])
 @pytest.mark.parametrize("noise_scale", [1.0, 0.3])
 @pytest.mark.parametrize("own", [True, False])
 @pytest.mark.parametrize("gradient", get_args(MaskGradient))
 def test_recomputed_equals_the_reference_with_each_gradient(
-    gradient: Any, own: bool, noise_scale: float, skip: bool
+    gradient: Any, own: bool, noise_scale: float, combine: Any
 ) -> None:
     for channels_last, tau, hard in product((False, True), (1.0, 0.5), (False, True)):
         trunk, source = features(torch.float64, channels_last=channels_last)
         params = MaskParams(torch.tensor(tau), 1e-6, 3, 0, hard, gradient, noise_scale)
         one, reference = (
-            results(trunk, None if own else source, params, "mean", implementation, skip=skip)
+            results(trunk, None if own else source, params, "mean", implementation, combine=combine)
             for implementation in ("recompute", "eager")
         )
         for found, wanted in zip(one, reference, strict=True):
@@ -149,10 +149,10 @@ def test_from_a_detached_mask_the_trunk_gets_the_product_alone(implementation: A
     params = MaskParams(torch.tensor(0.5), 1e-6, 3, 0, False)
     with torch.no_grad():
         mask = sample_mask(trunk, params.draw_noise(trunk), params)
-    for skip in (True, False):
+    for combine, skip in (("add", 1), ("attended_only", 0)):
         t = trunk.detach().requires_grad_()
         output, _ = attend(
-            t, t.detach(), params, total_variation=False, skip=skip, implementation=implementation
+            t, t.detach(), params, total_variation=False, combine=combine, implementation=implementation
         )
         output.sum().backward()
         torch.testing.assert_close(t.grad, mask + skip)
@@ -431,9 +431,9 @@ def test_on_a_gpu_it_is_what_it_is_on_a_cpu(
         assert float((one.cpu() - other).abs().max() / other.abs().max()) < 1e-4
 
 
+@pytest.mark.own_interpreter  # Triton reads at its import whether it is to interpret
 @pytest.mark.parametrize("part", ["equal", "gradients", "bfloat16", "distribution", "compiles"])
 def test_triton_kernels(part: str) -> None:
-    """In a process of its own: Triton reads at its import whether it is to interpret."""
     triton = pytest.importorskip("triton")
     version = np.lib.NumpyVersion
     if part != "compiles" and version(triton.__version__) < "3.7.0" and version(np.__version__) >= "2.4.0":

@@ -36,7 +36,8 @@ def compare(
                 t, s, source is None, params, True, skip
             )
         else:
-            output, attended = apply_mask(t, sample_mask(s, params.draw_noise(s), params), skip=skip)
+            mask = sample_mask(s, params.draw_noise(s), params)
+            output, attended = apply_mask(t, mask, "add" if skip else "attended_only")
             total, square, _ = squared_total_variation(attended)
         weight = torch.randn(trunk.shape, generator=torch.Generator().manual_seed(1))
         ((output * weight).sum() + (total * torch.arange(1.0, len(trunk) + 1)).sum()).backward()
@@ -48,9 +49,8 @@ def compare(
 def equal() -> None:
     """Every option, both memory formats, several tiles of places and channels, none of which divides the
     sizes; dead and constant channels."""
-    assert (
-        fused_triton.tile_elements(variation=False, channels_last=True) < 33 * 41
-    )  # else the largest of these fits one tile
+    largest_tile = fused_triton.tile_elements(variation=False, channels_last=True)
+    assert largest_tile < 33 * 41  # else the largest of these shapes fits one tile
     for shape in ((2, 5, 7, 3), (1, 40, 12, 6), (1, 3, 33, 41)):
         every_option(shape)
     broken = torch.rand(1, 2, 4, 4)

@@ -24,20 +24,23 @@ class Attended(NamedTuple):
     """M_i, (B, C, H, W), float32, in [0, 1]."""
 
 
-def apply_mask(trunk: Tensor, mask: Tensor, *, skip: bool = True) -> tuple[Tensor, Tensor]:
+def apply_mask(trunk: Tensor, mask: Tensor, combine: Combine = "add") -> tuple[Tensor, Tensor]:
     """Return F = T + A (Eq. 2) and the attended features A = M * T (Eq. 1).
 
     Args:
         trunk: T, features of the trunk, float, (B, C, H, W), unitless.
         mask: M, float32 or float64, same shape, in [0, 1].
-        skip: False leaves the skip connection out: F = A.
+        combine: other forms of Eq. 2, see `SharpAttentionBlock`.
 
     Returns:
-        F in the dtype of ``trunk``, and A in the wider dtype of both; same shape.
+        F, (B, C, H, W), with ``concat`` (B, 2C, H, W), in the dtype of ``trunk``; and A, (B, C, H, W), in the
+        wider dtype of ``trunk`` and ``mask``.
     """
     attended = mask * trunk
-    output = trunk + attended if skip else attended
-    return output.to(trunk.dtype), attended
+    if combine == "add":
+        return (trunk + attended).to(trunk.dtype), attended
+    output = attended.to(trunk.dtype)
+    return torch.cat([trunk, output], 1) if combine == "concat" else output, attended
 
 
 class SharpAttentionBlock(nn.Module):
@@ -80,7 +83,7 @@ class SharpAttentionBlock(nn.Module):
         self.context = context
         self.combine: Combine = combine
         self.mask_listener: Callable[[Tensor], None] | None = None
-        """Function that `sharpreid.models.implementations.train_block` calls with the mask, without gradient."""
+        """Function that `sharpreid.models.implementations.train_block` calls with the detached mask."""
 
     def forward(
         self, trunk: Tensor, *, noise_seed: int | None = None, first_image: int = 0, views: int = 1
@@ -98,15 +101,11 @@ class SharpAttentionBlock(nn.Module):
             mask = self.sampler(source, noise_seed=noise_seed, first_image=first_image, views=views)
         else:
             mask = self.sampler(source)
-        output, attended = apply_mask(trunk, mask, skip=self.combine == "add")
-        return Attended(self.concatenate(trunk, output), attended, mask)
+        output, attended = apply_mask(trunk, mask, self.combine)
+        return Attended(output, attended, mask)
 
     def mask_source(self, trunk: Tensor) -> Tensor:
         """Return the input of the mask sampler, (B, C, H, W): the trunk's features or their context."""
         detach = isinstance(self.sampler, MaskSampler) and self.sampler.gradient == "none"
         source = trunk.detach() if detach else trunk
         return source if self.context is None else self.context(source)
-
-    def concatenate(self, trunk: Tensor, output: Tensor) -> Tensor:
-        """Return [T; A] if the block concatenates, else ``output`` as it is."""
-        return torch.cat([trunk, output], 1) if self.combine == "concat" else output

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sharpreid.attention.block import SharpAttentionBlock, apply_mask
+from sharpreid.attention.block import Combine, SharpAttentionBlock, apply_mask
 from sharpreid.attention.fused import RecomputedAttention
 from sharpreid.attention.mask import Implementation, MaskParams, MaskSampler, sample_mask
 from sharpreid.losses.total_variation import TotalVariation, squared_total_variation
@@ -53,15 +53,14 @@ def train_block(
     if block.mask_listener is not None:
         with torch.no_grad():
             block.mask_listener(sampler(source, noise_seed=params.seed, first_image=first_image))
-    output, variation = attend(
+    return attend(
         trunk,
         source,
         params,
         total_variation=total_variation,
-        skip=block.combine == "add",
+        combine=block.combine,
         implementation=sampler.implementation,
     )
-    return block.concatenate(trunk, output), variation
 
 
 def attend(
@@ -70,7 +69,7 @@ def attend(
     params: MaskParams,
     *,
     total_variation: bool,
-    skip: bool = True,
+    combine: Combine = "add",
     implementation: Implementation = "recompute",
 ) -> tuple[Tensor, TotalVariation | None]:
     """Return F = T + M(S) * T (Eq. 1-5) and the total variation of A = M(S) * T (Eq. 6).
@@ -81,15 +80,15 @@ def attend(
             its mask costs no gradient and no memory.
         params: parameters of the mask.
         total_variation: whether to compute Eq. 6.
-        skip: False leaves the skip connection out and returns A in place of F.
+        combine: form of Eq. 2, see `SharpAttentionBlock`.
         implementation: ``eager``: the reference, in tensor operations; ``recompute``: stores no mask, on any
             device; ``compile``: the reference by torch.compile; ``triton``: kernels for CUDA. The noise is
             the same in all, up to rounding.
 
     Returns:
-        F, shape and dtype of ``trunk``; channels last in memory if ``trunk`` is, else contiguous. And Eq. 6
-        per image, or None. Both have gradients; those of ``recompute`` and ``triton`` cannot be
-        differentiated again.
+        F in the dtype of ``trunk``, (B, C, H, W), with ``concat`` (B, 2C, H, W); channels last in memory if
+        ``trunk`` is. And Eq. 6 per image, or None. Both have gradients, which ``recompute`` and ``triton``
+        cannot differentiate again.
 
     Raises:
         ImportError: ``triton`` where the package triton is not installed.
@@ -98,7 +97,7 @@ def attend(
     if implementation in ("eager", "compile"):
         reference = _compiled_reference() if implementation == "compile" else _reference
         with torch.autocast(trunk.device.type, enabled=False):
-            return reference(trunk, source, params.draw_noise(source), params, total_variation, skip)
+            return reference(trunk, source, params.draw_noise(source), params, total_variation, combine)
     operation: Any = RecomputedAttention  # torch's types do not know apply()
     if implementation == "triton":
         _check_triton(trunk)
@@ -106,7 +105,11 @@ def attend(
 
         operation = TritonAttention
     shared = source.data_ptr() == trunk.data_ptr() and source.stride() == trunk.stride()
-    output, total, mean_square = operation.apply(trunk, source, shared, params, total_variation, skip)
+    output, total, mean_square = operation.apply(
+        trunk, source, shared, params, total_variation, combine == "add"
+    )
+    if combine == "concat":
+        output = torch.cat([trunk, output], 1)
     elements = trunk.shape[1:].numel()
     return output, TotalVariation(total, mean_square, elements) if total_variation else None
 
@@ -117,9 +120,9 @@ def _reference(
     noise: Tensor | float,
     params: MaskParams,
     total_variation: bool,
-    skip: bool,
+    combine: Combine,
 ) -> tuple[Tensor, TotalVariation | None]:
-    output, attended = apply_mask(trunk, sample_mask(source, noise, params), skip=skip)
+    output, attended = apply_mask(trunk, sample_mask(source, noise, params), combine)
     return output, squared_total_variation(attended) if total_variation else None
 
 
