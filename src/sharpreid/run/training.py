@@ -163,9 +163,7 @@ def _score_held_out(trainer: pl.Trainer, module: ReIDModule, data: ReIDDataModul
     if not data.validation_identities:
         return None
     trainer.validate(module, data, verbose=False)
-    if module.validation_scores is None:
-        raise RuntimeError("the validation left no scores")
-    return module.validation_scores.as_dict()
+    return module.last_scores("val").as_dict()
 
 
 @contextmanager
