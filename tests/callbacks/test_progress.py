@@ -122,9 +122,9 @@ def test_a_pipe_gets_lines_over_all_epochs_without_control_characters() -> None:
     assert all(line.startswith("[3/8] blocks=[1,2]: step ") for line in lines)
     assert steps[0].split(": ")[1].startswith("step 1/12 8 % loss ")
     assert "step 7/12 58 % loss " in text.getvalue()
-    # 70 s of 6 steps and a validation: 59 s for 5 steps, and 5 further jobs of 80 s + 59 s
+    # 6 steps and a validation took 70 s, so 5 steps take 59 s; each later job takes 90 s + 59 s
     assert re.search(
-        r"^\[3/8\] .* step 7/12 58 % loss \S+ held-out mAP 25.0 % tau 0.5 left 0:59, sweep 12:34$",
+        r"^\[3/8\] .* step 7/12 58 % loss \S+ held-out mAP 25.0 % tau 0.5 left 0:59, sweep 13:24$",
         text.getvalue(),
         re.MULTILINE,
     )
