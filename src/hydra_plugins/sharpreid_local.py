@@ -1,6 +1,6 @@
-"""``hydra/launcher=local``, where Hydra looks for plugins: it takes them from this namespace package only.
+"""``hydra/launcher=local``: Hydra finds plugins in this namespace package only.
 
-Hydra imports this file in every program that runs in this environment, so nothing heavy is imported here.
+Hydra imports this file in every program of the environment, so it imports nothing slow.
 """
 
 from collections.abc import Sequence
@@ -12,23 +12,23 @@ from omegaconf import DictConfig
 
 
 class LocalLauncher(Launcher):
-    """Runs the jobs of a sweep in processes of their own, several at once; see
-    `sharpreid.sweep.local_launcher`.
+    """Launcher of jobs in processes of their own; see `sharpreid.sweep.local_launcher`.
 
     Args:
-        jobs_at_once: how many; None is as many as there are devices for, and 1 on the CPU.
+        jobs_at_once: Number of jobs that run at once, > 0. None is as many as the visible GPUs allow, and 1
+            on the CPU.
     """
 
     def __init__(self, *, jobs_at_once: int | None) -> None:
         self.jobs_at_once = jobs_at_once
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what Hydra knows of the sweep."""
+        """Store the context and the config of the sweep."""
         self.hydra_context = hydra_context
         self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run all jobs; their return values in the same order."""
+        """Run all jobs and return their results in the same order."""
         from sharpreid.sweep.local_launcher import launch
 
         return launch(

@@ -1,6 +1,6 @@
 """Train and score one network, or a sweep of them: ``python -m sharpreid.train --help``.
 
-What a job needs is imported by the job: help, a mistyped key and the start of a sweep do not wait for torch.
+Each job imports torch itself: the help, a refused argument and the start of a sweep do not wait for it.
 """
 
 import sys
@@ -18,31 +18,30 @@ register_resolvers()
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
 def main(cfg: DictConfig) -> float:
-    """Run one job; in a sweep a failing job is recorded and the others go on.
+    """Run one job; a failed job of a sweep is recorded, and the sweep continues.
 
     Returns:
-        What a search over hyperparameters may go by: the mAP, in [0, 1], of the trained network on the
-        training identities that were held out (data.validation_identities). Never a score of the test set:
-        NaN if none were held out, and if the job failed.
+        Objective of a search over hyperparameters: mAP, in [0, 1], on the held-out training identities
+        (data.validation_identities). NaN if there are none or the job failed; never a score of the test set.
     """
     from sharpreid.run.training import run
 
     return run(cfg)
 
 
-def flags_first(arguments: Sequence[str]) -> list[str]:
-    """The arguments with --multirun in front: Hydra takes overrides on one side of it only.
+def move_multirun_first(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with --multirun in front: Hydra takes overrides on one side of it only.
 
-    >>> flags_first(["seed=1", "--multirun", "model.blocks=[],[1]"])
+    >>> move_multirun_first(["seed=1", "--multirun", "model.blocks=[],[1]"])
     ['--multirun', 'seed=1', 'model.blocks=[],[1]']
     """
     return sorted(arguments, key=lambda argument: argument not in ("--multirun", "-m"))
 
 
-def quote_checkpoint(argument: str) -> str:
-    """Hydra's quotes around a path that has a = in it: of ``resume=FILE`` and of ``hydra.run.dir=RUN``.
+def quote_path(argument: str) -> str:
+    """Return ``resume=FILE`` or ``hydra.run.dir=RUN`` with quotes around a path that contains ``=``.
 
-    >>> quote_checkpoint("resume=out/step=000100.ckpt"), quote_checkpoint("resume=auto")
+    >>> quote_path("resume=out/step=000100.ckpt"), quote_path("resume=auto")
     ("resume='out/step=000100.ckpt'", 'resume=auto')
     """
     key, _, value = argument.partition("=")
@@ -51,6 +50,6 @@ def quote_checkpoint(argument: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = map(quote_checkpoint, flags_first(sys.argv[1:]))
+    sys.argv[1:] = map(quote_path, move_multirun_first(sys.argv[1:]))
     refuse_misspelt(sys.argv[1:])
     main()

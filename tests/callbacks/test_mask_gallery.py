@@ -95,7 +95,7 @@ def test_a_picture_that_cannot_be_drawn_does_not_stop_the_training(
     (tmp_path / "attention").write_text("a file where the folder should be")
     trainer, _ = fit(composed("model.blocks=[1]"), quiet, tmp_path, images=1)
     assert trainer.current_epoch == 3
-    assert "no picture of the masks after epoch 2" in caplog.text
+    assert "no image of the masks after epoch 2" in caplog.text
 
 
 def test_of_a_network_without_attention_nothing_is_drawn(

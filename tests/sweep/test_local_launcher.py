@@ -30,7 +30,7 @@ from sharpreid.config.resolvers import register_resolvers
 from sharpreid.signals import EXIT_RESUMABLE
 from sharpreid.sweep import local_launcher
 from sharpreid.sweep.local_launcher import Job, launch
-from sharpreid.sweep.preflight import CheckSearch
+from sharpreid.sweep.preflight import SweepPreflight
 
 ENVIRONMENT = {
     **os.environ,
@@ -339,7 +339,7 @@ def test_every_stop_signal_ends_the_jobs_and_then_the_launcher(
 ) -> None:
     monkeypatch.setattr(local_launcher, "_POLL", 0.05)
     monkeypatch.setattr(signal, "getsignal", lambda _: signal.SIG_DFL)  # whatever started the tests
-    stand_in(monkeypatch, f"os.kill(os.getppid(), {int(number)}); time.sleep(60)")
+    stand_in(monkeypatch, f"os.kill({os.getpid()}, {int(number)}); time.sleep(60)")
     before = time.monotonic()
     with pytest.raises(SystemExit) as stopped:
         launch(*context(), SEEDS, first=0, jobs_at_once=1)
@@ -354,7 +354,7 @@ def test_every_stop_signal_ends_the_jobs_and_then_the_launcher(
     [
         ([["trainer.devices=auto"]], "a whole number, > 0, as trainer.devices"),
         ([["trainer.num_nodes=2"]], "trainer.num_nodes=1; got trainer.devices=1 and trainer.num_nodes=2"),
-        ([["data.num_workers=0"], ["data.num_workers=1"]], "the place of two jobs"),
+        ([["data.num_workers=0"], ["data.num_workers=1"]], "the output directory of two jobs"),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_anything_starts(
@@ -391,8 +391,8 @@ def test_a_job_s_command_keeps_the_settings_of_hydra_that_are_not_the_sweep_s(
 def test_a_search_by_the_test_set_is_refused(context: Callable[..., Any]) -> None:
     config, _ = context("hydra/sweeper=tpe", "data.validation_identities=0")
     with pytest.raises(SystemExit, match=r"hold training identities out, data\.validation_identities=100"):
-        CheckSearch().on_multirun_start(config)
-    CheckSearch().on_multirun_start(context("data.validation_identities=0")[0])  # nothing is chosen by it
+        SweepPreflight().on_multirun_start(config)
+    SweepPreflight().on_multirun_start(context("data.validation_identities=0")[0])  # nothing is chosen by it
 
 
 def test_a_search_without_its_plugin_names_what_to_install(
@@ -401,4 +401,4 @@ def test_a_search_without_its_plugin_names_what_to_install(
     config, _ = context("+experiment=tune_tau")
     monkeypatch.setattr(Plugins.instance(), "class_name_to_class", {config.hydra.launcher._target_: None})
     with pytest.raises(SystemExit, match=r"OptunaSweeper is not installed: pip install 'sharpreid\[tune\]'"):
-        CheckSearch().on_multirun_start(config)
+        SweepPreflight().on_multirun_start(config)

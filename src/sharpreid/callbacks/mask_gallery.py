@@ -1,4 +1,4 @@
-"""Pictures of the masks as the training goes on."""
+"""Images of the masks during training."""
 
 import logging
 from pathlib import Path
@@ -17,22 +17,21 @@ log = logging.getLogger(__name__)
 
 
 class MaskGallery(pl.Callback):
-    """Draws each block's masks of a few test images, every so many epochs and at the end of the training.
+    """Callback that draws each block's masks of a few test images every n epochs and at the end.
 
-    The picture is ``attention/epoch<n>.png`` of the run and, for a logger that takes images (W&B),
-    ``masks``. Nothing is drawn of a network without attention, nothing of the training changes, and a picture
-    that cannot be drawn is a warning.
+    The image is ``<folder>/epoch<n>.png``, and ``masks`` in a logger that takes images (W&B). A network
+    without attention has none. An image that cannot be drawn is a warning; the training continues.
 
     Args:
-        folder: where the pictures go.
-        upload_photos: whether a logger gets the masks over the photos, also of real people, whose data sets'
-            licences may forbid it; else it gets the masks alone. Photos of synthetic data it always gets.
-        every_n_epochs: at least 1.
-        images: how many, the first queries of the test set; 0 draws nothing.
-        channels: how many single channels, see `draw_masks`.
+        folder: Folder of the images.
+        upload_photos: Whether loggers get the masks over the photos also if these show real people, which the
+            licence of the data set may forbid. If False, they get the masks on grey.
+        every_n_epochs: Epochs between two images, at least 1.
+        images: Number of test images, the first queries; 0 draws nothing.
+        channels: Number of single channels to draw, see `draw_masks`.
 
     Raises:
-        ValueError: a number is out of range.
+        ValueError: A number is out of range.
     """
 
     def __init__(
@@ -51,14 +50,14 @@ class MaskGallery(pl.Callback):
         self._views: Tensor | None = None
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw, if it is time to."""
+        """Draw at every n-th epoch and at the last."""
         epoch = trainer.current_epoch + 1
         last = epoch == trainer.max_epochs
         if trainer.is_global_zero and self.images and (last or epoch % self.every_n_epochs == 0):
             try:
                 self._draw(trainer, pl_module, epoch)
             except (OSError, ValueError, RuntimeError) as error:
-                log.warning("no picture of the masks after epoch %d: %s", epoch, error)
+                log.warning("no image of the masks after epoch %d: %s", epoch, error)
 
     def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> None:
         network, data = pl_module.network, getattr(trainer, "datamodule", None)

@@ -105,7 +105,7 @@ class _Command:
         if problem := self._find_choice(self.overrides):
             return problem
         cfg = self._compose(self.overrides)
-        swept = [one for one in _of_the_sweeper(cfg) if one.key_or_group not in self._keys()]
+        swept = [one for one in _sweeper_overrides(cfg) if one.key_or_group not in self._keys()]
         if problem := self._find_choice(swept):
             return problem
         if any(self._options(one.key_or_group) for one in swept):
@@ -159,7 +159,7 @@ class _Command:
         return next(filter(None, (_find_unknown(content, key, addable=True) for key in changed)), None)
 
 
-def _of_the_sweeper(cfg: DictConfig) -> list[Override]:
+def _sweeper_overrides(cfg: DictConfig) -> list[Override]:
     """Return the overrides that the composed config gives its sweeper, as an experiment file does."""
     sweeper = cfg.hydra.sweeper
     listed = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]

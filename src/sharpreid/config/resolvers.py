@@ -1,4 +1,4 @@
-"""What the configs need to be composed: names that they compute."""
+"""OmegaConf resolvers of the configs: names of runs and of their folders."""
 
 import hashlib
 import re
@@ -15,7 +15,7 @@ _LONGEST_LABEL = 60
 
 
 def register_resolvers() -> None:
-    """Make ``${job_dir:...}``, ``${run_label:...}`` and the like known to OmegaConf."""
+    """Register ``${job_dir:...}``, ``${run_label:...}`` and the other resolvers of conf/ with OmegaConf."""
     OmegaConf.register_new_resolver("job_dir", job_dir, replace=True)
     OmegaConf.register_new_resolver("run_label", run_label, replace=True)
     OmegaConf.register_new_resolver("sweep_jobs", planned_jobs, replace=True)
@@ -24,7 +24,7 @@ def register_resolvers() -> None:
 
 
 def job_dir(override_dirname: str) -> str:
-    """Directory name of a run: its overrides, without characters that file systems refuse, of bounded length.
+    """Return the folder name of a run: its overrides, at most 120 characters that every file system accepts.
 
     >>> job_dir("model.blocks=[1,2],model.trunk.weights=/a/b.pth")
     'model.blocks=[1,2],model.trunk.weights=_a_b.pth'
@@ -39,7 +39,7 @@ def job_dir(override_dirname: str) -> str:
 
 
 def run_label(name: str) -> str:
-    """What to call the running job, briefly: in a sweep what varies, else its overrides or ``name``."""
+    """Return a short label of the running job: the overrides that vary in its sweep, or all, or ``name``."""
     overrides = [parse_override(override) for override in HydraConfig.get().overrides.task]
     varying = swept_keys()
     shown = [f"{key}={value}" for key, value in overrides if not varying or key in varying]
@@ -47,12 +47,12 @@ def run_label(name: str) -> str:
 
 
 def _job_number() -> int | None:
-    """Place of the running job in a sweep that this process goes through, from 1; None outside of one."""
+    """Return the place of the running job in the sweep of this process, from 1; None without a sweep."""
     return None if planned_jobs() is None else HydraConfig.get().job.num + 1
 
 
 def gpus_per_node(accelerator: str, devices: int) -> int | None:
-    """The GPUs that a scheduler is asked for on each node; None where the CPU is trained on.
+    """Return the number of GPUs per node to request from a scheduler; None for a training on the CPU.
 
     >>> gpus_per_node("auto", 2), gpus_per_node("cpu", 2)
     (2, None)

@@ -1,4 +1,4 @@
-"""The Hydra sweep that this process goes through: how many jobs it has, and which keys vary in it."""
+"""The Hydra sweep that this process runs: its number of jobs and the keys that vary in it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,12 +11,14 @@ from sharpreid.config.paths import parse_override
 
 
 def count_choices(config: DictConfig) -> dict[str, int] | None:
-    """Count the values of each key in the basic sweeper's grid; None for other sweepers and for globs.
-
-    Repeats (`hydra/sweeper=repeating`) are not counted.
+    """Count the values of each key in the grid of Hydra's basic sweeper.
 
     Args:
-        config: the sweep's composed config, with its ``hydra`` node.
+        config: Composed config of the sweep, with its ``hydra`` node.
+
+    Returns:
+        Key -> number of values, without the repeats of `hydra/sweeper=repeating`. None for other sweepers and
+        for values given as a glob.
     """
     sweeper = config.hydra.sweeper
     if not str(sweeper.get("_target_", "")).endswith("BasicSweeper"):
@@ -35,12 +37,12 @@ def count_choices(config: DictConfig) -> dict[str, int] | None:
 
 
 def repeats_of(config: DictConfig) -> list[list[str]]:
-    """The overrides of each repeat of a sweep by `hydra/sweeper=repeating`; empty for other sweepers."""
-    return wanted_repeats(config.hydra.sweeper.get("repeats") or (), config.hydra.overrides.task)
+    """Return the overrides of each repeat of `hydra/sweeper=repeating`; empty for other sweepers."""
+    return select_repeats(config.hydra.sweeper.get("repeats") or (), config.hydra.overrides.task)
 
 
 def count_repeats(repeats: Sequence[Sequence[str]], choices: Mapping[str, int]) -> int:
-    """Count the jobs of repeats: each goes through the grid over the keys that it does not set itself.
+    """Count the jobs of repeats: each runs the grid over the keys that it does not set.
 
     >>> count_repeats([["model.blocks=[]", "seed=1"]], {"model.blocks": 8, "optimizer.lr": 2})
     2
@@ -56,13 +58,13 @@ _swept: frozenset[str] = frozenset()
 
 
 def enter_sweep(config: DictConfig) -> frozenset[str]:
-    """Note the sweep that this process goes through.
+    """Set the sweep that this process runs.
 
     Args:
-        config: the sweep's composed config, with its ``hydra`` node.
+        config: Composed config of the sweep, with its ``hydra`` node.
 
     Returns:
-        The keys that vary in it, for `join_sweep` in the process of a job.
+        Keys that vary in the sweep; a job in a process of its own passes them to `join_sweep`.
     """
     global _planned, _swept
     choices, repeats = count_choices(config), repeats_of(config)
@@ -73,24 +75,24 @@ def enter_sweep(config: DictConfig) -> frozenset[str]:
 
 
 def join_sweep(swept: frozenset[str]) -> None:
-    """Note which keys vary in the sweep that this job, in a process of its own, belongs to."""
+    """Set the keys that vary in the sweep of this process, which runs one of its jobs."""
     global _swept
     _swept = swept
 
 
 def leave_sweep() -> None:
-    """Forget the sweep, which has ended."""
+    """Unset the sweep of this process."""
     global _planned, _swept
     _planned, _swept = None, frozenset()
 
 
 def planned_jobs() -> int | None:
-    """Return how many jobs the sweep of this process has; None in a job's own process, or if unknown."""
+    """Return the number of jobs of the sweep; None if unknown or if this process runs one job only."""
     return _planned
 
 
 def swept_keys() -> frozenset[str]:
-    """Return the keys that vary in the sweep of this process; empty where that is not known."""
+    """Return the keys that vary in the sweep of this process; empty if unknown."""
     return _swept
 
 
@@ -103,16 +105,16 @@ def key_of(override: str) -> str:
     return parse_override(override)[0]
 
 
-def wanted_repeats(repeats: Sequence[Sequence[str]], arguments: Sequence[str]) -> list[list[str]]:
-    """Return the repeats of which the command line sets no key.
+def select_repeats(repeats: Sequence[Sequence[str]], arguments: Sequence[str]) -> list[list[str]]:
+    """Return the repeats none of whose keys the command line sets.
 
     Args:
-        repeats: the overrides of each repeat.
-        arguments: the overrides of the command line.
+        repeats: Overrides of each repeat.
+        arguments: Overrides of the command line.
 
-    >>> wanted_repeats([["model.blocks=[]", "seed=1"]], ["logger=csv"])
+    >>> select_repeats([["model.blocks=[]", "seed=1"]], ["logger=csv"])
     [['model.blocks=[]', 'seed=1']]
-    >>> wanted_repeats([["model.blocks=[]", "seed=1"]], ["seed=0,1,2"])
+    >>> select_repeats([["model.blocks=[]", "seed=1"]], ["seed=0,1,2"])
     []
     """
     given = set(map(key_of, arguments))

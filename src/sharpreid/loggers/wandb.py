@@ -1,4 +1,4 @@
-"""The Weights & Biases logger; nothing else in the suite imports wandb."""
+"""Weights & Biases logger that never prompts and survives the end of W&B's own process."""
 
 import functools
 import logging
@@ -17,54 +17,54 @@ from sharpreid.distributed import rank_zero_only
 log = logging.getLogger(__name__)
 
 
-class LastingWandbLogger(WandbLogger):
-    """Lightning's, but the training outlives W&B's own process.
+class FaultTolerantWandbLogger(WandbLogger):
+    """Lightning's logger, with a warning instead of an error once W&B's process has ended.
 
-    A signal that a scheduler sends to all processes of a job ends W&B's at once
-    (https://github.com/wandb/wandb/issues/9963), while the training still has a step to end and to save.
+    A scheduler's signal to all processes of a job ends that of W&B at once
+    (https://github.com/wandb/wandb/issues/9963), while the training completes its step and saves it.
     """
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log to W&B if it is there."""
-        with outliving_wandb():
+        """Log to W&B if its process runs."""
+        with _warning_if_ended():
             super().log_metrics(metrics, step)
 
     @rank_zero_only
     def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
-        """Log to W&B if it is there."""
-        with outliving_wandb():
+        """Log to W&B if its process runs."""
+        with _warning_if_ended():
             super().log_image(key, images, step, **kwargs)
 
 
 @contextmanager
-def outliving_wandb() -> Iterator[None]:
-    """Go on where W&B's process has ended."""
+def _warning_if_ended() -> Iterator[None]:
+    """Turn the error about an ended process of W&B into a warning."""
     try:
         yield
     except ConnectionError:
-        _tell_that_wandb_ended()
+        _warn_once()
 
 
 @functools.cache
-def _tell_that_wandb_ended() -> None:
-    log.warning("W&B's process has ended; from here on nothing is logged there")
+def _warn_once() -> None:
+    log.warning("W&B's process has ended; nothing more is logged there")
 
 
 def build_wandb_logger(
     *, project: str, group: str, name: str, tags: Sequence[str], save_dir: str
 ) -> WandbLogger:
-    """A logger that never asks: online where a key is configured, else offline.
+    """Return a logger that is online if a key is configured and offline otherwise; it never prompts.
 
-    ``WANDB_MODE`` wins if it is set, except that ``online`` needs a key. An offline run is uploaded later by
+    ``WANDB_MODE`` takes precedence, but ``online`` without a key stays offline. Upload an offline run with
     ``wandb sync <save_dir>/wandb/offline-run-*``.
 
     Args:
-        project: W&B project.
-        group: under which a sweep's runs are gathered.
-        name: of the run.
-        tags: of the run.
-        save_dir: folder for the run's files.
+        project: Project of W&B.
+        group: Group of the runs of a sweep.
+        name: Name of the run.
+        tags: Tags of the run.
+        save_dir: Folder of the run's files; it is made.
     """
     mode = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
     if mode == "online" and not has_key():
@@ -78,13 +78,13 @@ def build_wandb_logger(
         os.environ.setdefault("WANDB_SILENT", "true")
     Path(save_dir).mkdir(parents=True, exist_ok=True)
     log.info("W&B mode: %s; files are in %s/wandb", mode, save_dir)
-    return LastingWandbLogger(
+    return FaultTolerantWandbLogger(
         project=project, group=group, name=name, tags=list(tags), save_dir=save_dir, offline=offline
     )
 
 
 def has_key() -> bool:
-    """Whether an API key is configured, by ``WANDB_API_KEY`` or by ``wandb login`` (a netrc file)."""
+    """Tell whether ``WANDB_API_KEY`` or ``wandb login`` (a netrc file) configures an API key."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any
 
-from sharpreid.config.paths import parse_override, squeeze
+from sharpreid.config.paths import parse_override, remove_whitespace
 from sharpreid.report.runs import HARD_PAIRS, Job
 from sharpreid.run.comparability import caveats, dataset_line
 from sharpreid.run.console import protocol_line, score_of
@@ -191,7 +191,7 @@ def group_by_configuration(
         rows: one group of `group_by_data`.
         labels: override value, or key=value, -> label; spaces do not matter.
     """
-    known = {squeeze(value): label for value, label in (labels or {}).items()}
+    known = {remove_whitespace(value): label for value, label in (labels or {}).items()}
     keys = keys_within(rows)
     grouped: dict[tuple[str, ...], list[Row]] = {}
     for row in sorted(rows, key=lambda row: not row.is_baseline):

@@ -1,1 +1,1 @@
-"""Launch and summarise many runs."""
+"""Launch the jobs of a sweep and summarize them."""

@@ -1,4 +1,10 @@
-"""``hydra/launcher=local``: the jobs of a sweep in processes of their own, several at once on one machine."""
+"""``hydra/launcher=local``: the jobs of a sweep in processes of their own, several at once on one machine.
+
+Hydra's joblib launcher starts one process per job, all on the same GPUs. Submitit's local launcher starts
+all jobs at once on the first GPUs. This launcher limits how many jobs run at once, gives each job the least
+used GPUs, starts torchrun for a job of several devices, writes a console log per job, and stops the jobs at
+a signal so that they save their state.
+"""
 
 import json
 import logging
@@ -29,11 +35,13 @@ from sharpreid.signals import EXIT_RESUMABLE, STOP_SIGNALS
 log = logging.getLogger(__name__)
 
 _POLL = 0.2  # seconds
-_SHUTDOWN = 600  # seconds that torchrun leaves its processes to save: a validation may have to end first
-_OF_THE_SWEEP = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep.")
+_SHUTDOWN = (
+    600  # seconds in which torchrun's processes may save their state, after a validation that is running
+)
+_SWEEP_KEYS = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep.")
 
 _CONFIG_FLAGS = {"main": "--config-path", "command-line": "--config-dir"}
-"""Hydra's names of the places of configs, and the flags that set them."""
+"""Hydra's provider of a config source -> flag that sets the source."""
 
 
 class Job(NamedTuple):
@@ -47,12 +55,12 @@ class Job(NamedTuple):
     label: str  # on the screen
 
     def command(self) -> list[str]:
-        """The command line of the job by itself; ``hydra.job.num`` tells it that it is one of a sweep."""
+        """Return the command line of the job; ``hydra.job.num`` marks it as the job of a sweep."""
         start = [sys.executable, "-m"]
         if self.devices > 1:
             start += ["torch.distributed.run", "--standalone", f"--nproc-per-node={self.devices}"]
             start += [f"--shutdown-timeout={_SHUTDOWN}", "-m"]
-        kept = [one for one in self.config.hydra.overrides.hydra if not _is_of_the_sweep(one)]
+        kept = [one for one in self.config.hydra.overrides.hydra if not _concerns_sweep(one)]
         place = str(self.output_dir).replace("'", r"\'")
         own = ["hydra.mode=RUN", f"hydra.run.dir='{place}'"]
         return [
@@ -68,7 +76,7 @@ class Job(NamedTuple):
 
 
 class Running(NamedTuple):
-    """A job that was started."""
+    """A started job."""
 
     job: Job
     process: subprocess.Popen[bytes]
@@ -84,32 +92,35 @@ def launch(
     first: int,
     jobs_at_once: int | None,
 ) -> list[JobReturn]:
-    """Run every job in processes of its own, several at once, and say when one starts and ends.
+    """Run every job in processes of its own, several at once, and log when each starts and ends.
 
-    What a job prints goes to console.log in its output directory. A job that fails is recorded in its
-    job.json, and the others go on.
+    The output of a job goes to console.log in its output directory. A failed job is recorded in its job.json,
+    and the others continue.
 
     Args:
-        config: of the sweep, with its hydra node.
-        hydra_context: of the sweep.
-        job_overrides: of each job.
-        first: number of the first job.
-        jobs_at_once: how many, > 0; None is as many as there are GPUs for, and 1 on the CPU.
+        config: Composed config of the sweep, with its hydra node.
+        hydra_context: Hydra's context of the sweep.
+        job_overrides: Overrides of each job.
+        first: Number of the first job.
+        jobs_at_once: Number of jobs that run at once, > 0. None is as many as the GPUs allow, and 1 on the
+            CPU.
 
     Returns:
-        Of each job what `sharpreid.train.main` returned; NaN where it failed.
+        Result of `sharpreid.train.main` for each job; NaN for a failed one.
 
     Raises:
-        SystemExit: with `EXIT_RESUMABLE`, after SIGTERM, SIGINT, SIGHUP or SIGUSR1, when all jobs that ran
-            have saved and ended.
-        CompactHydraException: the jobs cannot be run so; nothing was started.
+        SystemExit: With `EXIT_RESUMABLE` after SIGTERM, SIGINT, SIGHUP or SIGUSR1, once all running jobs have
+            saved their state and ended.
+        CompactHydraException: The jobs do not fit the machine or share an output directory; none was started.
     """
     setup_globals()
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise CompactHydraException("hydra/launcher=local starts the processes itself: leave torchrun out")
+        raise CompactHydraException(
+            "hydra/launcher=local starts the processes itself: start it without torchrun"
+        )
     jobs = [_compose(config, hydra_context, one, first + n) for n, one in enumerate(job_overrides)]
-    _refuse_shared_places(jobs)
+    _refuse_shared_directories(jobs)
     accelerator = jobs[0].config.trainer.accelerator
     gpus = visible_gpus() if accelerator in ("auto", "gpu", "cuda") else []
     at_once = _jobs_at_once(jobs, len(gpus), jobs_at_once)
@@ -120,7 +131,7 @@ def launch(
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs as CUDA_VISIBLE_DEVICES names them; what is set there already is respected."""
+    """Return the visible GPUs by their names in CUDA_VISIBLE_DEVICES."""
     count = torch.cuda.device_count()
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     return (named.split(",") if named else [str(number) for number in range(count)])[:count]
@@ -131,13 +142,13 @@ def _compose(config: DictConfig, context: HydraContext, overrides: Sequence[str]
     with open_dict(composed):
         composed.hydra.job.num = number
         composed.hydra.job.id = str(number)
-    before = HydraConfig.instance().cfg
-    HydraConfig.instance().set_config(composed)  # what ${hydra:...} refers to
+    earlier = HydraConfig.instance().cfg
+    HydraConfig.instance().set_config(composed)  # for ${hydra:...}
     try:
         place = Path(str(composed.hydra.sweep.dir), str(composed.hydra.sweep.subdir)).absolute()
         label = f"#{number} {run_label(str(composed.name))}"
     finally:
-        HydraConfig.instance().cfg = before
+        HydraConfig.instance().cfg = earlier
     devices, nodes = composed.trainer.devices, composed.trainer.get("num_nodes", 1)
     if not isinstance(devices, int) or devices < 1 or nodes != 1:
         raise CompactHydraException(
@@ -148,7 +159,7 @@ def _compose(config: DictConfig, context: HydraContext, overrides: Sequence[str]
 
 
 def _config_flags(config: DictConfig) -> list[str]:
-    """The sweep's own --config-name, --config-path and --config-dir."""
+    """Return --config-name, --config-path and --config-dir of the sweep."""
     flags = [f"--config-name={config.hydra.job.config_name}"]
     for source in config.hydra.runtime.config_sources:
         if source.schema == "file" and source.provider in _CONFIG_FLAGS:
@@ -156,20 +167,20 @@ def _config_flags(config: DictConfig) -> list[str]:
     return flags
 
 
-def _is_of_the_sweep(override: str) -> bool:
+def _concerns_sweep(override: str) -> bool:
     key, _ = parse_override(override)
-    return key.startswith(_OF_THE_SWEEP) or key in ("hydra.mode", "hydra.run.dir")
+    return key.startswith(_SWEEP_KEYS) or key in ("hydra.mode", "hydra.run.dir")
 
 
-def _refuse_shared_places(jobs: Sequence[Job]) -> None:
+def _refuse_shared_directories(jobs: Sequence[Job]) -> None:
     places: dict[Path, Job] = {}
     for job in jobs:
         other = places.setdefault(job.output_dir, job)
         if other is not job:
             raise CompactHydraException(
-                f"{job.output_dir}: the place of two jobs, {other.label} and {job.label}. Jobs that differ "
-                "only in what changes no result (hydra.job.config.override_dirname.exclude_keys of "
-                "conf/train.yaml) share one place"
+                f"{job.output_dir}: the output directory of two jobs, {other.label} and {job.label}. "
+                "Jobs share it if they differ only in keys that change no result "
+                "(hydra.job.config.override_dirname.exclude_keys of conf/train.yaml)"
             )
 
 
@@ -185,28 +196,28 @@ def _jobs_at_once(jobs: Sequence[Job], gpus: int, wanted: int | None) -> int:
 
 
 @contextmanager
-def _noting_stop_signals() -> Iterator[list[signal.Signals]]:
-    """The signals that came; those that the process was started to ignore stay ignored."""
-    came: list[signal.Signals] = []
+def _collecting_stop_signals() -> Iterator[list[signal.Signals]]:
+    """Collect stop signals instead of ending; signals that the process ignores stay ignored."""
+    received: list[signal.Signals] = []
 
-    def note(number: int, frame: FrameType | None) -> None:
-        came.append(signal.Signals(number))
+    def collect(number: int, frame: FrameType | None) -> None:
+        received.append(signal.Signals(number))
 
-    noted = (*STOP_SIGNALS, signal.SIGINT, signal.SIGHUP)
-    heeded = [number for number in noted if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, note) for number in heeded}
+    collected = (*STOP_SIGNALS, signal.SIGINT, signal.SIGHUP)
+    handled = [number for number in collected if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, collect) for number in handled}
     try:
-        yield came
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def _run_all(jobs: Sequence[Job], gpus: Sequence[str], at_once: int) -> dict[int, float]:
-    """Each job's number and return value."""
+    """Run all jobs and return their results by job number."""
     values: dict[int, float] = {}
     waiting, running = [*jobs], list[Running]()
-    with _noting_stop_signals() as signals:
+    with _collecting_stop_signals() as signals:
         try:
             while (waiting or running) and not signals:
                 while waiting and len(running) < at_once:
@@ -234,7 +245,7 @@ def _start(job: Job, running: Sequence[Running], gpus: Sequence[str], at_once: i
     job.output_dir.mkdir(parents=True, exist_ok=True)
     in_use = [gpu for one in running for gpu in one.gpus]
     mine = tuple(sorted(gpus, key=in_use.count)[: job.devices])
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}  # what is printed is in the file at once
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}  # output is written to the file at once
     if mine:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
     else:
@@ -249,13 +260,13 @@ def _start(job: Job, running: Sequence[Running], gpus: Sequence[str], at_once: i
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # an interrupt from the keyboard is the launcher's to pass on
+            start_new_session=True,  # the launcher passes an interrupt from the keyboard on
         )
     return Running(job, process, mine, started)
 
 
 def _end(ended: Running) -> float:
-    """Say how a job ended; what it returned, NaN if it failed."""
+    """Log how a job ended and return its result; NaN if it failed."""
     job, status = ended.job, ended.process.returncode
     minutes = (time.time() - ended.started) / 60
     if status == 0:
@@ -267,7 +278,7 @@ def _end(ended: Running) -> float:
 
 
 def _record_failure(ended: Running) -> str:
-    """Why a job failed, as its job.json tells; if its process died without a word, that is written there."""
+    """Return the error in a failed job's job.json; if its process wrote none, write how the process ended."""
     job, status = ended.job, ended.process.returncode
     how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
     error = f"its process was ended {how}"
@@ -278,7 +289,7 @@ def _record_failure(ended: Running) -> str:
             if path.is_file() and path.stat().st_mtime >= ended.started:
                 if told.get("status") == "failed":
                     return str(told["error"])
-            elif job.config.resume == "none":  # else what it has to go on from stays
+            elif job.config.resume == "none":  # else keep the checkpoints that a resumed job needs
                 move_earlier_run_aside(job.output_dir)
                 told = {}
             now = {"started": ended.started, "name": job.config.name, "overrides": _task_overrides(job)}

@@ -1,4 +1,4 @@
-"""What has to be so before a sweep, or a search over hyperparameters, starts."""
+"""Preflight checks of a sweep."""
 
 import logging
 import warnings
@@ -11,18 +11,18 @@ from omegaconf import DictConfig
 _EXTRAS = {"hydra_optuna_sweeper": "tune", "hydra_submitit_launcher": "slurm"}
 
 
-class CheckSearch(Callback):
-    """Hydra callback: refuses a plugin that is not installed, and a search by the test set.
+class SweepPreflight(Callback):
+    """Hydra callback that refuses a plugin that is not installed, and a search by scores of the test set.
 
-    Hydra turns an exception of a callback into a warning; so a refusal leaves as SystemExit, which passes.
+    Hydra turns an exception of a callback into a warning, so a refusal is raised as SystemExit.
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check the sweep's config.
 
         Raises:
-            SystemExit: the launcher or the sweeper is not installed, or the sweeper chooses by what jobs
-                return, and no identities are held out.
+            SystemExit: The launcher or the sweeper is not installed, or the sweeper searches by the results
+                of the jobs and no identities are held out.
         """
         for key in ("launcher", "sweeper"):
             _refuse_missing(key, str(config.hydra[key]["_target_"]))
@@ -30,10 +30,10 @@ class CheckSearch(Callback):
             return
         if not config.data.validation_identities:
             raise SystemExit(
-                "a search needs scores that are not those of the test set: hold training identities out, "
+                "a search needs other scores than those of the test set: hold training identities out, "
                 "data.validation_identities=100"
             )
-        # Optuna 2.10, the last that Hydra's sweeper works with, on SQLAlchemy 2.
+        # Hydra's sweeper needs Optuna 2, which warns with SQLAlchemy 2
         logging.getLogger("alembic").setLevel(logging.WARNING)
         warnings.filterwarnings("ignore", message=".*declarative_base", module="optuna")
 

@@ -1,4 +1,4 @@
-"""A Hydra sweep as a whole: what varies in it, and its table at the end."""
+"""Hydra callback that writes a sweep's table and figure when all jobs have ended."""
 
 import time
 from collections.abc import Mapping
@@ -12,12 +12,16 @@ from sharpreid.config.sweep_context import enter_sweep, join_sweep, leave_sweep,
 
 
 class SweepSummary(Callback):
-    """Hydra callback: at the end of a multirun, the sweep's table and figure, and its exit status.
+    """Hydra callback that writes a sweep's table and figure and sets its exit status.
 
-    Hydra turns an exception of a callback into a warning. So a failure leaves as SystemExit, which
-    passes; it also ends the callbacks that Hydra would have called after this one. Hydra calls no
-    callback at all after a sweep whose task raised: the task has to record its own failure in
-    ``job.json`` and return.
+    Hydra turns an exception of a callback into a warning, so a failure is raised as SystemExit. Hydra calls
+    no callback after a sweep whose task raised, so a task records its failure in ``job.json`` and returns.
+
+    Args:
+        baseline: Override that marks the baseline, e.g. ``model.blocks=[]``; None for none.
+        title: Heading of the page and the figure; by default the name of the jobs.
+        labels: Override value, or key=value -> label in the tables.
+        by_held_out: Whether the tables show, and are sorted by, the mAP on held-out identities.
     """
 
     def __init__(
@@ -28,13 +32,6 @@ class SweepSummary(Callback):
         labels: Mapping[str, str] | None = None,
         by_held_out: bool = False,
     ) -> None:
-        """
-        Args:
-            baseline: the override that marks the baseline, e.g. ``model.blocks=[]``; None for none.
-            title: heading of the page and the figure; the jobs' name by default.
-            labels: override value, or key=value, -> what to call it.
-            by_held_out: whether the tables show, and are in the order of, the mAP on held-out identities.
-        """
         self.baseline = baseline
         self.title = title
         self.labels = {str(value): str(label) for value, label in (labels or {}).items()}
@@ -43,21 +40,25 @@ class SweepSummary(Callback):
         self.swept: frozenset[str] = frozenset()
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Note the time: jobs that started earlier belong to another sweep."""
+        """Store the start time and the varying keys; jobs that started earlier belong to another sweep."""
         self.since = time.time()
         self.swept = enter_sweep(config)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Make known what varies in a job's own process too, to which its launcher sends this callback."""
+        """Pass the varying keys to the process of a job, to which a launcher sends this callback."""
         join_sweep(self.swept)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Report on the jobs below ``hydra.sweep.dir``, wherever their processes ran."""
+        """Report on the jobs below ``hydra.sweep.dir``.
+
+        Raises:
+            SystemExit: The report cannot be written, or a job failed.
+        """
         planned = planned_jobs()
         leave_sweep()
         folder = Path(str(config.hydra.runtime.cwd)) / str(config.hydra.sweep.dir)
         try:
-            from sharpreid.report.sweep_summary import write_summary  # slow, and needed here alone
+            from sharpreid.report.sweep_summary import write_summary  # slow
 
             write_summary(
                 folder,
@@ -70,4 +71,4 @@ class SweepSummary(Callback):
             )
         except Exception as error:
             again = f"python -m sharpreid.report.sweep {folder}"
-            raise SystemExit(f"no summary of the sweep ({error!r}); to try again: {again}") from error
+            raise SystemExit(f"no summary of the sweep ({error!r}); retry with: {again}") from error
