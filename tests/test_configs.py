@@ -10,13 +10,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import ConfigCompositionException
 from lightning_fabric.plugins.environments import SLURMEnvironment
+from lightning_utilities.core.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from sharpreid.callbacks.mask_gallery import MaskGallery
 from sharpreid.config.paths import CONF_DIR
 from sharpreid.config.resolvers import register_resolvers, run_label
 from sharpreid.config.validation import ConfigError, check_config, check_node
-from sharpreid.distributed import rank_zero_only
 from sharpreid.evaluation.protocol import Protocol
 from sharpreid.run.build import build_data, build_module, build_trainer
 from sharpreid.run.paper_recipe import recipe_deviations

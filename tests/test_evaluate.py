@@ -13,7 +13,7 @@ from sharpreid.checkpoint_files import DamagedCheckpointError
 from sharpreid.checkpoint_io import SafeCheckpointIO
 from sharpreid.evaluate import main
 from sharpreid.run.console import gather_readings, print_readings
-from sharpreid.run.evaluation import _sweeps, combinations, evaluate, evaluate_sweep
+from sharpreid.run.evaluation import combinations, evaluate, evaluate_sweep, load_sweeps
 from sharpreid.run.loading import build_empty_module, load_network
 from sharpreid.run.paper_recipe import recipe_deviations
 
@@ -162,7 +162,7 @@ def test_a_sweep_looks_at_every_key_before_it_scores(
 
 def test_the_named_evaluation_has_every_reading_of_the_mask() -> None:
     """Five, one of them drawn with one and with eight draws, five times each."""
-    settings = [combination for sweep in _sweeps("test_mask") for combination in combinations(sweep)]
+    settings = [combination for sweep in load_sweeps("test_mask") for combination in combinations(sweep)]
     masks = [setting[0].removeprefix("model.sampler.test_mask=") for setting in settings]
     assert sorted({*masks}) == sorted(get_args(TestMask))
     assert masks.count("sample") == 10

@@ -21,9 +21,9 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from sharpreid.attention.mask import MaskParams, MaskSampler
 from sharpreid.data.reid_data import random_stream
 from sharpreid.module import NonFiniteLossError
+from sharpreid.run.arguments import load_config
 from sharpreid.run.build import build_data, build_module
 from sharpreid.run.evaluation import evaluate, evaluate_sweep
-from sharpreid.run.loading import load_config
 from sharpreid.run.records import lock_run_dir
 from sharpreid.signals import EXIT_RESUMABLE, stop_on_sigterm
 

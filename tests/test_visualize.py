@@ -13,9 +13,9 @@ from PIL import Image
 from sharpreid.data.datamodule import ReIDDataModule
 from sharpreid.data.reid_data import HardPair, ReIDData
 from sharpreid.run.build import build_data, build_module
-from sharpreid.run.loading import read_views
+from sharpreid.run.loading import read_hard_pair, read_views
 from sharpreid.visualization.attention import record_attention
-from sharpreid.visualize import main, read_hard_pair, visualize
+from sharpreid.visualize import main, visualize
 
 
 @pytest.fixture

@@ -19,8 +19,9 @@ from torch import Tensor
 from sharpreid.evaluation.protocol import Protocol
 from sharpreid.evaluation.ranking import evaluate_ranking
 from sharpreid.module import ReIDModule
+from sharpreid.run.arguments import load_config
 from sharpreid.run.build import build_data, build_trainer
-from sharpreid.run.loading import load_config, load_network
+from sharpreid.run.loading import load_network
 
 RANKS = (1, 5, 10)
 

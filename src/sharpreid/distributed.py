@@ -1,40 +1,60 @@
-"""One of several processes: those that torchrun or SLURM start for one run."""
+"""The processes of one training, which torchrun or SLURM starts."""
 
+import functools
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import ParamSpec, TypeVar
 
-import torch
-from lightning_fabric.utilities.rank_zero import rank_zero_only
-
-__all__ = ["LostProcessError", "explain_lost_processes", "is_rank_zero", "rank_zero_only"]
+from lightning_utilities.core import rank_zero
 
 _CONNECTION = re.compile(
     r"pair closure|connection (closed|reset|refused)|timed out|broken pipe|no route to host|gloo|nccl",
     re.IGNORECASE,
 )
-"""What gloo and NCCL say, some of it as plain RuntimeErrors, when another process does not answer."""
+"""Words of gloo's and NCCL's errors about a process that does not answer; some are plain RuntimeErrors."""
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 
 class LostProcessError(RuntimeError):
-    """Another process of the run ended, or did not answer in time."""
+    """Another process of the training ended, or did not answer in time."""
+
+
+def get_rank() -> int:
+    """Return the rank that Lightning has given this process; 0 in a command that does not use Lightning."""
+    return int(getattr(rank_zero.rank_zero_only, "rank", 0))
 
 
 def is_rank_zero() -> bool:
-    """Whether this is the process of rank 0, or the only one."""
-    return not getattr(rank_zero_only, "rank", 0)
+    """Return whether this process has rank 0, as the only process has."""
+    return get_rank() == 0
+
+
+def rank_zero_only(function: Callable[Parameters, Result]) -> Callable[Parameters, Result | None]:
+    """Make a function do nothing and return None on every rank but 0.
+
+    This is Lightning's decorator of the same name, without its need to import torch.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result | None:
+        return function(*args, **kwargs) if is_rank_zero() else None
+
+    return wrapped
 
 
 @contextmanager
 def explain_lost_processes(minutes: float) -> Iterator[None]:
-    """Turn the errors of torch's backends into one that says what to do.
+    """Replace the errors of torch's communication backends by one that says what to do.
 
     Args:
-        minutes: trainer.timeout_minutes of the run.
+        minutes: trainer.timeout_minutes of the training.
 
     Raises:
-        LostProcessError: another process ended, or did not answer for so long.
+        LostProcessError: Another process ended, or did not answer within ``minutes``.
     """
     try:
         yield
@@ -43,15 +63,17 @@ def explain_lost_processes(minutes: float) -> Iterator[None]:
             raise
         raise LostProcessError(
             f"another process of this run ended, or did not answer for trainer.timeout_minutes={minutes:g} "
-            f"({error}); this is rank {getattr(rank_zero_only, 'rank', 0)}, on {socket.gethostname()}. If it "
-            "ended by itself, its output says why; else see that its host is up and can be reached. Then "
-            "start all processes again with resume=auto: they go on from the newest checkpoint"
+            f"({error}); this is rank {get_rank()}, on {socket.gethostname()}. If the other process ended by "
+            "itself, its output says why; otherwise check that its host is up and reachable. Then start all "
+            "processes again with resume=auto: they continue from the newest checkpoint"
         ) from error
 
 
 def is_connection_error(error: RuntimeError) -> bool:
-    """Whether ``error`` is one of torch.distributed about another process."""
+    """Return whether ``error`` is torch.distributed's report that another process does not answer."""
+    import torch  # slow
+
     if not torch.distributed.is_available():
         return False
-    said = torch.distributed.is_initialized() and _CONNECTION.search(str(error))
-    return isinstance(error, torch.distributed.DistError) or bool(said)
+    named = torch.distributed.is_initialized() and _CONNECTION.search(str(error))
+    return isinstance(error, torch.distributed.DistError) or bool(named)

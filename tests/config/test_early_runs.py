@@ -7,7 +7,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from sharpreid.config.early_runs import LATER_KEYS, upgrade_config
-from sharpreid.run.loading import load_config
+from sharpreid.run.arguments import load_config
 from sharpreid.run.paper_recipe import recipe_deviations
 from sharpreid.run.records import config_diff, describe_config
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import pytorch_lightning as pl
+from lightning_utilities.core.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from sharpreid.callbacks.checkpoint import StepCheckpoints
 from sharpreid.checkpoint_io import SafeCheckpointIO
-from sharpreid.distributed import rank_zero_only
 from sharpreid.loggers.csv import AppendingCSVLogger, drop_rows_from
 from sharpreid.run.build import build_data, build_module
 

@@ -1,10 +1,15 @@
-"""Parse the ``key=value`` arguments of the commands that read a checkpoint."""
+"""Parse the arguments of the commands that read a checkpoint, and load the config of its run."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError  # type: ignore[import-untyped]
+
+from sharpreid.config.early_runs import upgrade_config
+from sharpreid.config.paths import CONF_DIR
+from sharpreid.config.resolvers import register_resolvers
 
 PATH_KEYS = (
     *("checkpoint", "images", "output", "data_root"),
@@ -13,14 +18,14 @@ PATH_KEYS = (
 
 
 class UsageError(ValueError):
-    """A command was called with arguments that it cannot read; its usage helps."""
+    """The arguments of a command cannot be read; the message should end with the usage."""
 
 
 def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
-    """Parse ``key=value`` arguments: values as YAML, but paths as they stand.
+    """Parse ``key=value`` arguments; values are YAML, except paths, which are taken literally.
 
     Raises:
-        UsageError: an argument has no key, no value, or a value that is not YAML.
+        UsageError: An argument has no key, no value, or a value that is not YAML.
     """
     wrong = [argument for argument in arguments if "=" not in argument]
     if wrong:
@@ -32,9 +37,44 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
 def _value(key: str, text: str) -> Any:
     if not text:
         raise UsageError(f"{key}= has no value")
-    if key in PATH_KEYS:  # may look like YAML: "[run 1]/a.jpg", "0012"
+    if key in PATH_KEYS:  # a path may look like YAML: "[run 1]/a.jpg", "0012"
         return text
     try:
         return OmegaConf.from_dotlist([f"value={text}"]).value
     except YAMLError as error:
         raise UsageError(f"{key}={text}: the value is not YAML") from error
+
+
+def load_config(checkpoint: Path) -> DictConfig:
+    """Load the config of the run that wrote a checkpoint, with the keys that older versions lacked.
+
+    Raises:
+        FileNotFoundError: There is no such checkpoint, or no config.yaml in its run's directory.
+        ValueError: config.yaml is not the config of a run.
+    """
+    if not checkpoint.is_file():
+        raise FileNotFoundError(f"{checkpoint}: no such file; expected RUN/checkpoints/final.ckpt of a run")
+    path = checkpoint.resolve().parents[1] / "config.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: the config of the run is missing; keep a checkpoint in its run's directory"
+        )
+    register_resolvers()
+    cfg = OmegaConf.load(path)
+    if not isinstance(cfg, DictConfig):
+        raise ValueError(f"{path}: not the config of a run")
+    return upgrade_config(cfg)
+
+
+def load_re_ranking(name: str) -> DictConfig | None:
+    """Load a config of conf/re_ranking by the name of its file; return None for "none".
+
+    Raises:
+        ValueError: There is no such file.
+    """
+    folder = CONF_DIR / "re_ranking"
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name not in known:
+        raise ValueError(f"re_ranking={name}: no such re-ranking; expected one of {', '.join(known)}")
+    cfg = OmegaConf.load(folder / f"{name}.yaml")
+    return None if name == "none" or not isinstance(cfg, DictConfig) else cfg

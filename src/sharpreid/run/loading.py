@@ -1,18 +1,17 @@
-"""Load a trained network, its config, and images for it."""
+"""Load a trained network and images for it, and score it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from sharpreid.checkpoint_files import digest_path, verify
-from sharpreid.config.early_runs import upgrade_config
-from sharpreid.config.paths import CONF_DIR
-from sharpreid.config.resolvers import register_resolvers
 from sharpreid.data.datamodule import ReIDDataModule
-from sharpreid.data.reid_data import list_images
+from sharpreid.data.datasets import load_image
+from sharpreid.data.reid_data import Sample, list_images
 from sharpreid.data.transforms import read_image
 from sharpreid.evaluation.scores import RankingScores
 from sharpreid.models.weights import check_fits, read_tensors
@@ -21,17 +20,17 @@ from sharpreid.run.build import build_data, build_module
 
 
 def score(trainer: pl.Trainer, module: ReIDModule, data: ReIDDataModule) -> RankingScores:
-    """Scores of ``module`` on the test set, in [0, 1]."""
+    """Return the scores of ``module`` on the test set, in [0, 1]."""
     trainer.test(module, data, verbose=False)
     return module.last_scores("test")
 
 
 def load_network(checkpoint: Path, cfg: DictConfig) -> ReIDModule:
-    """The module of a run with its trained weights, on the CPU.
+    """Return the module of a run with its trained weights, on the CPU.
 
     Raises:
-        DamagedCheckpointError: the file is not that of the checksum beside it.
-        ValueError: the file is not a checkpoint of a run, or one of another network.
+        DamagedCheckpointError: The checksum beside the file does not match.
+        ValueError: The file is not a checkpoint of a run, or it belongs to another network.
     """
     if digest_path(checkpoint).exists():
         verify(checkpoint)
@@ -45,48 +44,26 @@ def load_network(checkpoint: Path, cfg: DictConfig) -> ReIDModule:
 
 
 def build_empty_module(cfg: DictConfig) -> ReIDModule:
-    """The module of a run for its checkpoint to fill, without the weights that the run started from."""
+    """Return the module of a run without loading the weights from which its training started."""
     cfg = cfg.copy()
     cfg.model.trunk.weights = "none"
     return build_module(cfg)
 
 
-def load_config(checkpoint: Path) -> DictConfig:
-    """The config of the run that wrote ``checkpoint``; FileNotFoundError if there is none."""
-    if not checkpoint.is_file():
-        raise FileNotFoundError(f"{checkpoint}: no such file; expected RUN/checkpoints/final.ckpt of a run")
-    path = checkpoint.resolve().parents[1] / "config.yaml"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: the config of the run is missing; keep a checkpoint in its run's directory"
-        )
-    register_resolvers()
-    cfg = OmegaConf.load(path)
-    if not isinstance(cfg, DictConfig):
-        raise ValueError(f"{path}: not the config of a run")
-    return upgrade_config(cfg)
-
-
-def load_re_ranking(name: str) -> DictConfig | None:
-    """The config of a re-ranking by the name of its file in conf/re_ranking; None for "none".
-
-    Raises:
-        ValueError: there is no such file.
-    """
-    folder = CONF_DIR / "re_ranking"
-    known = sorted(path.stem for path in folder.glob("*.yaml"))
-    if name not in known:
-        raise ValueError(f"re_ranking={name}: no such re-ranking; expected one of {', '.join(known)}")
-    cfg = OmegaConf.load(folder / f"{name}.yaml")
-    return None if name == "none" or not isinstance(cfg, DictConfig) else cfg
-
-
 def read_views(cfg: DictConfig, place: object, count: int) -> Tensor:
-    """Up to ``count`` images, normalised, (B, 3, H, W): of a file or folder, or the test set's first queries.
+    """Load up to ``count`` images as the network sees them.
+
+    Args:
+        cfg: Config of the run.
+        place: Image file or folder of images; None for the first queries of the test set.
+        count: Largest number of images.
+
+    Returns:
+        Normalised images, (B, 3, H, W).
 
     Raises:
-        FileNotFoundError: there is nothing at ``place``.
-        ValueError: it holds no image.
+        FileNotFoundError: There is no such file or folder.
+        ValueError: The folder has no image.
     """
     cfg = cfg.copy()
     cfg.data.eval_transform.crops = "plain"
@@ -96,8 +73,41 @@ def read_views(cfg: DictConfig, place: object, count: int) -> Tensor:
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such image or folder of images")
         files = [path] if path.is_file() else list_images(path)[:count]
-        if data.normalise == "per_pixel_mean":  # of the training images, which have to be there
+        if data.normalise == "per_pixel_mean":  # the mean of the training images, which must exist
             data.setup("test")
         return torch.cat([data.eval_transform(read_image(file)) for file in files])
     data.setup("test")
     return torch.cat([data.test[index].views for index in range(min(count, data.test.num_query))])
+
+
+def read_hard_pair(cfg: DictConfig, detail: str, count: int) -> tuple[Tensor, list[str]]:
+    """Load images of two test people who differ in ``detail`` only.
+
+    Of several such pairs, the one that most cameras have seen both people of is taken.
+
+    Returns:
+        Up to ``count`` normalised images, (B, 3, H, W), and their captions. The two people alternate, and
+        each two images are by the same camera.
+
+    Raises:
+        ValueError: The data set has no such pair, or no camera saw both people.
+    """
+    cfg = cfg.copy()
+    cfg.data.eval_transform.crops = "plain"
+    data = build_data(cfg)
+    data.setup("test")
+    pairs = [pair for pair in data.data.hard_pairs if pair.detail == detail]
+    if not pairs:
+        known = sorted({pair.detail for pair in data.data.hard_pairs})
+        raise ValueError(f"hard_pair={detail}: {data.data.name} has no such pair; it has {known or 'none'}")
+    chosen = max((_alternate_by_camera(data.data.query, pair.pids) for pair in pairs), key=len)
+    if not chosen:
+        raise ValueError(f"hard_pair={detail}: no camera saw both people of a pair")
+    images = torch.cat([data.eval_transform(load_image(sample)) for sample in chosen[:count]])
+    return images, [f"person {sample.pid}" for sample in chosen[:count]]
+
+
+def _alternate_by_camera(queries: Sequence[Sample], pids: tuple[int, int]) -> list[Sample]:
+    """Return one query of each person from every camera that saw both, the two people alternating."""
+    one, other = ({sample.camid: sample for sample in queries if sample.pid == pid} for pid in pids)
+    return [seen[camera] for camera in sorted(one.keys() & other.keys()) for seen in (one, other)]

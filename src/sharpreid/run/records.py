@@ -13,11 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import pytorch_lightning as pl
-import torch
-import torchvision
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
@@ -30,6 +27,9 @@ from sharpreid.distributed import is_rank_zero, rank_zero_only
 from sharpreid.evaluation.protocol import Protocol
 from sharpreid.evaluation.scores import RankingScores
 from sharpreid.run.paper_recipe import recipe_deviations
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
 
 log = logging.getLogger(__name__)
 
@@ -305,8 +305,12 @@ def _rules_of_data(protocol: Protocol, data: ReIDData) -> dict[str, Any]:
     return rules
 
 
-def describe_environment(trainer: pl.Trainer) -> dict[str, Any]:
-    """Versions and device of a run."""
+def describe_environment(trainer: "pl.Trainer") -> dict[str, Any]:
+    """Return versions and device of a run."""
+    import torch  # slow, and not for reading records
+    import torchvision
+
+    device = trainer.strategy.root_device
     return {
         "versions": {
             "sharpreid": sharpreid.__version__,
@@ -315,16 +319,14 @@ def describe_environment(trainer: pl.Trainer) -> dict[str, Any]:
             "torchvision": torchvision.__version__,
             "pytorch_lightning": version("pytorch-lightning"),
         },
-        "device": _device(trainer),
+        "device": (
+            torch.cuda.get_device_name(device)
+            if device.type == "cuda"
+            else f"{device.type} ({torch.get_num_threads()} threads)"
+        ),
         "world_size": trainer.world_size,
         "precision": str(trainer.precision),
     }
-
-
-def _device(trainer: pl.Trainer) -> str:
-    if trainer.strategy.root_device.type == "cuda":
-        return torch.cuda.get_device_name(trainer.strategy.root_device)
-    return f"{trainer.strategy.root_device.type} ({torch.get_num_threads()} threads)"
 
 
 @functools.cache
