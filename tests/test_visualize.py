@@ -142,7 +142,7 @@ def test_a_hard_pair_is_drawn_by_the_cameras_that_saw_both(
         (tuple(seen_once), ["person 9", "person 10"]),
     ):
         known = replace(whole, query=queries)
-        monkeypatch.setattr("sharpreid.visualize.build_data", lambda _, known=known: _Known(known, data))
+        monkeypatch.setattr("sharpreid.run.loading.build_data", lambda _, known=known: _Known(known, data))
         images, found = read_hard_pair(cfg, "hat", 4)
         assert found == names
         assert images.shape == (len(names), 3, 32, 16)
