@@ -52,13 +52,13 @@ def market_tree(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def market_counts() -> dict[str, int]:
-    """Of both trees."""
+    """Counts of both trees."""
     return COUNTS
 
 
 @pytest.fixture
-def picture_tree(tmp_path: Path) -> Path:
-    """The same names with small pictures of noise behind them."""
+def image_tree(tmp_path: Path) -> Path:
+    """The same names with small images of noise."""
     rng = np.random.default_rng(0)
 
     def paint(path: Path) -> None:

@@ -127,7 +127,7 @@ def test_pixels_are_those_recorded_for_this_generator_version() -> None:
     assert digest(draw(0)) == DRAWN_DIGEST
 
 
-def test_decoded_pictures_are_those_recorded_for_this_generator_version(root: Path) -> None:
+def test_decoded_images_are_those_recorded_for_this_generator_version(root: Path) -> None:
     pictures = {
         str(path.relative_to(root)): np.asarray(read_image(path)).tobytes() for path in root.rglob("*.jpg")
     }
@@ -347,7 +347,7 @@ def test_ensure_refuses_another_data_set_and_names_the_difference(
         ensure(root, seed=seed, params=params)
 
 
-def test_ensure_refuses_pictures_of_another_generator(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ensure_refuses_images_of_another_generator(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synthetic, "GENERATOR_VERSION", 99)
     with pytest.raises(DataError, match="generator_version is 1, wanted 99"):
         ensure(root, seed=0, params=SMALL)

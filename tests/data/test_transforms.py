@@ -283,7 +283,7 @@ def test_normalisation_values() -> None:
     assert black[:, 2, 1].tolist() == pytest.approx([-2.1179, -2.0357, -1.8044], abs=1e-4)
 
 
-def test_the_mean_image_is_that_of_the_resized_pictures_in_any_order() -> None:
+def test_the_mean_image_is_that_of_the_resized_images_in_any_order() -> None:
     pictures = [noise(16, 32), noise(20, 44), Image.new("RGB", (5, 7), "white")]
     mean = mean_image(pictures, height=24, width=12)
     assert (mean.shape, mean.dtype) == ((3, 24, 12), torch.float32)
@@ -317,7 +317,7 @@ def test_channels_come_in_the_order_red_green_blue() -> None:
 
 
 @pytest.mark.parametrize(("mode", "ending"), [("L", "jpg"), ("CMYK", "jpg"), ("P", "png"), ("RGBA", "png")])
-def test_a_picture_of_any_colour_mode_becomes_rgb(tmp_path: Path, mode: str, ending: str) -> None:
+def test_an_image_of_any_colour_mode_becomes_rgb(tmp_path: Path, mode: str, ending: str) -> None:
     path = tmp_path / f"0002_c1s1_000451_03.{ending}"
     Image.new("RGB", (20, 40), (102, 102, 102)).convert(mode).save(path)
     image = read_image(path)
@@ -326,7 +326,7 @@ def test_a_picture_of_any_colour_mode_becomes_rgb(tmp_path: Path, mode: str, end
 
 
 @pytest.mark.parametrize(("kind", "ending"), [("uint16", "png"), ("int32", "tif"), ("float32", "tif")])
-def test_a_picture_of_more_than_8_bits_is_refused_rather_than_cut_off(
+def test_an_image_of_more_than_8_bits_is_refused_rather_than_cut_off(
     tmp_path: Path, kind: str, ending: str
 ) -> None:
     path = tmp_path / f"deep.{ending}"
@@ -336,7 +336,7 @@ def test_a_picture_of_more_than_8_bits_is_refused_rather_than_cut_off(
             read(path)
 
 
-def test_a_picture_of_one_pixel_works(tmp_path: Path) -> None:
+def test_an_image_of_one_pixel_works(tmp_path: Path) -> None:
     path = tmp_path / "dot.png"
     Image.new("RGB", (1, 1), "white").save(path)
     image = read_image(path)
@@ -385,7 +385,7 @@ def jpeg(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("side", [9_460, 20_000])
 @pytest.mark.parametrize("made", [png, jpeg])
-def test_a_picture_that_would_fill_the_memory_is_refused_by_name(
+def test_an_image_that_would_fill_the_memory_is_refused_by_name(
     made: Callable[[int, int], bytes], side: int, tmp_path: Path
 ) -> None:
     """Above Pillow's limit, where it warns, and above twice that, where it refuses."""

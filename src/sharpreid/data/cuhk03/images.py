@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -69,11 +69,8 @@ def ensure_unpacked(mat: Path, folder: Path, progress: ProgressCallback | None =
             f"{mat.stat().st_size:,}; delete {folder} to unpack the images again"
         )
     if record is None or (_difference(record, folder) and mat.is_file()):
-        if progress is not None:
-            record = unpack(mat, folder, progress)
-        else:
-            with progress_bar(f"unpacking {MAT}") as progress:
-                record = unpack(mat, folder, progress)
+        with progress_bar(f"unpacking {MAT}") if progress is None else nullcontext(progress) as callback:
+            record = unpack(mat, folder, callback)
     if difference := _difference(record, folder):
         raise DataError(
             f"{folder}: {difference}; restore {MAT} and delete this folder to unpack the images again"

@@ -11,6 +11,7 @@ import secrets
 import shutil
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -64,13 +65,11 @@ def load_synthetic(
         DataError: see `ensure`.
         OSError: ``root`` cannot be written.
     """
-    if progress is not None:
-        place = ensure(Path(root), seed=seed, progress=progress)
-    else:
-        with progress_bar("generating the synthetic data set") as progress:
-            place = ensure(Path(root), seed=seed, progress=progress)
-    record = read_record(place)
-    data = load_market1501(root=place, name=name, expected=record["counts"], synthetic=True)
+    title = "generating the synthetic data set"
+    with progress_bar(title) if progress is None else nullcontext(progress) as callback:
+        folder = ensure(Path(root), seed=seed, progress=callback)
+    record = read_record(folder)
+    data = load_market1501(root=folder, name=name, expected=record["counts"], synthetic=True)
     return replace(data, hard_pairs=_test_pairs(record))
 
 
