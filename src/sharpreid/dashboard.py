@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sharpreid.loggers.wandb import has_key
 from sharpreid.report.markdown import markdown_table
 from sharpreid.report.paper_tables import TABLES, read_paper
 from sharpreid.run.paper_recipe import PAPER_DATA
@@ -201,6 +200,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if given.dry_run:
             print(json.dumps(specification(given.entity or "TEAM", given.project), indent=2))
             return
+        from sharpreid.loggers.wandb import has_key  # slow, and not for a dry run
+
         if not has_key():
             raise RuntimeError(
                 "no W&B key is configured: wandb login, or --dry-run to see what would be sent"

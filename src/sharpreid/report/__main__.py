@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from sharpreid.config.resolvers import register_resolvers
-from sharpreid.report.page import Report, Section, render_html, render_markdown
+from sharpreid.report.page import DRAWING_ERRORS, Report, Section, render_html, render_markdown
 from sharpreid.report.paper_tables import (
     GAINS_TITLE,
     TABLES,
@@ -17,14 +17,6 @@ from sharpreid.report.paper_tables import (
     read_paper,
 )
 from sharpreid.report.runs import Job, Run, group_sweeps, load_runs
-from sharpreid.report.sections import (
-    DRAWING_ERRORS,
-    attention_section,
-    ranked_section,
-    schedule_section,
-    soft_and_sharp_section,
-    sweep_section,
-)
 from sharpreid.run.records import write_text
 
 
@@ -101,18 +93,20 @@ def write_report(folders: Sequence[Path], output: Path, *, images: int) -> Path:
 def _section_makers(
     runs: Sequence[Run], others: Sequence[Job], images: int, figures: Path
 ) -> Iterator[tuple[str, Callable[[], Section]]]:
-    yield "Schedule of tau", partial(schedule_section, figures)
+    from sharpreid.report import sections  # slow, and not for a refused call
+
+    yield "Schedule of tau", partial(sections.schedule_section, figures)
     for name, jobs in group_sweeps(runs, others).items():
-        yield f"Sweep {name}", partial(sweep_section, name, jobs, figures)
+        yield f"Sweep {name}", partial(sections.sweep_section, name, jobs, figures)
     if not images:
         return
     by_data: dict[str, list[Run]] = {}
     for run in runs:
         by_data.setdefault(run.data, []).append(run)
     for data, some in by_data.items():
-        yield f"Attention on {data}", partial(attention_section, data, some, images, figures)
-        yield f"Fig. 2 and 6 on {data}", partial(soft_and_sharp_section, data, some, images, figures)
-        yield f"Ranked lists on {data}", partial(ranked_section, data, some, images, figures)
+        yield f"Attention on {data}", partial(sections.attention_section, data, some, images, figures)
+        yield f"Fig. 2 and 6 on {data}", partial(sections.soft_and_sharp_section, data, some, images, figures)
+        yield f"Ranked lists on {data}", partial(sections.ranked_section, data, some, images, figures)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from sharpreid.atomic_io import replacing
 from sharpreid.report.comparison import (
     COMPARED,
@@ -31,6 +28,7 @@ from sharpreid.report.runs import HARD_PAIRS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
+    from torch import Tensor
 
 # Okabe and Ito's palette, whose colours people with any of the common colour blindnesses can tell apart.
 BLUE, VERMILION, AMBER, GREY = "#0072B2", "#D55E00", "#E69F00", "#666666"
@@ -288,7 +286,7 @@ def draw_schedules(
     _save(figure, paths)
 
 
-def draw_histogram(masks: Mapping[str, Tensor], paths: Sequence[Path], *, title: str) -> None:
+def draw_histogram(masks: Mapping[str, "Tensor"], paths: Sequence[Path], *, title: str) -> None:
     """Draw a histogram of mask values in 20 bins of [0, 1], in percent of all values, as in Fig. 2b.
 
     Args:
@@ -300,7 +298,7 @@ def draw_histogram(masks: Mapping[str, Tensor], paths: Sequence[Path], *, title:
     axes = figure.subplots()
     edges = [bin / 20 for bin in range(21)]
     for (name, values), colour in zip(masks.items(), _COLOURS, strict=False):
-        counts = torch.histc(values.float().flatten(), bins=20, min=0, max=1)
+        counts = values.float().flatten().histc(bins=20, min=0, max=1)
         axes.stairs(
             (100 * counts / counts.sum()).tolist(), edges, color=colour, label=name, fill=True, alpha=0.45
         )

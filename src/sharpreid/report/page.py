@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
 from sharpreid.report.markdown import markdown_table
 from sharpreid.report.paper_tables import NOTE, PaperRow
 from sharpreid.report.runs import Job
+
+DRAWING_ERRORS = (OSError, ValueError, RuntimeError, OmegaConfBaseException)
+"""Errors of a section that cannot be drawn."""
 
 _TITLES = {"mAP": "mAP", "rank1": "rank-1", "rank5": "rank-5", "rank10": "rank-10"}
 _TITLES |= {f"{metric}_gain": f"{title} gain" for metric, title in _TITLES.items()}

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from sharpreid.attention.context import ContextUnit
-from sharpreid.attention.soft import ResidualAttentionMask
 from sharpreid.report.markdown import format_points
 from sharpreid.report.runs import Run, distinct_runs
 from sharpreid.run.comparability import averaging_rules, caveats, open_choices
@@ -303,6 +301,9 @@ def _parameters(method: str | None, metric: str, paper: str) -> Cell:
 
 
 def _convolution_weights(method: str | None, channels: int) -> int:
+    from sharpreid.attention.context import ContextUnit  # slow, for one column only
+    from sharpreid.attention.soft import ResidualAttentionMask
+
     unit = (
         ResidualAttentionMask(channels=channels, lowest_channels=2048, strides="v1")
         if method == "residual_attention"

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 from torch import Tensor
 
@@ -29,7 +28,7 @@ from sharpreid.report.comparison import (
     group_by_data,
 )
 from sharpreid.report.figures import draw_curves, draw_histogram, draw_schedules, draw_sweep
-from sharpreid.report.page import Picture, Section, identifier
+from sharpreid.report.page import DRAWING_ERRORS, Picture, Section, identifier
 from sharpreid.report.runs import Job, Run, read_experiment
 from sharpreid.run.build import build_data
 from sharpreid.run.comparability import caveats
@@ -44,8 +43,6 @@ from sharpreid.visualization.attention import (
     draw_ranked_lists,
     record_attention,
 )
-
-DRAWING_ERRORS = (OSError, ValueError, RuntimeError, OmegaConfBaseException)
 
 RANKED_LIST_LENGTH = 10
 
