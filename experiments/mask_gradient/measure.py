@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from torch import Tensor
 
-from sharpreid.attention.mask import Gradient, MaskGradient, MaskParams, MaskSampler, sample_mask
+from sharpreid.attention.mask import Gradient, MaskGradient, MaskSampler
 from sharpreid.config.paths import CONF_DIR
 from sharpreid.config.resolvers import register_resolvers
 from sharpreid.run.build import build_data, build_module
@@ -39,9 +39,9 @@ def draw_slopes(gradient: MaskGradient, pi: float, tau: float, draws: int) -> Te
     x = torch.full((1, 1, draws + 2, 1), pi, dtype=torch.float64)
     x[0, 0, 0], x[0, 0, 1] = 0, 1
     x.requires_grad_()
-    params = MaskParams(torch.tensor(tau, dtype=torch.float64), 1e-6, 0, 0, False, gradient)
-    mask = sample_mask(x, params.draw_noise(x), params)
-    (found,) = torch.autograd.grad(mask.sum(), x)
+    sampler = MaskSampler(eps=1e-6, gradient=gradient).double().train()
+    sampler.set_temperature(tau)
+    (found,) = torch.autograd.grad(sampler(x, noise_seed=0).sum(), x)
     return found[0, 0, 2:, 0]
 
 
