@@ -1,4 +1,4 @@
-"""Fill in config keys that the run folders of older versions lack."""
+"""Upgrade configs and records of older versions: every name that moved or came later stands here."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,23 +18,66 @@ LATER_KEYS: Mapping[str, tuple[str, Any]] = {
     "data.normalise": ("data.identities_per_batch", "imagenet"),
     "data.epoch": ("data.identities_per_batch", "identities"),
 }
-"""A later key -> a key that has always stood beside it, and what a run without the later key did."""
+"""Later key -> a key that has always stood beside it, and the value that older versions had in effect."""
+
+RENAMED_KEYS: Mapping[str, str] = {}
+"""Earlier key of a config -> its present name."""
+
+MOVED_TARGETS: Mapping[str, str] = {
+    "sharpreid.csv_logger.ContinuedCSVLogger": "sharpreid.loggers.csv.AppendingCSVLogger",
+    "sharpreid.evaluation.ranking.Protocol": "sharpreid.evaluation.protocol.Protocol",
+    "sharpreid.search.CheckSearch": "sharpreid.sweep.preflight.CheckSearch",
+    "sharpreid.sweeps.SweepSummary": "sharpreid.sweep.summary_callback.SweepSummary",
+    "sharpreid.wandb_logger.build_wandb_logger": "sharpreid.loggers.wandb.build_wandb_logger",
+}
+"""Earlier ``_target_`` of a config -> where the class or function stands now."""
+
+RENAMED_FIELDS: Mapping[str, str] = {"reduced": "deviations"}
+"""Earlier field of scores.json -> its present name."""
 
 
 def upgrade_config(config: DictConfig) -> DictConfig:
-    """Return a copy of a run's config with each missing key of `LATER_KEYS` set to what older versions did.
+    """Return a copy of a run's config in the names of this version, with the keys that it lacks.
 
-    A key is added only where the one beside it is: a soft gate, for example, has no ``gradient``.
+    A key of `LATER_KEYS` is added only where the one beside it is: a soft gate, for example, has no
+    ``gradient``.
 
     >>> early = OmegaConf.create({"model": {"blocks": [1], "sampler": {"_target_": "SigmoidGate"}}})
     >>> OmegaConf.to_container(upgrade_config(early))
     {'model': {'blocks': [1], 'sampler': {'_target_': 'SigmoidGate'}, 'combine': 'add'}}
     """
-    filled: DictConfig = config.copy()
+    upgraded: DictConfig = config.copy()
+    OmegaConf.set_struct(upgraded, False)
+    for earlier, key in RENAMED_KEYS.items():
+        if _has(upgraded, earlier):
+            parent, _, name = earlier.rpartition(".")
+            node = OmegaConf.select(upgraded, parent)
+            node[key.rpartition(".")[2]] = node.pop(name)
     for key, (beside, value) in LATER_KEYS.items():
-        if not _has(filled, key) and _has(filled, beside):
-            OmegaConf.update(filled, key, value, force_add=True)
-    return filled
+        if not _has(upgraded, key) and _has(upgraded, beside):
+            OmegaConf.update(upgraded, key, value, force_add=True)
+    _move_targets(upgraded)
+    return upgraded
+
+
+def upgrade_record(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of a run's scores.json with the field names of this version.
+
+    >>> upgrade_record({"seed": 0, "reduced": "epochs 5 (150)"})
+    {'seed': 0, 'deviations': 'epochs 5 (150)'}
+    """
+    return {RENAMED_FIELDS.get(field, field): value for field, value in record.items()}
+
+
+def _move_targets(node: DictConfig) -> None:
+    for key in node:
+        if OmegaConf.is_interpolation(node, key) or OmegaConf.is_missing(node, key):
+            continue
+        value = node[key]
+        if isinstance(value, DictConfig):
+            _move_targets(value)
+        elif key == "_target_" and value in MOVED_TARGETS:
+            node[key] = MOVED_TARGETS[value]
 
 
 def _has(config: DictConfig, key: str) -> bool:
