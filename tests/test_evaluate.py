@@ -184,7 +184,7 @@ def test_readings_of_one_setting_are_printed_as_mean_and_range() -> None:
     dataset, reduced = {"name": "market1501"}, "short"
     records = [
         {"settings": ["draws=1", f"seed={seed}"], "scores": {**scores, "mAP": value}, "dataset": dataset}
-        | {"reduced": reduced}
+        | {"deviations": reduced}
         for seed, value in enumerate((0.2, 0.4))
     ]
     console = Console(file=io.StringIO(), width=100)

@@ -79,7 +79,7 @@ def test_a_run_leaves_its_record_and_evaluate_repeats_its_scores(
     assert evaluate([checkpoint]).as_dict() == record["scores"]
     evaluate([checkpoint, f"output={tmp_path / 'again.json'}"])
     again = json.loads((tmp_path / "again.json").read_text())
-    assert all(again[key] == record[key] for key in ("scores", "protocol", "dataset", "reduced", "seed"))
+    assert all(again[key] == record[key] for key in ("scores", "protocol", "dataset", "deviations", "seed"))
     draws = ("model.sampler.test_mask=noise_free,sample", "model.sampler.seed=range(0,2)")
     several = evaluate_sweep(["--multirun", checkpoint, *draws, f"output={tmp_path / 'several.json'}"])
     assert json.loads((tmp_path / "several.json").read_text()) == several

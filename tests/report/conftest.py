@@ -49,7 +49,7 @@ def write_run(
         "scores": {"mAP": fmean(values.values()), "rank1": 1.0, "mAP_trapezoid": 0.4},
         "protocol": {"name": "market1501", "crops": "plain", "test_mask": "none", "re_ranking": "none"},
         "dataset": {"name": "market1501", "synthetic": False, "subset": None, "variant": None},
-        "reduced": recipe_deviations(cfg),
+        "deviations": recipe_deviations(cfg),
         "seed": seed,
         "epochs": 150,
         "iterations": 1200,

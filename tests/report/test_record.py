@@ -143,8 +143,8 @@ def test_a_finished_run_becomes_a_line_whatever_its_folder_is_called(
     told |= {"commit": "0123456789ab", "dirty": "False", "torch": "2.12.1", "minutes": "30.5"}
     assert {key: line[key] for key in told} == told
     assert float(line["mAP"]) == pytest.approx(0.55)
-    assert "training identities 128" in line["reduced"]
-    assert "model.sampler.gradient none" in line["reduced"]
+    assert "training identities 128" in line["deviations"]
+    assert "model.sampler.gradient none" in line["deviations"]
     assert "gradient" not in line["conditions"]
     folder = tmp_path / "table" / "queries" / "miniature" / "market1501"
     assert read_table(folder / "images.csv.gz")[0] == ["a.jpg", "1", "1"]

@@ -55,7 +55,7 @@ def record(folder: Path, config: DictConfig, *, mAP: float, seed: int = 0, **cha
         "scores": scores,
         "protocol": PROTOCOL,
         "dataset": dataset,
-        "reduced": "",
+        "deviations": "",
         "seed": seed,
         **changed,
     }
@@ -91,7 +91,7 @@ def test_only_runs_by_the_papers_rules_stand_beside_its_numbers(
     record(tmp_path / "b", sab, mAP=0.72, seed=1)
     record(tmp_path / "synthetic", sab, mAP=0.9, dataset={"synthetic": True})
     record(tmp_path / "part", sab, mAP=0.9, dataset={"subset": "every 5th identity"})
-    record(tmp_path / "reduced", sab, mAP=0.9, reduced="epochs 5 (150)")
+    record(tmp_path / "deviations", sab, mAP=0.9, deviations="epochs 5 (150)")
     record(tmp_path / "re-ranked", sab, mAP=0.9, protocol={**PROTOCOL, "re_ranking": "k_reciprocal"})
     record(tmp_path / "multi", sab, mAP=0.9, protocol={**PROTOCOL, "name": "market1501 multi-query (mean)"})
     record(tmp_path / "all", sab, mAP=0.9, protocol={**PROTOCOL, "denominator": "all_queries"})
@@ -146,7 +146,7 @@ def test_the_same_run_in_two_experiments_counts_once(
 def test_a_row_with_another_total_variation_says_where_its_runs_are(
     composed: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
-    record(tmp_path / "tv", composed("method=sab_cu_tv"), mAP=0.7, reduced="mu 0.01 (0.1)")
+    record(tmp_path / "tv", composed("method=sab_cu_tv"), mAP=0.7, deviations="mu 0.01 (0.1)")
     runs, _ = load_runs([tmp_path])
     rows = {(row.name, row.dataset): row for row in paper_table("Table I", runs, read_paper())}
     row = rows["Baseline + SAB + CU + TV", "market1501"]
@@ -167,7 +167,7 @@ def test_gains_are_over_the_baseline_by_the_same_rules(
     record(tmp_path / "plain", plain, mAP=0.10, protocol={**unmasked, "crops": "plain"})
     record(tmp_path / "sab0", sab, mAP=0.63, seed=0)
     record(tmp_path / "sab1", sab, mAP=0.65, seed=1)
-    record(tmp_path / "reduced", sab, mAP=0.99, seed=2, reduced="epochs 5 (150)")
+    record(tmp_path / "deviations", sab, mAP=0.99, seed=2, deviations="epochs 5 (150)")
     runs, _ = load_runs([tmp_path])
     rows = gains_table(runs, read_paper())
     (row,) = [row for row in rows if row.runs]
@@ -323,7 +323,7 @@ def test_a_folder_without_runs_is_refused(tmp_path: Path, capsys: pytest.Capture
 
 def test_what_cannot_be_drawn_is_said(composed: Callable[..., DictConfig], tmp_path: Path) -> None:
     """Report a run with a damaged checkpoint, a failed job, and text that looks like markup."""
-    record(tmp_path / "runs" / "a", composed("method=sab"), mAP=0.7, reduced="<script>alert(1)</script>")
+    record(tmp_path / "runs" / "a", composed("method=sab"), mAP=0.7, deviations="<script>alert(1)</script>")
     (tmp_path / "runs" / "a" / "checkpoints").mkdir()
     (tmp_path / "runs" / "a" / "checkpoints" / "final.ckpt").write_bytes(b"nothing")
     (tmp_path / "runs" / "b").mkdir()

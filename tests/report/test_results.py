@@ -4,7 +4,7 @@ import pytest
 
 from sharpreid.report.results import CHECKOUT, TABLES, find_readmes, update_tables
 
-HEAD = "overrides,dataset,protocol,crops,test_mask,reduced,seed,mAP,rank1,rank5"
+HEAD = "overrides,dataset,protocol,crops,test_mask,deviations,seed,mAP,rank1,rank5"
 
 
 def test_the_tables_in_the_readmes_are_those_of_the_records() -> None:

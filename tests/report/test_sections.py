@@ -45,15 +45,15 @@ def test_a_list_has_ten_ranks_whatever_junk_stands_before_them() -> None:
 def test_the_run_that_is_shown_is_not_the_best_one(
     composed: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
-    def made(name: str, mAP: float, *, method: str = "sab", seed: int = 0, reduced: str = "") -> Run:
+    def made(name: str, mAP: float, *, method: str = "sab", seed: int = 0, deviations: str = "") -> Run:
         folder = tmp_path / name
         (folder / "checkpoints").mkdir(parents=True)
         (folder / "checkpoints" / "final.ckpt").touch()
-        record = {"scores": {"mAP": mAP}, "dataset": {"name": "a"}, "protocol": {}, "reduced": reduced}
+        record = {"scores": {"mAP": mAP}, "dataset": {"name": "a"}, "protocol": {}, "deviations": deviations}
         job = Job(folder, name, "done", 0.0, (f"seed={seed}",), None, {**record, "seed": seed})
         return Run(job, record, composed(f"method={method}"), method)
 
-    best_of_all = made("reduced", 0.9, reduced="epochs 5 (150)")
+    best_of_all = made("deviations", 0.9, deviations="epochs 5 (150)")
     other_seed, other_method = made("seed 1", 0.8, seed=1), made("baseline", 0.7, method="baseline")
     usual = made("usual", 0.5)
     assert choose_run([best_of_all, other_seed, other_method, usual]) is usual

@@ -36,7 +36,7 @@ def record(**changes: Any) -> dict[str, Any]:
             "denominator": "all_queries",
         },
         "dataset": {"name": "market1501", "synthetic": False, "subset": None},
-        "reduced": "",
+        "deviations": "",
         "seed": 3,
         "minutes": 0.84,
         "checkpoint": "checkpoints/[last].ckpt",
@@ -101,7 +101,7 @@ def test_other_rules_than_the_papers_are_said(
 
 def test_run_that_the_paper_does_not_compare_with_says_so() -> None:
     dataset = {"name": "synthetic", "synthetic": True, "subset": "every 5th identity"}
-    text = printed(record(dataset=dataset, reduced="12 epochs instead of 150."))
+    text = printed(record(dataset=dataset, deviations="12 epochs instead of 150."))
     assert [line for line in text.splitlines() if line.startswith("Warning")] == [
         "Warning: Synthetic data: not the paper's numbers, not comparable with the paper.",
         "Warning: Scored on a part of the data set (every 5th identity): not comparable with the paper.",

@@ -39,7 +39,7 @@ def record(mAP: float, **changes: Any) -> dict[str, Any]:
             "re_ranking": "none",
         },
         "dataset": MARKET,
-        "reduced": "",
+        "deviations": "",
         "seed": 0,
         "commit": "abc123",
         "minutes": 0.8,
@@ -288,8 +288,8 @@ def test_csv_keeps_an_override_apart_from_a_column_of_the_same_name(tmp_path: Pa
 
 def test_page_tells_what_it_was_scored_on_and_that_the_paper_does_not_compare(tmp_path: Path) -> None:
     jobs = [
-        job("b=[]", mAP=0.41, dataset=SYNTHETIC, reduced="12 epochs instead of 150"),
-        job("b=[1]", mAP=0.43, dataset=SYNTHETIC, reduced="12 epochs instead of 150"),
+        job("b=[]", mAP=0.41, dataset=SYNTHETIC, deviations="12 epochs instead of 150"),
+        job("b=[1]", mAP=0.43, dataset=SYNTHETIC, deviations="12 epochs instead of 150"),
         job("b=[2]"),
     ]
     path = tmp_path / "summary.md"

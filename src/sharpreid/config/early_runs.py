@@ -26,7 +26,7 @@ RENAMED_KEYS: Mapping[str, str] = {}
 MOVED_TARGETS: Mapping[str, str] = {
     "sharpreid.csv_logger.ContinuedCSVLogger": "sharpreid.loggers.csv.AppendingCSVLogger",
     "sharpreid.evaluation.ranking.Protocol": "sharpreid.evaluation.protocol.Protocol",
-    "sharpreid.search.CheckSearch": "sharpreid.sweep.preflight.CheckSearch",
+    "sharpreid.search.CheckSearch": "sharpreid.sweep.preflight.SweepPreflight",
     "sharpreid.sweeps.SweepSummary": "sharpreid.sweep.summary_callback.SweepSummary",
     "sharpreid.wandb_logger.build_wandb_logger": "sharpreid.loggers.wandb.build_wandb_logger",
 }
@@ -70,7 +70,7 @@ def upgrade_record(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _move_targets(node: DictConfig) -> None:
-    for key in node:
+    for key in map(str, node):
         if OmegaConf.is_interpolation(node, key) or OmegaConf.is_missing(node, key):
             continue
         value = node[key]

@@ -26,7 +26,7 @@ COLUMNS = (
     *("gradient", "mAP", "rank1", "mAP_trapezoid", "epochs", "iterations"),
     *("loss_at_end", "triplet_at_end", "active_at_end", "left_plateau"),
     *("precision", "torch", "torchvision", "pytorch_lightning", "device", "world_size", "minutes"),
-    *("commit", "dirty", "scored_on", "conditions", "reduced"),
+    *("commit", "dirty", "scored_on", "conditions", "deviations"),
 )
 """Columns of runs.csv.
 

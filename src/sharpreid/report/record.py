@@ -158,7 +158,7 @@ def read_run(run: Run, recipe: str | None = None) -> Record:
         **{key: record.get(key) for key in ("device", "world_size", "minutes", "commit", "dirty")},
         "scored_on": f"{dataset_line(record['dataset'])}: {rules}",
         "conditions": conditions,
-        "reduced": record.get("reduced", ""),
+        "deviations": record.get("deviations", ""),
     }
     return Record({key: "" if values[key] is None else str(values[key]) for key in COLUMNS}, queries)
 

@@ -81,10 +81,10 @@ def open_questions(experiments: Path) -> list[str]:
         lines = list(csv.DictReader(file))
     groups: dict[str, list[Mapping[str, str]]] = {}
     for line in lines:
-        if not line["reduced"]:
+        if not line["deviations"]:
             raise ValueError(f"runs.csv: {line['overrides']} is not reduced; this table is for reduced runs")
         groups.setdefault(line["overrides"], []).append(line)
-    rules = ("dataset", "protocol", "crops", "test_mask", "reduced")
+    rules = ("dataset", "protocol", "crops", "test_mask", "deviations")
     for overrides, same in groups.items():
         if len({tuple(line[key] for key in rules) for line in same}) > 1:
             raise ValueError(f"runs.csv: the runs of {overrides} differ in one of {', '.join(rules)}")
@@ -122,7 +122,7 @@ def test_mask(experiments: Path) -> list[str]:
             f"{dataset_line(one['dataset'])}: {protocol_line(without_mask(one['protocol']))}"
             for one in records
         }
-        if len(rules | {one["reduced"] for one in records}) != 2:
+        if len(rules | {one["deviations"] for one in records}) != 2:
             raise ValueError(f"{path}: its records differ in more than the mask: {'; '.join(sorted(rules))}")
         rows = tables.setdefault(rules.pop(), [])
         for setting, alike in gather_readings(records, together="model.sampler.seed").items():
@@ -157,7 +157,7 @@ def paper_comparison(experiments: Path) -> list[str]:
             if not study.scored_on.startswith("market1501:") or method is None or "-" in rest:
                 continue
             ours = " / ".join(mean_and_range(row.scores(metric)) for metric in COMPARED)
-            deviations = row.lines[0]["reduced"]
+            deviations = row.lines[0]["deviations"]
             seeds = "one seed" if len(row.lines) == 1 else f"{len(row.lines)} seeds"
             note = f"**reduced, not comparable**: {deviations}" if deviations else "the paper's recipe"
             rows.append(

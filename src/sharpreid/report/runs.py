@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from sharpreid.config.early_runs import upgrade_config
+from sharpreid.config.early_runs import upgrade_config, upgrade_record
 from sharpreid.config.paths import CONF_DIR, parse_override
 from sharpreid.run.comparability import dataset_line, method_of
 from sharpreid.run.console import score_of
@@ -167,7 +167,7 @@ def _read_object(path: Path) -> dict[str, Any]:
     content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise ValueError(f"expected a JSON object, got {type(content).__name__}")
-    return content
+    return upgrade_record(content)
 
 
 def unfinished_jobs(jobs: Iterable[Job]) -> list[Job]:

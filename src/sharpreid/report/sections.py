@@ -179,7 +179,7 @@ def _choose_soft_and_sharp(runs: Sequence[Run]) -> tuple[Run, Run]:
                 for run in runs
                 if run.method == method
                 and run.record["dataset"] == soft.record["dataset"]
-                and run.record.get("reduced") == soft.record.get("reduced")
+                and run.record.get("deviations") == soft.record.get("deviations")
                 and run.config.image == soft.config.image
             ]
             same_seed = [run for run in alike if run.job.seed == soft.job.seed]

@@ -173,7 +173,7 @@ def _csv_row(
         "crops": protocol.get("crops"),
         "test_mask": protocol.get("test_mask"),
         "re_ranking": protocol.get("re_ranking"),
-        "reduced": record.get("reduced"),
+        "deviations": record.get("deviations"),
         "seed": job.seed,
         "epochs": record.get("epochs"),
         "iterations": record.get("iterations"),

@@ -26,7 +26,7 @@ def caveats(record: Mapping[str, Any]) -> list[str]:
     Args:
         record: the run's ``scores.json``.
 
-    >>> caveats({"dataset": {"synthetic": True, "subset": None}, "reduced": ""})
+    >>> caveats({"dataset": {"synthetic": True, "subset": None}, "deviations": ""})
     ["Synthetic data: not the paper's numbers, not comparable with the paper."]
     """
     dataset, re_ranking = record.get("dataset", {}), record.get("protocol", {}).get("re_ranking", "none")
@@ -41,8 +41,8 @@ def caveats(record: Mapping[str, Any]) -> list[str]:
         found.append(f"Not the paper's protocol ({unusual}): not comparable with the paper.")
     if re_ranking != "none":
         found.append(f"Re-ranked ({re_ranking}): not comparable with the paper.")
-    if reduced := str(record.get("reduced") or "").strip().rstrip("."):
-        found.append(f"Not the paper's recipe ({reduced}): not comparable with the paper.")
+    if deviations := str(record.get("deviations") or "").strip().rstrip("."):
+        found.append(f"Not the paper's recipe ({deviations}): not comparable with the paper.")
     return found
 
 
@@ -152,7 +152,7 @@ def logged_settings(cfg: DictConfig, rules: Mapping[str, Any]) -> dict[str, Any]
     return {
         **settings,
         "method": method_of(cfg),
-        "departures": rules["reduced"] or "none",
+        "departures": rules["deviations"] or "none",
         "rules": ", ".join(averaging_rules(rules, cfg)),
         "comparable": cfg.data.source.name in PAPER_DATA and not caveats(rules),
     }

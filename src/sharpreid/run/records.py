@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 import sharpreid
 from sharpreid.atomic_io import replacing
 from sharpreid.checkpoint_files import digest_path, step_checkpoints, step_of
-from sharpreid.config.early_runs import upgrade_config
+from sharpreid.config.early_runs import upgrade_config, upgrade_record
 from sharpreid.data.reid_data import ReIDData, Sample
 from sharpreid.distributed import is_rank_zero, rank_zero_only
 from sharpreid.evaluation.protocol import Protocol
@@ -150,7 +150,7 @@ def load_finished_record(output_dir: Path, cfg: DictConfig) -> dict[str, Any] | 
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     write_json(output_dir / "job.json", {**job, "asked_for": time.time()})
-    return record
+    return upgrade_record(record)
 
 
 def held_out_map(record: Mapping[str, Any]) -> float:
@@ -262,7 +262,7 @@ def describe_rules(cfg: DictConfig, protocol: Protocol, data: ReIDData, re_ranki
             "variant": data.variant,
             "counts": data.counts(),
         },
-        "reduced": recipe_deviations(cfg),
+        "deviations": recipe_deviations(cfg),
     }
 
 
