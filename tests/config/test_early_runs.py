@@ -10,8 +10,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from sharpreid.config.early_runs import LATER_KEYS, MOVED_TARGETS, upgrade_config
-from sharpreid.run.build import build_module
 from sharpreid.run.arguments import load_config
+from sharpreid.run.build import build_module
 from sharpreid.run.loading import load_network
 from sharpreid.run.paper_recipe import recipe_deviations
 from sharpreid.run.records import config_diff, describe_config
