@@ -1,17 +1,17 @@
-"""The annealing of tau (paper Sec. IV-B, Eq. 9) and of the learning rate.
+"""Schedules by epoch: tau (paper Sec. IV-B, Eq. 9), the learning rate, Adam's beta1 and the noise.
 
-Both count 0-based epochs; an epoch is one pass over the identities.
+Epochs are 0-based; an epoch is one pass over the identities.
 """
 
 import math
 
 
 def temperature(epoch: int, rate: float, floor: float) -> float:
-    """Softmax temperature tau of an epoch (Eq. 9), unitless: max(floor, exp(-rate * epoch)).
+    """Return the softmax temperature tau of an epoch (Eq. 9), unitless: max(floor, exp(-rate * epoch)).
 
     Args:
         epoch: 0-based, >= 0.
-        rate: per epoch, >= 0; 0 keeps tau at 1.
+        rate: decay rate per epoch, >= 0; 0 keeps tau at 1.
         floor: lowest tau, in (0, 1].
 
     Raises:
@@ -28,9 +28,9 @@ def temperature(epoch: int, rate: float, floor: float) -> float:
 
 
 def cosine_temperature(epoch: int, rate: float, floor: float) -> float:
-    """An alternative to Eq. 9: tau along half a cosine wave, at ``floor`` when Eq. 9 is. Not the paper's.
+    """Return tau along half a cosine wave, which reaches ``floor`` in the same epoch as Eq. 9.
 
-    Arguments and errors as `temperature`.
+    It is an alternative to the paper's schedule. Arguments and errors are those of `temperature`.
 
     >>> [round(cosine_temperature(t, rate=0.008, floor=0.5), 4) for t in (0, 43, 87, 150)]
     [1.0, 0.7529, 0.5, 0.5]
@@ -43,18 +43,17 @@ def cosine_temperature(epoch: int, rate: float, floor: float) -> float:
 
 
 def noise_ramp(epoch: int, epochs: int, share: float) -> float:
-    """Factor on the noise of Eq. 5, rising evenly from 0 to 1 over the first part of the training.
+    """Return a factor on the noise of Eq. 5 that rises linearly from 0 to 1 at the start of the training.
 
-    Not the paper's.
+    The paper has no such factor. Ghiasi et al., DropBlock (2018), raise their drop rate in this way.
 
     Args:
         epoch: 0-based, >= 0.
-        epochs: of the whole training, >= 1.
-        share: of the training, over which the factor rises, in (0, 1].
+        epochs: length of the training, >= 1.
+        share: share of the training in which the factor rises, in (0, 1].
 
     Raises:
         ValueError: an argument is out of range.
-    Source: the idea is that of Ghiasi et al., DropBlock (2018), who raise their drop rate gradually.
 
     >>> [noise_ramp(epoch, epochs=150, share=0.4) for epoch in (0, 15, 60, 149)]
     [0.0, 0.25, 1.0, 1.0]
@@ -67,17 +66,18 @@ def noise_ramp(epoch: int, epochs: int, share: float) -> float:
 
 
 def exponential_decay_factor(epoch: int, start: int, end: int, final: float) -> float:
-    """Factor on the learning rate: 1 until ``start``, then final^((epoch - start) / (end - start)).
+    """Return the learning rate's factor: 1 until ``start``, then final^((epoch - start) / (end - start)).
+
+    Source: Hermans et al. (reference [15]), Eq. 6, in epochs.
 
     Args:
         epoch: 0-based, >= 0.
         start: last epoch at the full rate.
-        end: epoch at which the factor would be ``final``, > start.
-        final: in (0, 1].
+        end: epoch in which the factor reaches ``final``, > start.
+        final: factor in epoch ``end``, in (0, 1].
 
     Raises:
         ValueError: an argument is out of range.
-    Source: Hermans et al. (reference [15]), Eq. 6, in epochs.
 
     >>> paper = {"start": 100, "end": 150, "final": 0.001}
     >>> [round(exponential_decay_factor(epoch, **paper), 6) for epoch in (0, 100, 101, 125, 150)]
@@ -91,15 +91,15 @@ def exponential_decay_factor(epoch: int, start: int, end: int, final: float) -> 
 
 
 def beta1(epoch: int, start: int, before: float, after: float) -> float:
-    """Adam's first beta of an epoch: ``before`` up to and including ``start``, then ``after``.
+    """Return Adam's first beta of an epoch: ``before`` up to and including ``start``, then ``after``.
+
+    Source: Hermans et al. (reference [15]), Sec. 4.
 
     Args:
         epoch: 0-based.
-        start: last epoch at ``before``: where the learning rate starts to decay.
-        before: in [0, 1).
-        after: in [0, 1).
-
-    Source: Hermans et al. (reference [15]), Sec. 4.
+        start: last epoch at ``before``; reference [15] takes the start of the learning rate's decay.
+        before: beta1 until then, in [0, 1).
+        after: beta1 afterwards, in [0, 1).
 
     >>> [beta1(epoch, start=100, before=0.9, after=0.5) for epoch in (0, 100, 101)]
     [0.9, 0.9, 0.5]

@@ -1,1 +1,1 @@
-"""Sharp attention: the paper's Sec. III-A and III-D, and the soft attention it compares with."""
+"""Sharp attention (paper Sec. III-A and III-D), and the soft attention that the paper compares with."""

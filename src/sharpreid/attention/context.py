@@ -15,26 +15,26 @@ Init = Literal["random", "next_stage"]
 
 
 class ContextUnit(nn.Module):
-    """Widens the mask branch's view: the next stage's first bottleneck, and back up to the input's size.
+    """Unit that widens the receptive field of the mask: the next stage's first bottleneck, then up-sampling.
 
     Down: a bottleneck C -> 2C with stride 2. Up: a 1x1 transposed convolution 2C -> C with stride 2 and
-    no bias. On a ResNet-50's blocks 1-3 these have exactly the convolution weights of Table IV:
+    without bias. On blocks 1-3 of a ResNet-50 these have exactly the convolution weights of Table IV:
     507,904 / 2,031,616 / 8,126,464.
 
-    That is Fig. 4 with p = q = 1. In general there are p bottlenecks in a row, C -> 2C -> 4C -> ..., and as
-    many transposed convolutions back, with a ReLU between two of them (the paper does not say). A bottleneck
-    has "2 stride", a transposed convolution "a fractional 1/2 stride", and the result "the same size as the
-    input" (Sec. III-D), which leaves q = p.
+    This is Fig. 4 with p = q = 1. In general, p bottlenecks C -> 2C -> 4C -> ... follow one another, and then
+    as many transposed convolutions back, with a ReLU between two of them (the paper does not say). A
+    bottleneck has "2 stride", a transposed convolution "a fractional 1/2 stride", and the result "the same
+    size as the input" (Sec. III-D), so q = p.
 
     Args:
         channels: C, channels of the input; a multiple of 2.
-        strides: where a bottleneck's stride sits, ``v1`` (first 1x1) or ``v1.5`` (3x3), as in the trunk.
+        strides: convolution that has a bottleneck's stride, ``v1`` (first 1x1) or ``v1.5`` (3x3), as in the
+            trunk.
         upsample: ``deconv`` is the paper's. It writes one position in four and leaves a constant in the
-            others; ``nearest`` and ``bilinear`` up-sample and then apply the same 1x1 weights.
-        init: initial weights of the bottlenecks: ``random``, or ``next_stage``, those of the trunk's next
-            stages, which the network copies by `copy_bottlenecks`. Sec. III-D allows both: "we reuse the
-            architecture of the backbone residual units [...] but train it with a different group of
-            parameters".
+            others. ``nearest`` and ``bilinear`` up-sample after the same 1x1 weights.
+        init: initial weights of the bottlenecks: ``random``, or ``next_stage``, a copy of the trunk's next
+            stages by `copy_bottlenecks`. Sec. III-D allows both: "we reuse the architecture of the backbone
+            residual units [...] but train it with a different group of parameters".
         p: number of bottlenecks, at least 1.
         q: number of transposed convolutions; equals p.
 
@@ -65,8 +65,8 @@ class ContextUnit(nn.Module):
         self.upsample: Upsample = upsample
         self.init: Init = init
         widths = [channels * 2**level for level in range(p + 1)]
-        self.down = _in_a_row([down_bottleneck(width, strides) for width in widths[:-1]])
-        self.up = _in_a_row(
+        self.down = _chain([down_bottleneck(width, strides) for width in widths[:-1]])
+        self.up = _chain(
             [
                 nn.ConvTranspose2d(wide, narrow, 1, stride=2, bias=False)
                 for wide, narrow in pairwise(reversed(widths))
@@ -76,17 +76,17 @@ class ContextUnit(nn.Module):
 
     @property
     def bottlenecks(self) -> tuple[nn.Module, ...]:
-        """The p bottlenecks, from the input on."""
-        return _parts(self.down)
+        """The p bottlenecks in the order of the forward pass."""
+        return _links(self.down)
 
     def copy_bottlenecks(self, sources: Sequence[nn.Module]) -> None:
-        """Copy the parameters and running statistics of other bottlenecks, which share nothing afterwards.
+        """Copy the parameters and running statistics of other bottlenecks into the unit's own.
 
         Args:
             sources: first bottlenecks of the trunk's next stages.
 
         Raises:
-            ValueError: there are fewer than p.
+            ValueError: ``sources`` are fewer than p.
         """
         if len(sources) < len(self.bottlenecks):
             raise ValueError(
@@ -97,40 +97,41 @@ class ContextUnit(nn.Module):
             bottleneck.load_state_dict(source.state_dict())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the context of ``x`` (B, C, H, W), same shape, unitless."""
+        """Return the context of ``x`` (float, (B, C, H, W)): same shape, unitless."""
         levels = [x]
         for bottleneck in self.bottlenecks:
             levels.append(bottleneck(levels[-1]))
         result = levels.pop()
-        for number, up in enumerate(_parts(self.up)):
+        for number, up in enumerate(_links(self.up)):
             low = F.relu(result) if number else result
-            result = self._up(cast(nn.ConvTranspose2d, up), low, levels.pop().shape[-2:])
+            result = self._upsample(cast(nn.ConvTranspose2d, up), low, levels.pop().shape[-2:])
         return result
 
-    def _up(self, layer: nn.ConvTranspose2d, low: Tensor, size: torch.Size) -> Tensor:
+    def _upsample(self, layer: nn.ConvTranspose2d, low: Tensor, size: torch.Size) -> Tensor:
         if self.upsample == "deconv":
             up: Tensor = layer(low, output_size=list(size))
             return up
         return F.interpolate(F.conv2d(low, layer.weight.transpose(0, 1)), size=size, mode=self.upsample)
 
     def extra_repr(self) -> str:
+        """Return the options that `print` shows."""
         return f"upsample={self.upsample}, init={self.init}"
 
 
-def _in_a_row(parts: Sequence[nn.Module]) -> nn.Module:
-    """One after the other; one alone keeps its name in the state dict."""
-    return parts[0] if len(parts) == 1 else nn.Sequential(*parts)
+def _chain(links: Sequence[nn.Module]) -> nn.Module:
+    """Chain modules. A single one is returned as it is, so that its keys in the state dict have no index."""
+    return links[0] if len(links) == 1 else nn.Sequential(*links)
 
 
-def _parts(module: nn.Module) -> tuple[nn.Module, ...]:
+def _links(module: nn.Module) -> tuple[nn.Module, ...]:
     return tuple(module) if isinstance(module, nn.Sequential) else (module,)
 
 
 def down_bottleneck(channels: int, strides: Strides) -> Bottleneck:
-    """A stage's first bottleneck: C channels to 2C at half the resolution.
+    """Build the first bottleneck of a stage: C channels to 2C at half the resolution.
 
     Raises:
-        ValueError: C is not a positive multiple of 2; see also `place_stride`.
+        ValueError: C is not a positive multiple of 2, or ``strides`` is unknown.
     """
     if channels < 2 or channels % 2:
         raise ValueError(f"channels must be even and positive, got {channels}")
@@ -150,9 +151,12 @@ def initialise(module: nn.Module) -> None:
 
 
 def place_stride(block: Bottleneck, strides: Strides) -> None:
-    """Put a down-sampling bottleneck's stride on its first 1x1 (v1) or its 3x3 (v1.5); ValueError otherwise.
+    """Put the stride of a down-sampling bottleneck on its first 1x1 (v1) or its 3x3 convolution (v1.5).
 
-    The paper's reference [4] is v1; torchvision builds, and its weights expect, v1.5.
+    The paper's reference [4] is v1; torchvision's ResNet and weights are v1.5.
+
+    Raises:
+        ValueError: ``strides`` is unknown.
     """
     if strides not in get_args(Strides):
         raise ValueError(f"strides must be one of {', '.join(get_args(Strides))}; got {strides!r}")

@@ -1,4 +1,4 @@
-"""The soft attention that the paper compares with: Fig. 1a, and the network of its reference [19]."""
+"""The soft attention that the paper compares with: Fig. 1a and reference [19]."""
 
 from typing import cast
 
@@ -13,7 +13,7 @@ class SigmoidGate(nn.Module):
     """Sigmoid gate in place of the sharp mask: sigmoid(x), element by element (Fig. 1a)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Mask of ``x`` (B, C, H, W), same shape, float32 or float64, in [0, 1]."""
+        """Return the mask of ``x`` (B, C, H, W), same shape, float32 or float64, in [0, 1]."""
         with torch.autocast(x.device.type, enabled=False):
             return torch.sigmoid(x if x.dtype == torch.float64 else x.float())
 
@@ -21,8 +21,8 @@ class SigmoidGate(nn.Module):
 class SigmoidConvGate(nn.Module):
     """Sigmoid gate behind a learned 1x1 convolution: sigmoid(W x + b) (Fig. 1a).
 
-    Behind a ReLU the gate of `SigmoidGate` is never below 0.5 and leaves nothing out; this one can. W has C^2
-    weights per block, 5,570,560 in a ResNet-50's four.
+    After a ReLU the mask of `SigmoidGate` is never below 0.5; this one can be. W has C^2 weights per block,
+    5,570,560 in the four blocks of a ResNet-50.
 
     Args:
         channels: C, channels of the input.
@@ -44,16 +44,18 @@ class SigmoidConvGate(nn.Module):
 class ResidualAttentionMask(nn.Module):
     """Soft mask of the residual attention network (Table IV; Wang et al., reference [19]).
 
-    Down to the trunk's lowest resolution by the next stages' stride-2 bottlenecks (C -> 2C -> ...), up again
-    by mirrored ones (the same channels in reverse, behind a bilinear up-sampling), with the features of equal
-    resolution added in between, and a sigmoid. The last bottleneck ends without ReLU, so that the mask may
-    fall below 0.5. The paper prints nothing but how many parameters its own version has, 15.84 / 15.08 /
-    12.06 million on blocks 1-3; the convolution weights here are 15,826,944 / 15,073,280 / 12,058,624.
+    The stride-2 bottlenecks of the next stages (C -> 2C -> ...) lead down to the trunk's lowest resolution.
+    Mirrored bottlenecks (the same channels in reverse, after a bilinear up-sampling) lead up again, with the
+    features of equal resolution added in between. A sigmoid makes the mask. The last bottleneck ends without
+    ReLU, so that the mask may fall below 0.5. Of its own version the paper prints only the number of
+    parameters, 15.84 / 15.08 / 12.06 million on blocks 1-3; the convolution weights here are 15,826,944 /
+    15,073,280 / 12,058,624.
 
     Args:
         channels: C, channels of the input; a multiple of 2.
-        lowest_channels: of the trunk's last stage (ResNet-50: 2048): C times 2, 4, 8, ...
-        strides: where a bottleneck's stride sits, ``v1`` (first 1x1) or ``v1.5`` (3x3), as in the trunk.
+        lowest_channels: channels of the trunk's last stage (ResNet-50: 2048): C times 2, 4, 8, ...
+        strides: convolution that has a bottleneck's stride, ``v1`` (first 1x1) or ``v1.5`` (3x3), as in the
+            trunk.
 
     Raises:
         ValueError: an argument is out of range.
@@ -75,22 +77,22 @@ class ResidualAttentionMask(nn.Module):
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Mask of ``x`` (B, C, H, W), same shape, float32 or float64, in [0, 1]."""
+        """Return the mask of ``x`` (B, C, H, W), same shape, float32 or float64, in [0, 1]."""
         levels = [x]
         for down in self.down:
             levels.append(down(levels[-1]))
         low = levels.pop()
         for up in self.up:
-            beside = levels.pop()
-            low = up(F.interpolate(low, size=beside.shape[-2:], mode="bilinear"))
+            lateral = levels.pop()
+            low = up(F.interpolate(low, size=lateral.shape[-2:], mode="bilinear"))
             if levels:
-                low = F.relu(low) + beside
+                low = F.relu(low) + lateral
         mask: Tensor = self.gate(low)
         return mask
 
 
 class _MirroredBottleneck(nn.Module):
-    """The bottleneck C -> C/2 -> C/2 -> 2C in reverse, 2C -> C/2 -> C/2 -> C, without the last ReLU."""
+    """Bottleneck C -> C/2 -> C/2 -> 2C in reverse, 2C -> C/2 -> C/2 -> C, without the last ReLU."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -108,6 +110,6 @@ class _MirroredBottleneck(nn.Module):
         self.shortcut = nn.Sequential(nn.Conv2d(wide, channels, 1, bias=False), nn.BatchNorm2d(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 2C, H, W) to (B, C, H, W)."""
+        """Map features (B, 2C, H, W) to (B, C, H, W)."""
         out: Tensor = self.body(x) + self.shortcut(x)
         return out

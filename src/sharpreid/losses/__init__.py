@@ -1,1 +1,1 @@
-"""The losses of the paper: Sec. III-B and its reference [15]."""
+"""Losses of the paper (Sec. III-B and reference [15])."""

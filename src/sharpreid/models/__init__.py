@@ -1,1 +1,1 @@
-"""The network of the paper's Sec. IV-B."""
+"""The network of the paper (Sec. III and IV-B)."""

@@ -1,4 +1,7 @@
-"""Over which images batch norm takes its statistics: a process's own, all processes', or of groups."""
+"""Batch norm with statistics of a process, of all processes or of groups of images.
+
+torch.nn.SyncBatchNorm runs on CUDA only and torch has no ghost batch norm, so `BatchNormOver` is ours.
+"""
 
 from collections.abc import Callable, Iterable
 from typing import Literal
@@ -12,15 +15,15 @@ Statistics = Literal["process", "global"] | int
 
 
 class BatchNormOver(_BatchNorm):
-    """Batch norm whose training statistics are over all processes (``global``) or over groups of images.
+    """Batch norm with training statistics of all processes (``global``) or of groups of images.
 
-    Unlike `torch.nn.SyncBatchNorm` it also runs on the CPU, and in float64. Evaluation is torch's. Groups are
-    those of "ghost batch norm" (Hoffer et al., 2017): one device with groups of 16 trains as several
-    devices with 16 images each; running statistics move by the mean over the groups.
+    Unlike `torch.nn.SyncBatchNorm` it also runs on the CPU and in float64. In evaluation mode it is torch's
+    batch norm. Groups are "ghost batch norm" (Hoffer et al., 2017): one device with groups of 16 images
+    trains as several devices with 16 images each. The mean over the groups updates the running statistics.
 
     Args:
-        like: whose parameters and running statistics it takes over.
-        statistics: ``global``, or the images of a group, which divides those of a batch.
+        like: batch norm whose parameters and running statistics are taken over.
+        statistics: ``global``, or the number of images in a group, which divides the batch.
     """
 
     def __init__(self, like: _BatchNorm, statistics: Statistics) -> None:
@@ -35,7 +38,11 @@ class BatchNormOver(_BatchNorm):
             raise ValueError(f"expected (B, C, ...), got shape {tuple(input.shape)}")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise (B, C, ...)."""
+        """Normalise features (B, C, ...).
+
+        Raises:
+            ValueError: the shape is wrong, or the batch is not a multiple of the group.
+        """
         if not self.training:
             return super().forward(x)
         self._check_input_dim(x)
@@ -64,7 +71,7 @@ class BatchNormOver(_BatchNorm):
         return images // self.statistics
 
     def _mean(self, value: Tensor, count: int) -> tuple[Tensor, int]:
-        """Mean over the processes, which have batches of one size, and the elements it is then over."""
+        """Return the mean over processes with batches of equal size, and the number of elements in it."""
         if self.statistics != "global" or not torch.distributed.is_initialized():
             return value, count
         processes = torch.distributed.get_world_size()
@@ -83,24 +90,24 @@ class BatchNormOver(_BatchNorm):
 
 @torch.no_grad()
 def recalibrate(network: nn.Module, passes: Iterable[Callable[[], object]]) -> None:
-    """Take the running statistics of every batch norm anew, as means over batches in evaluation mode.
+    """Recompute the running statistics of every batch norm as means over batches in evaluation mode.
 
-    Training gathers the statistics under drawn masks, this function under the masks of the test. Everything
-    but the batch norms stays in evaluation mode, and no weight changes.
+    Training gathers the statistics under sampled masks, this function under the masks of evaluation mode.
+    Everything but the batch norms stays in evaluation mode, and no weight changes.
 
     Args:
-        network: changed in place, and left in evaluation mode.
-        passes: each, when called, gives the network one batch; all count the same, whatever their size.
+        network: network, changed in place and left in evaluation mode.
+        passes: functions that each pass one batch through the network. All batches have the same weight.
 
     Raises:
-        ValueError: there is no batch.
+        ValueError: ``passes`` is empty.
     """
     network.eval()
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # a mean over all batches
+        norm.momentum = None  # torch then averages over all batches
         norm.train()
     seen = 0
     try:
@@ -116,14 +123,17 @@ def recalibrate(network: nn.Module, passes: Iterable[Callable[[], object]]) -> N
 
 
 def set_statistics(network: nn.Module, statistics: Statistics) -> None:
-    """Let every batch norm of ``network`` take its statistics over these images; keys stay as they are.
+    """Set the images over which every batch norm computes its training statistics.
+
+    The keys of the state dict stay the same.
 
     Args:
-        network: changed in place.
-        statistics: ``process`` leaves torch's batch norm; ``global``; or the size of a group, at least 2.
+        network: network, changed in place.
+        statistics: ``process`` for torch's batch norm, ``global`` for all processes, or the number of images
+            in a group, at least 2.
 
     Raises:
-        ValueError: ``statistics`` is none of these.
+        ValueError: ``statistics`` is unknown.
     """
     if statistics == "process":
         return

@@ -1,4 +1,4 @@
-"""The trunk: torchvision's ResNet without its classifier, stage by stage."""
+"""The trunk: torchvision's ResNet without its classifier, split into stages."""
 
 from collections.abc import Sequence
 
@@ -11,27 +11,27 @@ from sharpreid.models.weights import Coverage, WeightsError, load_strictly, read
 NUM_STAGES = 4
 
 WIDTH = 64
-"""Channels of ResNet-50's stem."""
+"""Channels of the stem of ResNet-50."""
 
 
 class ResNetTrunk(nn.Module):
-    """Stem and four stages of a bottleneck ResNet; keys as torchvision's.
+    """Stem and four stages of a bottleneck ResNet, with torchvision's keys in the state dict.
 
     Args:
         depths: bottlenecks per stage, four numbers >= 1; (3, 4, 6, 3) is ResNet-50.
-        width: channels of the stem; stage i ends with ``4 * width * 2 ** (i - 1)``. 64 is ResNet-50's.
-        strides: ``v1`` (the paper's [4]: a down-sampling bottleneck's stride sits on its first 1x1) or
-            ``v1.5`` (on its 3x3; what torchvision's weights expect).
+        width: channels of the stem (ResNet-50: 64); stage i ends with ``4 * width * 2 ** (i - 1)``.
+        strides: convolution that has the stride of a down-sampling bottleneck: ``v1`` (the first 1x1, as in
+            the paper's [4]) or ``v1.5`` (the 3x3, as in torchvision's weights).
         weights: ``imagenet`` (torchvision's; needs v1.5), a .pth or .safetensors file, or ``none``.
 
     Raises:
         ValueError: an argument is out of range.
         FileNotFoundError: the weights file does not exist.
-        WeightsError: the weights do not fit, or cannot be had.
+        WeightsError: the weights do not fit, or cannot be downloaded.
     """
 
     channels: tuple[int, ...]
-    """Channels at the end of each stage; (256, 512, 1024, 2048) for a width of 64."""
+    """Output channels of each stage; (256, 512, 1024, 2048) for a width of 64."""
 
     def __init__(self, *, depths: Sequence[int], strides: Strides, weights: str, width: int = WIDTH) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class ResNetTrunk(nn.Module):
         return self.layer1, self.layer2, self.layer3, self.layer4
 
     def stem(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) normalised images to (B, width, H/4, W/4)."""
+        """Map normalised images (B, 3, H, W) to features (B, width, H/4, W/4)."""
         x: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         return x
 

@@ -1,4 +1,4 @@
-"""Loading of trunk weights: strict, and with a report of what was covered."""
+"""Strict loading of trunk weights, with a report of matched and unmatched keys."""
 
 import logging
 import zipfile
@@ -18,28 +18,28 @@ _COUNTER = ".num_batches_tracked"
 
 
 class WeightsError(ValueError):
-    """The weights do not fit the network, or cannot be had."""
+    """Error of weights that do not fit the network or cannot be read."""
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """Which parameters and buffers of a trunk a state dict covers, key by key."""
+    """Comparison of the keys of a state dict with those of a network."""
 
     loaded: tuple[str, ...]
     ignored: tuple[str, ...]
-    """Keys that have no place in a re-identification trunk: the classifier of ImageNet."""
+    """Keys of ImageNet's classifier, which a re-identification trunk does not have."""
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     misshapen: tuple[str, ...]
-    """"key: shape found, shape wanted"."""
+    """Keys with another shape, as "key: shape found, wanted shape"."""
 
     @property
     def complete(self) -> bool:
-        """Nothing is missing, unexpected or misshapen."""
+        """Whether no key is missing, unexpected or misshapen."""
         return not (self.missing or self.unexpected or self.misshapen)
 
     def describe(self) -> str:
-        """One line of counts, and one per problem with every key by name."""
+        """Return a line of counts, and a line with all keys for each kind of problem."""
         lines = [f"{len(self.loaded)} tensors loaded, ignored: {', '.join(self.ignored) or 'none'}"]
         lines += [
             f"{len(keys)} {what}: {', '.join(keys)}"
@@ -54,7 +54,10 @@ class Coverage:
 
 
 def compare(state: dict[str, Tensor], target: nn.Module) -> Coverage:
-    """Coverage of ``target`` by ``state``. A missing batch norm counter is no gap: it starts at 0."""
+    """Compare ``state`` with the state dict of ``target``.
+
+    A missing counter of a batch norm is not reported, because it may start at 0.
+    """
     wanted = target.state_dict()
     shared = sorted(wanted.keys() & state.keys())
     return Coverage(
@@ -71,10 +74,15 @@ def compare(state: dict[str, Tensor], target: nn.Module) -> Coverage:
 
 
 def load_strictly(state: dict[str, Tensor], target: nn.Module, source: str) -> Coverage:
-    """Load ``state`` into ``target``, all or nothing.
+    """Load ``state`` into ``target``, completely or not at all.
+
+    Args:
+        state: tensors by key.
+        target: module to load into.
+        source: name of the weights, for messages.
 
     Raises:
-        WeightsError: a key is missing, unexpected or misshapen; each is named, and nothing was loaded.
+        WeightsError: a key is missing, unexpected or misshapen. The message names all of them.
     """
     coverage = compare(state, target)
     if not coverage.complete:
@@ -85,10 +93,10 @@ def load_strictly(state: dict[str, Tensor], target: nn.Module, source: str) -> C
 
 
 def check_fits(state: dict[str, Tensor], target: nn.Module, source: str) -> None:
-    """See that ``state`` has every tensor of ``target`` in its shape, and no other.
+    """Check that ``state`` has the keys and shapes of ``target``.
 
     Raises:
-        WeightsError: names the first tensors that are of another shape, missing or unexpected.
+        WeightsError: they differ. The message names the first keys of each kind of problem.
     """
     coverage = compare(_state_dict(state, Path(source)), target)
     if coverage.complete:
@@ -110,20 +118,21 @@ def check_fits(state: dict[str, Tensor], target: nn.Module, source: str) -> None
 
 
 def take_dtype(state: dict[str, Tensor], target: nn.Module) -> None:
-    """Give ``target`` the floating-point type of ``state``, which a shorter one would round when loaded."""
+    """Convert ``target`` to the floating-point dtype of ``state``, so that loading does not round."""
     types = {value.dtype for value in state.values() if value.is_floating_point()}
     if len(types) == 1:
         target.to(types.pop())
 
 
 def read_state(source: str) -> dict[str, Tensor]:
-    """State dict from ``imagenet`` (torchvision's ResNet-50, v1.5) or a local .pth, .pt or .safetensors file.
+    """Read a state dict from ``imagenet`` (torchvision's ResNet-50, v1.5) or a file.
 
-    A file may hold the dict itself or one under the key ``state_dict``. Pickled code is never run.
+    The file is a .pth, .pt or .safetensors file with the dict itself or a dict under the key ``state_dict``.
+    Pickled code is never run.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        WeightsError: the download is impossible, or the file holds no state dict.
+        WeightsError: the download fails, or the file holds no state dict.
     """
     if source == "imagenet":
         return _download()
@@ -141,15 +150,15 @@ def read_state(source: str) -> dict[str, Tensor]:
 
 
 def read_tensors(path: Path) -> Any:
-    """Content of a file written by torch.save: tensors and plain values; pickled code is never run.
+    """Read tensors and plain values from a file written by torch.save. Pickled code is never run.
 
     Raises:
-        WeightsError: it is something else, damaged, or would unpack to more bytes than it has.
+        WeightsError: the file has another format, is damaged, or would unpack to more bytes than it has.
     """
     try:
         _refuse_zip_bomb(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # an unpickler fed with foreign bytes can raise anything
+    except Exception as error:  # an unpickler can raise anything on unknown bytes
         raise WeightsError(
             f"{path}: not a plain file of tensors ({_reason(error)}); expected a state dict written by "
             "torch.save"
@@ -157,9 +166,9 @@ def read_tensors(path: Path) -> Any:
 
 
 def _refuse_zip_bomb(path: Path) -> None:
-    """Compare what the zip's directory promises with the size of the file, before anything is unpacked."""
+    """Raise WeightsError if the directory of a zip file promises more bytes than the file has."""
     with path.open("rb") as file:
-        if file.read(4) != b"PK\x03\x04":  # not torch's format since 1.6; the one before has no compression
+        if file.read(4) != b"PK\x03\x04":  # torch's format before 1.6, which has no compression
             return
     with zipfile.ZipFile(path) as archive:
         promised = sum(entry.file_size for entry in archive.infolist())
@@ -190,9 +199,9 @@ def _download() -> dict[str, Tensor]:
     place = Path(torch.hub.get_dir()) / "checkpoints" / name
     try:
         state: dict[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
-    except Exception as error:  # no network, a wrong hash, or a file already there that holds no tensors
+    except Exception as error:  # no network, a wrong hash, or a cached file without tensors
         raise WeightsError(
-            f"ImageNet weights cannot be had from {weights.url} or {place} ({_reason(error)}). Fetch the "
+            f"ImageNet weights could not be read from {weights.url} or {place} ({_reason(error)}). Fetch the "
             f"file elsewhere and put it at {place}, or name any ResNet-50 file by "
             f"model.trunk.weights=/path/to/{name} (and model.trunk.strides=v1 if its strides are those of "
             "ResNet v1), or train from scratch by model.trunk.weights=none"
