@@ -23,7 +23,7 @@ def test_one_slope_of_the_mask_has_no_bound_as_pi_goes_to_0_and_the_others_have(
     """
     spread = {}
     for gradient, pi in product(("whole", "expected", "clipped", "straight_through_pi"), (0.1, 0.001)):
-        slopes = MEASURE["slopes"](gradient, pi, tau=0.5, draws=200_000)
+        slopes = MEASURE["draw_slopes"](gradient, pi, tau=0.5, draws=200_000)
         assert slopes.mean() < 3
         spread[gradient, pi] = float(slopes.std())
     assert 1 < spread["whole", 0.1] < 3
@@ -55,18 +55,18 @@ def test_without_the_masks_gradient_two_noises_agree_more(tau: float) -> None:
 
 
 def test_without_noise_all_gradients_agree(composed: Callable[..., DictConfig]) -> None:
-    rows = MEASURE["cosines"](composed("data.num_workers=0", "model.sampler.train_mask=noise_free"), noises=2)
+    rows = MEASURE["measure_cosines"](composed("data.num_workers=0", "model.sampler.train_mask=noise_free"), noises=2)
     assert len(rows) == 6 * 5
     assert min(row["cosine"] for row in rows) > 0.999
 
 
 def test_the_figure_has_both_measurements() -> None:
-    spread = MEASURE["spread"](draws=100)
+    spread = MEASURE["measure_slopes"](draws=100)
     cosine = [
         {"gradient": gradient, "part": part, "cosine": 0.5}
         for gradient in ("whole", "range_detached", "straight_through_pi", "clipped", "expected", "none")
         for part in ("stage 1", "head")
     ]
-    left, right = MEASURE["draw"](spread, cosine, "title").axes
+    left, right = MEASURE["draw_figure"](spread, cosine, "title").axes
     assert len(left.get_lines()) == 5  # two gradients at two temperatures, and a line at 1
     assert len(right.patches) == 12
