@@ -55,7 +55,8 @@ def test_without_the_masks_gradient_two_noises_agree_more(tau: float) -> None:
 
 
 def test_without_noise_all_gradients_agree(composed: Callable[..., DictConfig]) -> None:
-    rows = MEASURE["measure_cosines"](composed("data.num_workers=0", "model.sampler.train_mask=noise_free"), noises=2)
+    cfg = composed("data.num_workers=0", "model.sampler.train_mask=noise_free")
+    rows = MEASURE["measure_cosines"](cfg, noises=2)
     assert len(rows) == 6 * 5
     assert min(row["cosine"] for row in rows) > 0.999
 
