@@ -108,6 +108,8 @@ def tiny_overrides(tiny_market: Path) -> list[str]:
         "image.width=16",
         "model.trunk.depths=[1,1,1,1]",
         "model.trunk.weights=none",
+        "model.trunk.width=8",
+        "model.head.in_features=256",
         "trainer.max_epochs=2",
         "trainer.accelerator=cpu",
         "trainer.devices=1",
