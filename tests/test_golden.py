@@ -58,7 +58,8 @@ def losses(cfg: DictConfig) -> dict[str, list[float]]:
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
 @pytest.mark.parametrize("blocks", ["[]", "[1,2,3,4]"])
 def test_the_first_steps_are_those_on_record(blocks: str, composed: Callable[..., DictConfig]) -> None:
-    overrides = ("objective=tv", f"model.context_blocks={'[1]' if blocks != '[]' else '[]'}")
+    full_width = ("model.trunk.width=64", "model.head.in_features=2048")
+    overrides = (*full_width, "objective=tv", f"model.context_blocks={'[1]' if blocks != '[]' else '[]'}")
     found = losses(composed(f"model.blocks={blocks}", *overrides))
     for name, values in json.loads(GOLDEN.read_text())[blocks].items():
         assert found[name] == pytest.approx(values, rel=1e-6), name

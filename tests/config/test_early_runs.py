@@ -31,7 +31,7 @@ def without_later_keys(cfg: DictConfig) -> DictConfig:
 
 @pytest.fixture
 def config(composed: Composed, tmp_path: Path) -> DictConfig:
-    cfg = composed(f"output_dir={tmp_path}")
+    cfg = composed(f"output_dir={tmp_path}", "model.trunk.width=64")
     cfg.callbacks, cfg.logger = {}, {}
     return cfg
 
