@@ -172,6 +172,19 @@ def _read_line(connection: socket.socket) -> str:
     return line.decode()
 
 
+def processes_in(folder: Path) -> list[int]:
+    """Return the processes whose working directory is ``folder`` or a folder below it, in ascending order.
+
+    A fork has the parent and the command line of the server, so its working directory tells whose it is.
+    """
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            if (process / "cwd").readlink().is_relative_to(folder.resolve()):
+                found.append(int(process.name))
+    return sorted(found)
+
+
 def serve(address: str) -> Request | None:
     """Fork a process for each request until this process's input ends.
 

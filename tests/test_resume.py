@@ -29,6 +29,7 @@ from sharpreid.run.console import suppress_lightning_warnings
 from sharpreid.run.records import describe_config, lock_run_dir, move_later_checkpoints_aside
 from sharpreid.run.resume import ChangedConfigError, find_checkpoint
 from sharpreid.signals import EXIT_RESUMABLE
+from tests.forked import processes_in
 from tests.soak.phase import SAVE, SCORING, START, STEP, VALIDATION, read_phase
 
 
@@ -301,6 +302,7 @@ class Command:
     def start(self) -> subprocess.Popen[str]:
         return subprocess.Popen(
             self.arguments,
+            cwd=self.output_dir.parent,
             env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -332,15 +334,6 @@ class Command:
             return [row["epoch"] for row in csv.DictReader(file) if row[name]]
 
 
-def descendants(process: subprocess.Popen[str]) -> list[int]:
-    """A command's process and all that it started: torchrun's are in sessions, and groups, of their own."""
-    started = [process.pid]
-    for pid in started:
-        children = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout
-        started += map(int, children.split())
-    return started
-
-
 class Kill:
     """SIGKILL for a command with all its processes, so that none can clear up, in a phase of its training."""
 
@@ -370,9 +363,9 @@ class Kill:
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < deadline
             if not pids and now[0] not in (START, SCORING):
-                pids = descendants(process)
+                pids = processes_in(self.command.output_dir.parent)
             time.sleep(0.0005)
-        for pid in pids or descendants(process):
+        for pid in pids or processes_in(self.command.output_dir.parent):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         process.communicate(timeout=60)
@@ -508,19 +501,17 @@ def test_a_signal_to_one_of_several_processes_stops_all_at_one_step(
     tiny_overrides: list[str], tmp_path: Path, to: str
 ) -> None:
     overrides = [*tiny_overrides, "trainer.max_epochs=300", "score_untrained=false"]
-    process = Command(overrides, tmp_path, 2).start()
+    process = Command(overrides, tmp_path / "run", 2).start()
     deadline = time.monotonic() + 120
-    while not step_checkpoints(tmp_path / "checkpoints"):
+    while not step_checkpoints(tmp_path / "run" / "checkpoints"):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    children = subprocess.run(
-        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True
-    ).stdout.split()
-    os.kill(process.pid if to == "torchrun" else int(children[-1]), signal.SIGUSR1)
+    (*_, child) = [pid for pid in processes_in(tmp_path) if pid != process.pid]
+    os.kill(process.pid if to == "torchrun" else child, signal.SIGUSR1)
     output, _ = process.communicate(timeout=120)
     if to != "torchrun":  # which reports the signal that it was sent itself, not its processes' status
         assert f"exitcode  : {EXIT_RESUMABLE}" in output
-    newest = newest_whole(tmp_path / "checkpoints")
-    assert newest == step_checkpoints(tmp_path / "checkpoints")[0]
+    newest = newest_whole(tmp_path / "run" / "checkpoints")
+    assert newest == step_checkpoints(tmp_path / "run" / "checkpoints")[0]
     assert output.count(f"stopped by a signal, saved in {newest}; go on with resume=auto") == 2
     assert process.returncode == 1

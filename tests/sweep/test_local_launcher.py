@@ -31,6 +31,7 @@ from sharpreid.signals import EXIT_RESUMABLE
 from sharpreid.sweep import local_launcher
 from sharpreid.sweep.local_launcher import Job, launch
 from sharpreid.sweep.preflight import SweepPreflight
+from tests.forked import processes_in
 
 ENVIRONMENT = {
     **os.environ,
@@ -82,12 +83,6 @@ def same(one: Path, other: Path) -> bool:
     (scores, losses, weights), (wanted, wanted_losses, wanted_weights) = result(one), result(other)
     equal = all(torch.equal(weights[name], wanted_weights[name]) for name in weights)
     return scores == wanted and losses == wanted_losses and len(losses) > 0 and equal
-
-
-def left_running(folder: Path) -> list[str]:
-    """Command lines of processes that have to do with ``folder``."""
-    lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
-    return [line.decode().replace("\0", " ") for line in lines if str(folder).encode() in line]
 
 
 @pytest.fixture(scope="module")
@@ -188,11 +183,12 @@ def stop(folder: Path, arguments: list[str], number: signal.Signals) -> str:
     while not any(step_checkpoints(path) for path in folder.rglob("checkpoints")):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    assert len(processes_in(folder)) > 1
     process.send_signal(number)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == EXIT_RESUMABLE, output
     assert f"stopped by {number.name}; 1 jobs not started; go on with resume=auto" in output
-    assert left_running(folder) == []
+    assert processes_in(folder) == []
     return output
 
 
@@ -200,7 +196,7 @@ def stop(folder: Path, arguments: list[str], number: signal.Signals) -> str:
 def test_a_stopped_sweep_saves_and_ends_as_an_undisturbed_one(
     sweep: list[str], one_by_one: Path, tmp_path: Path
 ) -> None:
-    arguments = [*sweep, "hydra/launcher=local", f"data_root={tmp_path}"]  # to be found in command lines
+    arguments = [*sweep, "hydra/launcher=local"]
     stop(tmp_path, arguments, signal.SIGTERM)
     stopped = jobs_of(tmp_path)
     assert [*stopped] == ["seed=0"]
@@ -218,7 +214,7 @@ def test_a_stopped_sweep_saves_and_ends_as_an_undisturbed_one(
 def test_a_signal_reaches_all_processes_of_a_job(
     sweep: list[str], tmp_path: Path, number: signal.Signals
 ) -> None:
-    long = [*sweep, "trainer.max_epochs=300", "trainer.devices=2", f"data_root={tmp_path}"]
+    long = [*sweep, "trainer.max_epochs=300", "trainer.devices=2"]
     stop(tmp_path, [*long, "hydra/launcher=local"], number)
     (folder,) = jobs_of(tmp_path).values()
     assert told(folder)["error"] == "interrupted; go on with resume=auto"
@@ -262,7 +258,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
 
     def command(job: Job) -> list[str]:
         names = f"import os, sys, time, json; number, place = {job.number}, {str(job.output_dir)!r}; "
-        return [sys.executable, "-c", names + code]
+        return [sys.executable, "-c", f"{names}os.chdir(place); {code}"]
 
     monkeypatch.setattr(Job, "command", command)
 
@@ -345,7 +341,7 @@ def test_every_stop_signal_ends_the_jobs_and_then_the_launcher(
         launch(*context(), SEEDS, first=0, jobs_at_once=1)
     assert stopped.value.code == EXIT_RESUMABLE
     assert time.monotonic() - before < 30
-    assert left_running(tmp_path) == []
+    assert processes_in(tmp_path) == []
     assert [path.parent.name for path in tmp_path.rglob("job.json")] == ["seed=0"]
 
 
