@@ -41,6 +41,9 @@ PRELOADED = (
 )
 """Modules that the server imports. None of them may be a command: runpy runs those anew."""
 
+KNOW_THEIR_RANK = ("lightning_utilities.core.rank_zero", "torchmetrics.utilities.prints")
+"""Modules that take the rank from the environment when they are imported."""
+
 _Popen: Any = subprocess.Popen
 
 _server: "Server | None" = None
@@ -251,6 +254,9 @@ def _settle(request: Request, streams: list[int]) -> None:
     os.environ.clear()
     os.environ.update(request.env)
     sys.path[0] = request.cwd
+    rank = request.env.get("RANK", request.env.get("LOCAL_RANK", 0))
+    for name in KNOW_THEIR_RANK:
+        importlib.import_module(name).rank_zero_only.rank = int(rank)
     unbuffered = bool(request.env.get("PYTHONUNBUFFERED"))
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(write_through=unbuffered)  # type: ignore[union-attr]
