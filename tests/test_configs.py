@@ -214,7 +214,7 @@ PAPER = {
         "width": 128,
         "area": [0.64, 1.0],
         "ratio": [2, 3],
-        "tries": 10,
+        "max_attempts": 10,
         "flip_probability": 0.5,
     },
     "data.eval_transform": {"height": 256, "width": 128, "crops": "ten_crop"},

@@ -27,7 +27,7 @@ def datamodule(root: Path, *, stage: str | None = "fit", **changes: Any) -> ReID
     options = {
         "source": lambda: load_market1501(root=root, expected={}),
         "train_transform": TrainTransform(
-            height=24, width=12, area=(0.64, 1.0), ratio=(2.0, 3.0), tries=10, flip_probability=0.5
+            height=24, width=12, area=(0.64, 1.0), ratio=(2.0, 3.0), max_attempts=10, flip_probability=0.5
         ),
         "eval_transform": EvalTransform(height=24, width=12, crops="flip"),
         "identities_per_batch": 2,
@@ -213,7 +213,7 @@ def test_boxes_are_cut_out_before_the_views_are_made(image_tree: Path) -> None:
             image_tree,
             source=lambda data=data: data,
             train_transform=TrainTransform(
-                height=24, width=12, area=(1, 1), ratio=(2, 2), tries=0, flip_probability=0
+                height=24, width=12, area=(1, 1), ratio=(2, 2), max_attempts=0, flip_probability=0
             ),
         )
         for data in (data, boxed)

@@ -36,7 +36,7 @@ def boxes(count: int = 4000) -> np.ndarray:
     """(count, 4): left, upper, right, lower."""
     rng = np.random.default_rng(0)
     return np.array(
-        [sample_crop(WIDTH, HEIGHT, area=AREA, ratio=RATIO, tries=1, rng=rng) for _ in range(count)]
+        [sample_crop(WIDTH, HEIGHT, area=AREA, ratio=RATIO, max_attempts=1, rng=rng) for _ in range(count)]
     )
 
 
@@ -66,7 +66,7 @@ def pixels(view: Tensor) -> np.ndarray:
 
 def train_transform(flip_probability: float = 0.5) -> TrainTransform:
     return TrainTransform(
-        height=64, width=32, area=(0.64, 1.0), ratio=RATIO, tries=10, flip_probability=flip_probability
+        height=64, width=32, area=(0.64, 1.0), ratio=RATIO, max_attempts=10, flip_probability=flip_probability
     )
 
 
@@ -95,7 +95,9 @@ def test_crop_position_is_uniform_over_what_fits() -> None:
 
 def test_a_tight_crop_reaches_both_edges() -> None:
     rng = np.random.default_rng(0)
-    found = {sample_crop(10, 20, area=(0.81, 0.81), ratio=(2, 2), tries=1, rng=rng)[:2] for _ in range(300)}
+    found = {
+        sample_crop(10, 20, area=(0.81, 0.81), ratio=(2, 2), max_attempts=1, rng=rng)[:2] for _ in range(300)
+    }
     assert found == {(x, y) for x in (0, 1) for y in (0, 1, 2)}
 
 
@@ -103,7 +105,7 @@ def test_share_of_boxes_that_fit_a_market1501_picture() -> None:
     """A box of area a and ratio r fits 64 x 128 where a r <= 2: (ln 2.25 - 0.64) / 0.36, 47 % of them."""
     rng = np.random.default_rng(0)
     whole = [
-        sample_crop(640, 1280, area=(0.64, 1.0), ratio=RATIO, tries=1, rng=rng) == (0, 0, 640, 1280)
+        sample_crop(640, 1280, area=(0.64, 1.0), ratio=RATIO, max_attempts=1, rng=rng) == (0, 0, 640, 1280)
         for _ in range(4000)
     ]
     assert 1 - np.mean(whole) == pytest.approx((np.log(2.25) - 0.64) / 0.36, abs=4 * (0.25 / 4000) ** 0.5)
@@ -112,16 +114,21 @@ def test_share_of_boxes_that_fit_a_market1501_picture() -> None:
 def test_more_tries_fall_back_less_often() -> None:
     rng = np.random.default_rng(0)
     whole = [
-        sample_crop(640, 1280, area=(0.64, 1.0), ratio=RATIO, tries=10, rng=rng) == (0, 0, 640, 1280)
+        sample_crop(640, 1280, area=(0.64, 1.0), ratio=RATIO, max_attempts=10, rng=rng) == (0, 0, 640, 1280)
         for _ in range(2000)
     ]
     assert sum(whole) < 2000 * 0.01
 
 
-@pytest.mark.parametrize("tries", [0, 10])
-def test_the_whole_picture_is_taken_where_no_box_fits(tries: int) -> None:
+@pytest.mark.parametrize("max_attempts", [0, 10])
+def test_the_whole_picture_is_taken_where_no_box_fits(max_attempts: int) -> None:
     rng = np.random.default_rng(0)
-    assert sample_crop(100, 50, area=(0.9, 1.0), ratio=RATIO, tries=tries, rng=rng) == (0, 0, 100, 50)
+    assert sample_crop(100, 50, area=(0.9, 1.0), ratio=RATIO, max_attempts=max_attempts, rng=rng) == (
+        0,
+        0,
+        100,
+        50,
+    )
 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 128), (37, 150), (3, 5), (1, 1), (90, 40)])
@@ -129,7 +136,7 @@ def test_boxes_lie_inside_the_picture_and_are_not_empty(width: int, height: int)
     rng = np.random.default_rng(1)
     for _ in range(300):
         left, upper, right, lower = sample_crop(
-            width, height, area=(0.64, 1.0), ratio=RATIO, tries=10, rng=rng
+            width, height, area=(0.64, 1.0), ratio=RATIO, max_attempts=10, rng=rng
         )
         assert 0 <= left < right <= width
         assert 0 <= upper < lower <= height
@@ -172,7 +179,7 @@ def test_augmentation_shows_the_box_that_was_drawn() -> None:
     for seed in range(20):
         view = pixels(transform(image, np.random.default_rng(seed)))
         left, upper, right, lower = sample_crop(
-            128, 256, area=(0.64, 1.0), ratio=RATIO, tries=10, rng=np.random.default_rng(seed)
+            128, 256, area=(0.64, 1.0), ratio=RATIO, max_attempts=10, rng=np.random.default_rng(seed)
         )
         assert view[0, 0, :2].tolist() == pytest.approx((left, upper), abs=4)
         assert view[-1, -1, :2].tolist() == pytest.approx((right - 1, lower - 1), abs=4)
@@ -186,11 +193,11 @@ def test_augmentation_shows_the_box_that_was_drawn() -> None:
         {"area": (0.5, 1.1)},
         {"ratio": (0.0, 2.0)},
         {"ratio": (3.0, 2.0)},
-        {"tries": -1},
+        {"max_attempts": -1},
     ],
 )
 def test_an_impossible_crop_is_refused(changes: dict[str, object]) -> None:
-    options = {"area": (0.64, 1.0), "ratio": (2.0, 3.0), "tries": 10} | changes
+    options = {"area": (0.64, 1.0), "ratio": (2.0, 3.0), "max_attempts": 10} | changes
     with pytest.raises(ValueError, match=r"area must be a range in \(0, 1\], ratio a range above 0"):
         TrainTransform(height=64, width=32, flip_probability=0.5, **options)
 
@@ -205,7 +212,7 @@ def test_a_size_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="positive numbers of pixels, got 0 and 32"):
         EvalTransform(height=0, width=32, crops="plain")
     with pytest.raises(ValueError, match="positive numbers of pixels, got 64 and -1"):
-        TrainTransform(height=64, width=-1, area=AREA, ratio=RATIO, tries=1, flip_probability=0)
+        TrainTransform(height=64, width=-1, area=AREA, ratio=RATIO, max_attempts=1, flip_probability=0)
 
 
 def test_unknown_crops_are_refused_with_the_choices() -> None:
@@ -302,7 +309,7 @@ def test_a_mean_image_takes_the_place_of_imagenet_s_mean_colour_in_every_view() 
     colour = torch.tensor(IMAGENET_MEAN)[:, None, None]
     difference = (colour - mean) / torch.tensor(IMAGENET_STD)[:, None, None]
     evaluate = EvalTransform(height=64, width=32, crops="ten_crop")
-    train = TrainTransform(height=64, width=32, area=AREA, ratio=RATIO, tries=10, flip_probability=0.5)
+    train = TrainTransform(height=64, width=32, area=AREA, ratio=RATIO, max_attempts=10, flip_probability=0.5)
     for views in (evaluate, lambda image: train(image, np.random.default_rng(0))):
         usual = views(image)
         train.mean = evaluate.mean = mean

@@ -77,7 +77,7 @@ def test_the_demo_names_all_that_it_shrinks() -> None:
             "schedule.temperature._target_ sharpreid.schedules.cosine_temperature "
             "(sharpreid.schedules.temperature)",
         ),
-        ("data.train_transform.tries=0", "data.train_transform.tries 0 (10)"),
+        ("data.train_transform.max_attempts=0", "data.train_transform.max_attempts 0 (10)"),
     ],
 )
 def test_any_override_of_the_recipe_is_named(override: str, said: str) -> None:

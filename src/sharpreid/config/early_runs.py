@@ -20,7 +20,7 @@ LATER_KEYS: Mapping[str, tuple[str, Any]] = {
 }
 """Later key -> a key that has always stood beside it, and the value that older versions had in effect."""
 
-RENAMED_KEYS: Mapping[str, str] = {}
+RENAMED_KEYS: Mapping[str, str] = {"data.train_transform.tries": "data.train_transform.max_attempts"}
 """Earlier key of a config -> its present name."""
 
 MOVED_TARGETS: Mapping[str, str] = {

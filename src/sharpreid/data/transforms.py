@@ -125,26 +125,26 @@ def sample_crop(
     *,
     area: tuple[float, float],
     ratio: tuple[float, float],
-    tries: int,
+    max_attempts: int,
     rng: np.random.Generator,
 ) -> Box:
     """Sample the box of the paper's random crop (Sec. IV-B).
 
     Area fraction, aspect ratio and position are uniform. A box that does not fit is sampled again; after
-    ``tries`` attempts the box is the whole image.
+    ``max_attempts`` attempts the box is the whole image.
 
     Args:
         width: width of the image, pixels.
         height: height of the image, pixels.
         area: range of the area of the box as a fraction of the image, in (0, 1].
         ratio: range of height / width of the box.
-        tries: number of attempts.
+        max_attempts: number of attempts.
         rng: random generator.
 
     Returns:
         (left, upper, right, lower), pixels.
     """
-    for _ in range(tries):
+    for _ in range(max_attempts):
         target = rng.uniform(*area) * width * height
         aspect = rng.uniform(*ratio)
         crop_height = round((target * aspect) ** 0.5)
@@ -164,7 +164,7 @@ class TrainTransform:
         width: width of the result, pixels.
         area: see `sample_crop`.
         ratio: see `sample_crop`.
-        tries: see `sample_crop`.
+        max_attempts: see `sample_crop`.
         flip_probability: probability of a horizontal flip, in [0, 1].
 
     Attributes:
@@ -181,25 +181,27 @@ class TrainTransform:
         width: int,
         area: tuple[float, float],
         ratio: tuple[float, float],
-        tries: int,
+        max_attempts: int,
         flip_probability: float,
     ) -> None:
         _check_size(height, width)
-        if not 0 < area[0] <= area[1] <= 1 or not 0 < ratio[0] <= ratio[1] or tries < 0:
+        if not 0 < area[0] <= area[1] <= 1 or not 0 < ratio[0] <= ratio[1] or max_attempts < 0:
             raise ValueError(
-                "area must be a range in (0, 1], ratio a range above 0 and tries >= 0; got "
-                f"{area}, {ratio} and {tries}"
+                "area must be a range in (0, 1], ratio a range above 0 and max_attempts >= 0; got "
+                f"{area}, {ratio} and {max_attempts}"
             )
         if not 0 <= flip_probability <= 1:
             raise ValueError(f"flip_probability must be in [0, 1], got {flip_probability}")
         self.height, self.width = height, width
-        self.area, self.ratio, self.tries = area, ratio, tries
+        self.area, self.ratio, self.max_attempts = area, ratio, max_attempts
         self.flip_probability = flip_probability
         self.mean: Tensor | None = None
 
     def sample_params(self, width: int, height: int, rng: np.random.Generator) -> tuple[Box, bool]:
         """Sample the crop box of an image of this size and whether it is flipped."""
-        box = sample_crop(width, height, area=self.area, ratio=self.ratio, tries=self.tries, rng=rng)
+        box = sample_crop(
+            width, height, area=self.area, ratio=self.ratio, max_attempts=self.max_attempts, rng=rng
+        )
         return box, bool(rng.random() < self.flip_probability)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
