@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from sharpreid.config.overrides import refuse_misspelt
 from sharpreid.config.paths import CONF_DIR
 from sharpreid.config.resolvers import register_resolvers
+from sharpreid.run.fast_import import import_torchmetrics
 
 register_resolvers()
 
@@ -24,6 +25,7 @@ def main(cfg: DictConfig) -> float:
         Objective of a search over hyperparameters: mAP, in [0, 1], on the held-out training identities
         (data.validation_identities). NaN if there are none or the job failed; never a score of the test set.
     """
+    import_torchmetrics()
     from sharpreid.run.training import run
 
     return run(cfg)

@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sharpreid.atomic_io import replacing
 from sharpreid.run.arguments import UsageError, load_config, parse_arguments
 from sharpreid.run.console import error_message, suppress_lightning_warnings
+from sharpreid.run.fast_import import import_torchmetrics
 
 USAGE = """\
 usage: python -m sharpreid.visualize checkpoint=RUN/checkpoints/final.ckpt [images=PLACE] [key=value ...]
@@ -73,6 +74,7 @@ def visualize(arguments: Sequence[str]) -> Path:
     beside = Path(str(given["beside"])) if "beside" in given else None
     beside_cfg = None if beside is None else load_config(beside)
 
+    import_torchmetrics()
     from sharpreid.run.loading import load_network, read_hard_pair, read_views  # slow, not for a refusal
     from sharpreid.visualization import attention as pictures
 

@@ -17,6 +17,7 @@ from sharpreid.report.paper_tables import (
     read_paper,
 )
 from sharpreid.report.runs import Job, Run, group_sweeps, load_runs
+from sharpreid.run.fast_import import import_torchmetrics
 from sharpreid.run.records import write_text
 
 
@@ -93,6 +94,7 @@ def write_report(folders: Sequence[Path], output: Path, *, images: int) -> Path:
 def _section_makers(
     runs: Sequence[Run], others: Sequence[Job], images: int, figures: Path
 ) -> Iterator[tuple[str, Callable[[], Section]]]:
+    import_torchmetrics()
     from sharpreid.report import sections  # slow, and not for a refused call
 
     yield "Schedule of tau", partial(sections.schedule_section, figures)

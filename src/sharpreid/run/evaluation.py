@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sharpreid.config.paths import CONF_DIR
 from sharpreid.run.arguments import PATH_KEYS, UsageError, load_config, load_re_ranking, parse_arguments
 from sharpreid.run.console import error_message, print_readings, print_run_table, suppress_lightning_warnings
+from sharpreid.run.fast_import import import_torchmetrics
 from sharpreid.run.records import describe_code, describe_scores, write_json
 
 if TYPE_CHECKING:
@@ -184,6 +185,7 @@ def _override_config(given: Mapping[str, Any]) -> tuple[Path, DictConfig]:
             raise ValueError(f"{key}: the config of {checkpoint} has no such key; see config.yaml beside it")
         OmegaConf.update(cfg, key, value)
 
+    import_torchmetrics()
     from sharpreid.config.validation import check_node  # imports the targets of the config
 
     for place in ("data", "model", "protocol", "re_ranking", "trainer"):
