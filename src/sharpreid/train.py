@@ -5,6 +5,7 @@ Each job imports torch itself: the help, a refused argument and the start of a s
 
 import sys
 from collections.abc import Sequence
+from string import Template
 
 import hydra
 from omegaconf import DictConfig
@@ -51,7 +52,23 @@ def quote_path(argument: str) -> str:
     return f"{key}='{value}'" if is_path and value[0] not in "'\"" else argument
 
 
+def help_text() -> str:
+    """Return the help of conf/train.yaml with the groups of conf/; Hydra's own parses every config."""
+    groups: dict[str, list[str]] = {}
+    for path in sorted(CONF_DIR.rglob("*.yaml")):
+        groups.setdefault(path.parent.relative_to(CONF_DIR).as_posix(), []).append(path.stem)
+    listed = [f"{group}: {', '.join(options)}" for group, options in sorted(groups.items()) if group != "."]
+    with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        template = hydra.compose("train", return_hydra_config=True).hydra.help.template
+    return Template(template).substitute(
+        APP_CONFIG_GROUPS="\n".join(one for one in listed if not one.startswith("hydra/"))
+    )
+
+
 if __name__ == "__main__":
     sys.argv[1:] = map(quote_path, move_multirun_first(sys.argv[1:]))
+    if sys.argv[1:] in (["--help"], ["-h"]):
+        print(help_text())
+        sys.exit(0)
     refuse_misspelt(sys.argv[1:])
     main()
