@@ -10,7 +10,7 @@ from sharpreid.run.paper_recipe import PAPER_DATA, paper_protocol
 
 
 def dataset_line(dataset: Mapping[str, Any]) -> str:
-    """The data set's name and, where another than the usual whole of it was scored, which variant and part.
+    """Return the data set's name, with its variant and subset unless the usual whole set was scored.
 
     >>> dataset_line({"name": "market1501", "synthetic": False, "subset": "every 5th identity"})
     'market1501 (every 5th identity)'
@@ -21,10 +21,10 @@ def dataset_line(dataset: Mapping[str, Any]) -> str:
 
 
 def caveats(record: Mapping[str, Any]) -> list[str]:
-    """Why a run's scores may not stand beside the paper's, one sentence each; empty if they may.
+    """Return the reasons why scores are not comparable with the paper's; empty if they are.
 
     Args:
-        record: the run's ``scores.json``.
+        record: Content of the run's ``scores.json``.
 
     >>> caveats({"dataset": {"synthetic": True, "subset": None}, "deviations": ""})
     ["Synthetic data: not the paper's numbers, not comparable with the paper."]
@@ -37,7 +37,7 @@ def caveats(record: Mapping[str, Any]) -> list[str]:
         found.append(f"Scored on a part of the data set ({subset}): not comparable with the paper.")
     if variant := dataset.get("variant"):
         found.append(f"Scored on a variant of the data set ({variant}): not comparable with the paper.")
-    if unusual := _unlike_the_paper(record):
+    if unusual := _protocol_deviations(record):
         found.append(f"Not the paper's protocol ({unusual}): not comparable with the paper.")
     if re_ranking != "none":
         found.append(f"Re-ranked ({re_ranking}): not comparable with the paper.")
@@ -46,8 +46,8 @@ def caveats(record: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _unlike_the_paper(record: Mapping[str, Any]) -> str:
-    """The rules of a score on a data set of the paper that are not the paper's, in brackets the paper's."""
+def _protocol_deviations(record: Mapping[str, Any]) -> str:
+    """Return the protocol's rules that differ from the paper's, each with the paper's rule in brackets."""
     name, rules = record.get("dataset", {}).get("name"), record.get("protocol", {})
     if name not in PAPER_DATA:
         return ""
@@ -61,7 +61,7 @@ def _unlike_the_paper(record: Mapping[str, Any]) -> str:
 
 
 def method_of(config: DictConfig) -> str:
-    """Which of ``method=`` a run's config is, whatever it was called with; else its blocks and what is added.
+    """Return the choice of ``method=`` that a run's config equals, else its blocks and additions.
 
     >>> method_of(OmegaConf.create({"model": {"blocks": [], "sampler": {}}, "objective": {"mu": 0.0}}))
     'baseline'
@@ -93,17 +93,17 @@ def method_of(config: DictConfig) -> str:
 
 
 def target_name(config: DictConfig) -> str:
-    """Name of the class or function that a part of a config builds; empty without one."""
+    """Return the name of the class or function that a config node builds; empty without one."""
     return str(config.get("_target_", "")).rpartition(".")[2]
 
 
 def averaging_rules(record: Mapping[str, Any], config: DictConfig, *ignored: str) -> tuple[str, ...]:
-    """What runs have to share for their scores to share a mean, seed and departures aside.
+    """Return the rules that runs must share for their scores to be averaged, besides equal deviations.
 
     Args:
-        record: with the run's ``protocol`` and ``dataset``, as in scores.json.
-        config: of the run.
-        ignored: rules of the protocol that may differ; the drawn split always may.
+        record: Content of scores.json, of which ``protocol`` and ``dataset`` are read.
+        config: Config of the run.
+        ignored: Rules of the protocol that may differ; seed and drawn split always may.
     """
     protocol = record["protocol"].items()
     rules = (f"{key} {value}" for key, value in protocol if key not in ("split", "seed", *ignored))
@@ -117,36 +117,36 @@ _OPEN = {
     "data.epoch": "epochs over",
     "data.normalise": "normalisation",
 }
-"""What the paper leaves open and no departure tells: runs that differ in it share no mean.
+"""Choices that the paper leaves open and that are no deviation, with their titles.
 
-The values of `sharpreid.config.early_runs` are not said.
+Runs that differ in one of them are not averaged. The values of `sharpreid.config.early_runs` are not named.
 """
 
 
 def open_choices(config: DictConfig) -> list[str]:
-    """Return the run's choice in what the paper leaves open.
+    """Return the run's choices where the paper leaves a value open, without the usual ones.
 
     >>> model = {"trunk": {"strides": "v1"}, "context_unit": {"init": "random"}}
-    >>> left_open(OmegaConf.create({"model": model}))
+    >>> open_choices(OmegaConf.create({"model": model}))
     ['strides v1']
     """
     values = {key: OmegaConf.select(config, key) for key in _OPEN}
     silent = {key: (None, LATER_KEYS[key][1] if key in LATER_KEYS else None) for key in _OPEN}
-    said = {key: value for key, value in values.items() if value not in silent[key]}
-    return [f"{_OPEN[key]} {'dropped' if key == 'schedule.beta1' else said[key]}" for key in said]
+    named = {key: value for key, value in values.items() if value not in silent[key]}
+    return [f"{_OPEN[key]} {'dropped' if key == 'schedule.beta1' else named[key]}" for key in named]
 
 
 def logged_settings(cfg: DictConfig, rules: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's config for its loggers, with what dashboards group and filter by.
+    """Return a run's settings for its loggers, with the values that dashboards group and filter by.
 
     Args:
-        cfg: of the run.
-        rules: of `describe_rules`.
+        cfg: Config of the run.
+        rules: Result of `sharpreid.run.records.describe_rules`.
 
     Returns:
-        The config's values and: ``method``; ``departures`` from the paper's recipe, or ``none``; ``rules`` of
-        the scores, all that runs have to share to be averaged; ``comparable``, whether they may stand beside
-        the paper's numbers on this data.
+        The config's values, and in addition ``method``; ``departures``, the deviations from the paper's
+        recipe or ``none``; ``rules``, those of `averaging_rules`; ``comparable``, whether the scores are
+        comparable with the paper's numbers on this data set.
     """
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
     return {

@@ -1,4 +1,4 @@
-"""What commands print: score tables, warnings beside them, and the reason of an error."""
+"""Console output of the commands: score tables with their warnings, and error messages."""
 
 import logging
 import math
@@ -17,20 +17,23 @@ from sharpreid.run.comparability import caveats, dataset_line
 
 
 def error_message(error: BaseException) -> str:
-    """What went wrong, without the traceback that a data loader's process puts in front of it."""
+    """Return an error's message without the traceback that a data loader's worker puts in front of it."""
     if "Original Traceback" in str(error):
         return str(error).rstrip().rpartition("\n")[2].partition(": ")[2]
     return str(error) or f"{type(error).__name__} without a message"
 
 
 def suppress_lightning_warnings() -> None:
-    """Leave out what Lightning says in every run and nobody can act on."""
+    """Suppress messages that Lightning prints in every run and that need no action."""
     for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
         logging.getLogger(f"pytorch_lightning.{name}").setLevel(logging.WARNING)
     for message, category in (
         (".isinstance.treespec, LeafSpec", FutureWarning),
-        ("You're resuming from a checkpoint that ended before", UserWarning),  # the data goes on there
-        ("It is recommended to use .self.log.*sync_dist=True", UserWarning),  # metrics gather
+        ("You're resuming from a checkpoint that ended before", UserWarning),  # the sampler continues there
+        (
+            "It is recommended to use .self.log.*sync_dist=True",
+            UserWarning,
+        ),  # our metrics gather
     ):
         warnings.filterwarnings("ignore", message=message, category=category)
 
@@ -44,11 +47,12 @@ SCORE_TITLES = {
 }
 
 
-READINGS = ("mAP", "rank1", "rank5")  # what a table of many evaluations shows
+READINGS = ("mAP", "rank1", "rank5")
+"""Metrics in the table of several evaluations."""
 
 
 def score_of(scores: Mapping[str, Any] | None, metric: str) -> float | None:
-    """One score in [0, 1], or None if it was not taken or is not a finite number.
+    """Return one score in [0, 1]; None if it is missing or not finite.
 
     >>> score_of({"mAP": 0.41}, "mAP"), score_of({"mAP": float("nan")}, "mAP"), score_of(None, "mAP")
     (0.41, None, None)
@@ -60,7 +64,7 @@ def score_of(scores: Mapping[str, Any] | None, metric: str) -> float | None:
 
 
 def percent(score: float | None) -> str:
-    """A score in [0, 1] as the percentage that tables show; a missing one is a dash.
+    """Format a score in [0, 1] as a percentage; a missing one as a dash.
 
     >>> percent(0.4137), percent(None)
     ('41.4', '-')
@@ -69,7 +73,7 @@ def percent(score: float | None) -> str:
 
 
 def protocol_line(protocol: Mapping[str, Any]) -> str:
-    """The evaluation protocol in one line: name, crops, mask, re-ranking, then every unusual rule.
+    """Describe a protocol in one line: name, crops, mask, re-ranking, then every unusual rule.
 
     >>> protocol_line({"name": "market1501", "ap": "step", "crops": "plain", "test_mask": "noise_free",
     ...                "re_ranking": "none", "denominator": "all_queries"})
@@ -80,7 +84,7 @@ def protocol_line(protocol: Mapping[str, Any]) -> str:
     shown += [f"{title} {protocol.get(key, 'unknown')}" for key, title in titles.items()]
     usual = {**Protocol(name="").as_dict(), "ap": "step"}
     if str(protocol.get("gallery_per_identity")) != "None":
-        usual |= {"seed": None, "split": None}  # of the draws: always said
+        usual |= {"seed": None, "split": None}  # of the draws: always named
         on = {"full_gallery": "the full gallery (multi-shot)", "drawn_gallery": "the drawn galleries"}
         map_on = str(protocol.get("map_on"))
         shown.append(f"mAP on {on.get(map_on, map_on)}, CMC on drawn galleries")
@@ -121,7 +125,7 @@ def _queries_left_out(record: Mapping[str, Any]) -> str:
 
 
 def hard_pair_line(scores: Mapping[str, Any]) -> str:
-    """Rank-1 on pairs of people who differ in one detail, with its chance and that of each detail.
+    """Describe rank-1 on pairs of people who differ in one detail: overall, by chance, and by detail.
 
     >>> hard_pair_line({"rank1": 0.62, "chance": 0.49, "num_queries": 50,
     ...                 "details": {"hat": {"rank1": 0.7, "num_queries": 20}}})
@@ -135,11 +139,11 @@ def hard_pair_line(scores: Mapping[str, Any]) -> str:
 
 
 def print_run_table(record: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print what one training run reached, and what its scores were taken on.
+    """Print the scores of a run with data set, protocol, seed and warnings.
 
     Args:
-        record: the content of the run's ``scores.json``; scores in [0, 1], shown as percentages.
-        console: where to print; the standard output by default.
+        record: Content of the run's ``scores.json``; scores in [0, 1] are shown as percentages.
+        console: Console to print on; standard output by default.
     """
     console = console or Console()
     console.print(_score_table(record))
@@ -160,7 +164,7 @@ def print_run_table(record: Mapping[str, Any], console: Console | None = None) -
 
 
 def mean_and_range(values: Sequence[float], shown: Callable[[float], str] = percent) -> str:
-    """Values as tables show them: the mean and, where they are not shown alike, the lowest and the highest.
+    """Format values as their mean, with the lowest and the highest unless all look the same.
 
     >>> mean_and_range([0.2, 0.25]), mean_and_range([0.2]), mean_and_range([])
     ('22.5 (20.0 to 25.0)', '20.0', '-')
@@ -175,7 +179,7 @@ def mean_and_range(values: Sequence[float], shown: Callable[[float], str] = perc
 def gather_readings(
     records: Sequence[Mapping[str, Any]], together: str
 ) -> dict[str, list[Mapping[str, Any]]]:
-    """Evaluations of one network by their ``settings`` (key=value), those alike but for one key together.
+    """Group evaluations by their ``settings`` (a list of key=value), ignoring one key.
 
     >>> records = [{"settings": ["draws=1", f"seed={seed}"]} for seed in range(3)]
     >>> {setting: len(alike) for setting, alike in gather_readings(records, together="seed").items()}
@@ -189,19 +193,19 @@ def gather_readings(
 
 
 def without_mask(protocol: Mapping[str, Any]) -> dict[str, Any]:
-    """A protocol's rules but for the mask at test time, which a table of its readings has in every line."""
+    """Return a protocol whose test-time mask is named by the lines of a table instead."""
     return {**protocol, "test_mask": "as in the table"}
 
 
 def print_readings(
     records: Sequence[Mapping[str, Any]], together: str, console: Console | None = None
 ) -> None:
-    """Print several evaluations in one table: mean and range of those alike but for the key ``together``.
+    """Print several evaluations in one table, with mean and range of each group of `gather_readings`.
 
     Args:
-        records: see `gather_readings`, with ``scores`` in [0, 1], shown as percentages.
-        together: as there.
-        console: where to print; the standard output by default.
+        records: Evaluations with ``settings`` and ``scores`` in [0, 1], which are shown as percentages.
+        together: Key that the evaluations of one group may differ in.
+        console: Console to print on; standard output by default.
     """
     console = console or Console()
     table = Table(box=box.SIMPLE_HEAD)

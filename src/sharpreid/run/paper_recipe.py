@@ -1,4 +1,4 @@
-"""How a run departs from the paper's recipe (Sec. IV-B): said beside every score of it."""
+"""Compare a run with the paper's recipe (Sec. IV-B); the deviations stand beside each of its scores."""
 
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -14,23 +14,23 @@ from sharpreid.config.paths import CONF_DIR
 from sharpreid.evaluation.protocol import Protocol
 
 PAPER_DATA = ("cuhk03_labeled", "cuhk03_detected", "market1501", "duke")
-"""The data sets of the paper's tables, by their name here."""
+"""Names of the data sets in the paper's tables."""
 
 _GROUPS = ("model", "data", "optimizer", "schedule", "objective", "trainer")
 
-_NO_DEPARTURE = (
-    # what the paper ablates or leaves open, and the data set itself
+_NO_DEVIATION = (
+    # keys that the paper ablates or leaves open, and the data set itself
     *("model.blocks", "model.context_blocks", "model.sampler._target_", "model.sampler._partial_"),
     *("model.context_unit._target_", "model.context_unit.strides", "model.context_unit.lowest_channels"),
     *("model.context_unit.init", "data.epoch", "data.normalise"),
     *("model.trunk.strides", "schedule.beta1", "data.source"),
-    *("model.sampler.test_mask", "model.sampler.draws", "model.sampler.seed"),  # said with the protocol
-    "model.sampler.sample_noise",  # said with the protocol
-    # said otherwise: with the channels of the stem, the size of the images, and the seed
+    *("model.sampler.test_mask", "model.sampler.draws", "model.sampler.seed"),  # named with the protocol
+    "model.sampler.sample_noise",  # named with the protocol
+    # named by other keys: channels of the stem, image size, seed
     "model.head.in_features",
     *("data.train_transform.height", "data.train_transform.width", "data.seed"),
     *("data.eval_transform.height", "data.eval_transform.width"),
-    # what changes a score by rounding at most
+    # keys that change a score by rounding at most
     *("data.eval_batch_size", "data.num_workers", "data.cache", "data.augment_on"),
     *("model.sampler.implementation", "optimizer.fused"),
     *(
@@ -71,18 +71,19 @@ _TITLES = {
     "trainer.max_epochs": "epochs",
     "trainer.precision": "precision",
 }
-"""What the usual departures are called, in the order in which they are said; others have their key's name."""
+"""Titles of the usual deviations, in the order in which they are named; others have their key as title."""
 
 
 def recipe_deviations(cfg: DictConfig) -> str:
-    """What differs between the composed config of a run and the paper's recipe, in one line.
+    """Describe in one line how a run's config deviates from the paper's recipe.
 
-    Every value that a training depends on is compared, but for what the paper ablates (blocks, context-aware
-    units, kind of attention) or leaves open, and what changes a score by rounding at most. A weights file
-    counts as the paper's ImageNet weights. With total variation, the printed mu and sum are the recipe.
+    Compared are all values that a training depends on, except those that the paper ablates (blocks,
+    context-aware units, kind of attention) or leaves open, and those that change a score by rounding at most.
+    A weights file counts as the paper's ImageNet weights. With total variation, the recipe has the printed
+    mu and the sum.
 
     Returns:
-        For example ``64 x 32 images (paper: 256 x 128), epochs 24 (150)``; empty if nothing differs.
+        For example ``64 x 32 images (paper: 256 x 128), epochs 24 (150)``; empty without deviations.
     """
     name = cfg.data.source.name
     data = name if (CONF_DIR / "data" / f"{name}.yaml").is_file() else "market1501"
@@ -97,9 +98,9 @@ def recipe_deviations(cfg: DictConfig) -> str:
     ours, theirs = _leaves(upgrade_config(cfg)), _leaves(paper)
     for key in dict.fromkeys([*_TITLES, *ours, *theirs]):
         if key.startswith(("model.sampler.", "model.combine")) and (key not in ours or not cfg.model.blocks):
-            continue  # nothing is drawn; or the config is of an early run, which had the default
+            continue  # no mask is drawn, or another sampler has no such key
         if key.startswith("model.context_unit.") and (key not in ours or not cfg.model.context_blocks):
-            continue  # another kind of unit, which the paper compares with; or none is used
+            continue  # no unit is used, or another kind that the paper compares with
         value, wanted = ours.get(key, "unset"), theirs.get(key, "unset")
         if value != wanted:
             found.append(f"{_TITLES.get(key, key)} {value} ({wanted})")
@@ -113,22 +114,22 @@ def _paper(data: str, objective: str) -> DictConfig:
 
 @cache
 def paper_protocol(data: str) -> Mapping[str, Any]:
-    """The rules by which the paper scores one of `PAPER_DATA`, as a score's record has them, draws aside."""
+    """Return the paper's scoring rules for one of `PAPER_DATA`, without those of the random draws."""
     cfg = compose_config(f"data={data}").protocol
     rules = Protocol(**{key: value for key, value in cfg.items() if key != "_target_"}).as_dict()
     return {key: value for key, value in rules.items() if key not in ("split", "seed", "max_rank")}
 
 
 def compose_config(*overrides: str) -> DictConfig:
-    """Compose the config of a run with these overrides."""
-    started = GlobalHydra.instance().is_initialized()  # by the command that runs, from the same directory
+    """Compose a training config with these overrides."""
+    started = GlobalHydra.instance().is_initialized()  # by the running command
     with nullcontext() if started else initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         return compose("train", list(overrides))
 
 
 def _batch_norm(cfg: DictConfig) -> str:
-    """How batch norm departs from the statistics of the whole batch."""
-    over = cfg.get("batch_norm", "process")  # not in the configs of early runs
+    """Describe batch-norm statistics that are not those of the whole batch; empty if they are."""
+    over = cfg.get("batch_norm", "process")  # early runs have no such key
     processes = [cfg.trainer.get("devices", 1), cfg.trainer.get("num_nodes", 1)]
     if over == "global" or (over == "process" and processes == [1, 1]):
         return ""
@@ -143,13 +144,13 @@ def _size(cfg: DictConfig) -> str:
 
 
 def _leaves(cfg: DictConfig) -> dict[str, str]:
-    """The values to be compared, as text, by key."""
+    """Return the compared values as text, by dotted key."""
     found: dict[str, str] = {}
 
     def walk(key: str, node: Any) -> None:
         if OmegaConf.is_dict(node):
             for name in node:
-                if (below := f"{key}.{name}") not in _NO_DEPARTURE:
+                if (below := f"{key}.{name}") not in _NO_DEVIATION:
                     walk(below, node[name])
         elif key == "model.trunk.weights":
             found[key] = "none" if node in (None, "none") else "imagenet"
@@ -157,7 +158,7 @@ def _leaves(cfg: DictConfig) -> dict[str, str]:
             found["schedule.noise_scale"] = "ramped in" if key != "schedule.noise_scale" else "whole"
         elif key == "data.training_identities":
             found[key] = "all" if node is None else str(node)
-        elif key == "data.eval_transform.crops":  # the protocol says how far ten crops enlarge, which is open
+        elif key == "data.eval_transform.crops":  # how far ten crops enlarge is open; the protocol names it
             found[key] = "ten_crop" if str(node).startswith("ten_crop") else str(node)
         else:
             found[key] = " ".join(map(str, node)) if OmegaConf.is_list(node) else str(node)

@@ -1,4 +1,4 @@
-"""What a run leaves behind beside checkpoints and logs: job.json, scores.json, config.yaml."""
+"""Files of a run directory beside checkpoints and logs: job.json, scores.json, config.yaml, queries.csv."""
 
 import functools
 import json
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CONSOLE_LOG = "console.log"
-"""What a job prints that `sharpreid.sweep.local_launcher` started."""
+"""Output of a job that `sharpreid.sweep.local_launcher` started."""
 
-_KEPT = ("previous", "train.log", CONSOLE_LOG, ".lock")
-_NOT_OF_THE_RESULT = (
+_NEVER_MOVED = ("previous", "train.log", CONSOLE_LOG, ".lock")
+_WITHOUT_EFFECT_ON_SCORES = (
     *("callbacks", "logger", "output_dir", "data_root", "skip_finished", "resume", "allow_changed"),
     *("data.num_workers", "data.cache", "data.augment_on"),
     *("trainer.accelerator", "trainer.timeout_minutes"),
@@ -52,23 +52,23 @@ def process_token() -> str:
 
 @rank_zero_only
 def write_json(path: Path, content: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
-    """Write a JSON file whole or not at all; of several processes the first does."""
+    """Write a JSON file completely or not at all; only rank 0 writes."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 @rank_zero_only
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all; of several processes the first does."""
+    """Write a text file completely or not at all; only rank 0 writes."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def lock_run_dir(output_dir: Path) -> Iterator[None]:
-    """Have ``output_dir``, which is made if missing, to oneself; of several processes the first claims it.
+    """Lock the directory of a run, created if missing, against other runs; only rank 0 takes the lock.
 
     Raises:
-        RuntimeError: another run is writing there, or an earlier job of this sweep did.
+        RuntimeError: Another run is writing there, or an earlier job of this sweep wrote there.
     """
     if not is_rank_zero():
         yield
@@ -76,7 +76,7 @@ def lock_run_dir(output_dir: Path) -> Iterator[None]:
     output_dir.mkdir(parents=True, exist_ok=True)
     lock = FileLock(output_dir / ".lock")
     try:
-        lock.acquire(timeout=1)  # seconds; `is_run_dir_locked` of another run may have it for a moment
+        lock.acquire(timeout=1)  # seconds: another run's `is_run_dir_locked` may hold it for a moment
     except Timeout:
         raise RuntimeError(f"{output_dir}: another run is writing there; wait for it, or stop it") from None
     try:
@@ -87,7 +87,7 @@ def lock_run_dir(output_dir: Path) -> Iterator[None]:
 
 
 def is_run_dir_locked(output_dir: Path) -> bool:
-    """Whether a run is writing in ``output_dir``; on another machine too, where the file system locks."""
+    """Return whether a run, on this or another machine, is writing in ``output_dir``."""
     if not (output_dir / ".lock").exists():
         return False
     try:
@@ -108,17 +108,22 @@ def _refuse_same_sweep(output_dir: Path) -> None:
 
 @rank_zero_only
 def move_earlier_run_aside(output_dir: Path) -> Path | None:
-    """Move what an earlier run left in ``output_dir`` to ``previous/<n>`` in it; the place, or None."""
-    left = [entry for entry in sorted(output_dir.iterdir()) if entry.name not in _KEPT]
+    """Move the files of an earlier run to ``previous/<n>`` in its directory.
+
+    Returns:
+        The folder that they were moved to; None if there were none.
+    """
+    left = [entry for entry in sorted(output_dir.iterdir()) if entry.name not in _NEVER_MOVED]
     if not left:
         return None
     return _move_aside(output_dir, left)
 
 
 def move_later_checkpoints_aside(output_dir: Path, step: int) -> None:
-    """Move checkpoints of later steps than the one a run goes on from, damaged or not, to ``previous/<n>``.
+    """Move checkpoints of later steps than ``step`` to ``previous/<n>``, damaged ones included.
 
-    They belong to what is not continued: the next resume=auto must not take them, nor count them as kept.
+    A run that resumes from ``step`` does not continue them. The next ``resume=auto`` must not find them, and
+    they must not count among the checkpoints that are kept.
     """
     later = [path for path in step_checkpoints(output_dir / "checkpoints") if step_of(path) > step]
     files = [file for path in later for file in (path, digest_path(path)) if file.exists()]
@@ -137,9 +142,11 @@ def _move_aside(output_dir: Path, entries: Sequence[Path]) -> Path:
 
 
 def load_finished_record(output_dir: Path, cfg: DictConfig) -> dict[str, Any] | None:
-    """The scores.json of a finished run of the same config in ``output_dir``, which then counts as asked for.
+    """Return the finished record of the same config and refresh its timestamp in job.json.
 
-    None if there is no such run, it did not finish, or its config differs in more than how it is shown.
+    Returns:
+        Content of scores.json; None if the directory has no finished run, or one whose config differs in a
+        key that scores depend on.
     """
     try:
         job = json.loads((output_dir / "job.json").read_text(encoding="utf-8"))
@@ -154,7 +161,7 @@ def load_finished_record(output_dir: Path, cfg: DictConfig) -> dict[str, Any] | 
 
 
 def held_out_map(record: Mapping[str, Any]) -> float:
-    """mAP of the identities that were held out, in [0, 1], of a scores.json; NaN if none were.
+    """Return the mAP of the held-out identities, in [0, 1], from a scores.json; NaN if none were held out.
 
     >>> held_out_map({"held_out": {"mAP": 0.5}, "scores": {"mAP": 0.4}})
     0.5
@@ -165,10 +172,12 @@ def held_out_map(record: Mapping[str, Any]) -> float:
 
 
 def config_diff(cfg: DictConfig, earlier: Path) -> dict[str, tuple[Any, Any]]:
-    """The keys of the result in which ``cfg`` differs from a run's config.yaml: value there, value here.
+    """Compare a config with a run's config.yaml, in the keys that scores depend on.
 
-    A key that one lacks has the value of `sharpreid.config.early_runs`, or else counts as null: an early run
-    has none for what came later.
+    Both are upgraded by `sharpreid.config.early_runs` first. A key that one of them lacks counts as null.
+
+    Returns:
+        Dotted key -> its value in ``earlier`` and its value in ``cfg``, for each key that differs.
     """
     before, now = (
         flatten_config(result_config(upgrade_config(cast(DictConfig, config))))
@@ -179,9 +188,9 @@ def config_diff(cfg: DictConfig, earlier: Path) -> dict[str, tuple[Any, Any]]:
 
 
 def flatten_config(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested config as one level of dotted keys.
+    """Flatten a nested config to dotted keys.
 
-    >>> flat({"a": {"b": 1, "c": []}, "d": None})
+    >>> flatten_config({"a": {"b": 1, "c": []}, "d": None})
     {'a.b': 1, 'a.c': [], 'd': None}
     """
     found: dict[str, Any] = {}
@@ -194,9 +203,9 @@ def flatten_config(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def result_config(config: Any) -> dict[str, Any]:
-    """What of a run's config its scores depend on."""
+    """Return the part of a run's config that its scores depend on."""
     content: Any = OmegaConf.to_container(config)
-    for key in _NOT_OF_THE_RESULT:
+    for key in _WITHOUT_EFFECT_ON_SCORES:
         *path, last = key.split(".")
         node = content
         for part in path:
@@ -208,9 +217,10 @@ def result_config(config: Any) -> dict[str, Any]:
 def describe_scores(
     cfg: DictConfig, protocol: Protocol, data: ReIDData, scores: RankingScores
 ) -> dict[str, Any]:
-    """Scores with what they mean nothing without: protocol, test-time views, mask, data set, reductions.
+    """Describe scores together with their protocol, data set, deviations from the paper and seed.
 
-    Re-ranked scores have those without re-ranking beside them. Data that names hard pairs has their rank-1.
+    ``not_re_ranked`` holds the scores without re-ranking, if there was one. ``hard_pairs`` is there where the
+    data set names hard pairs.
     """
     return {
         "scores": scores.as_dict(),
@@ -222,14 +232,16 @@ def describe_scores(
 
 
 def describe_queries(samples: Sequence[Sample], scores: RankingScores) -> str:
-    """What each query contributed to the scores, as CSV: image, identity, camera, ap and rank1 in [0, 1].
+    """Describe each query's contribution to the scores as CSV: image, identity, camera, ap, rank1.
+
+    ap and rank1 are in [0, 1], and empty for a query without a match.
 
     Args:
-        samples: the queries, in the order in which they were scored.
-        scores: of their ranking; ap and rank1 are empty for a query without a match.
+        samples: Queries in the order in which they were scored.
+        scores: Scores with values per query.
 
     Raises:
-        ValueError: the scores hold none of single queries.
+        ValueError: The scores have no values per query.
     """
     if scores.queries is None:
         raise ValueError("scores.queries is None; pass scores that evaluate_ranking returned")
@@ -241,10 +253,13 @@ def describe_queries(samples: Sequence[Sample], scores: RankingScores) -> str:
 
 
 def describe_rules(cfg: DictConfig, protocol: Protocol, data: ReIDData, re_ranking: str) -> dict[str, Any]:
-    """What is known of a run's scores before there are any: protocol, data set, departures from the paper.
+    """Describe the rules of a run's scores: protocol, data set and deviations from the paper's recipe.
 
     Args:
-        re_ranking: what it calls itself; ``none`` without.
+        cfg: Config of the run.
+        protocol: Protocol of the ranking.
+        data: Data set that is scored.
+        re_ranking: Name of the re-ranking with its parameters; ``none`` without.
     """
     return {
         "protocol": describe_protocol(
@@ -267,32 +282,33 @@ def describe_rules(cfg: DictConfig, protocol: Protocol, data: ReIDData, re_ranki
 
 
 def _test_mask(cfg: DictConfig) -> str:
-    """The mask at test time, as it is printed with a score."""
+    """Return the name of the test-time mask that is printed with a score."""
     if not cfg.model.blocks:
         return "none"
     sampler = cfg.model.sampler
-    mask = str(sampler.get("test_mask", "sigmoid"))  # of the soft attentions there is only one
+    mask = str(sampler.get("test_mask", "sigmoid"))  # the soft gates have one mask only
     noise = ", noise per view" if sampler.get("sample_noise") == "per_view" else ""
     return f"sample ({sampler.draws} draws, seed {sampler.seed}{noise})" if mask == "sample" else mask
 
 
 def describe_protocol(protocol: Protocol, *, crops: str, test_mask: str, re_ranking: str) -> dict[str, Any]:
-    """The rules of a score: those of the ranking, and of the embeddings that are ranked."""
+    """Describe the rules of a score: those of the ranking, and those of the ranked embeddings."""
     rules = {**protocol.as_dict(), "ap": "step"}
     return {**rules, "crops": crops, "test_mask": test_mask, "re_ranking": re_ranking}
 
 
 def describe_config(cfg: DictConfig) -> str:
-    """The config of a run as YAML, ready to be loaded and overridden outside of Hydra.
+    """Return the config of a run as YAML that can be loaded and overridden outside of Hydra.
 
-    Values that others refer to (image size, seed, folder of the data) stay references; what only this run's
-    Hydra can resolve is resolved.
+    References between keys (image size, seed, data folder) stay references. Values that only Hydra can
+    resolve are resolved.
     """
     written: DictConfig = cfg.copy()
     for key in ("output_dir", "data_root", "callbacks", "logger"):
         value = cfg[key]
         written[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-    written.data_root = str(Path(cfg.data_root).expanduser().absolute())  # to be evaluated from anywhere
+    # absolute, so that the run can be evaluated from any directory
+    written.data_root = str(Path(cfg.data_root).expanduser().absolute())
     return OmegaConf.to_yaml(written)
 
 
@@ -306,8 +322,8 @@ def _rules_of_data(protocol: Protocol, data: ReIDData) -> dict[str, Any]:
 
 
 def describe_environment(trainer: "pl.Trainer") -> dict[str, Any]:
-    """Return versions and device of a run."""
-    import torch  # slow, and not for reading records
+    """Return the versions and the device of a run."""
+    import torch  # slow; reading records does not need it
     import torchvision
 
     device = trainer.strategy.root_device
@@ -331,9 +347,10 @@ def describe_environment(trainer: "pl.Trainer") -> dict[str, Any]:
 
 @functools.cache
 def describe_code() -> dict[str, Any]:
-    """Commit of the checkout that the code runs from, and whether it was changed; None outside of one.
+    """Return the commit of the checkout that the code runs from, and whether files differ from it.
 
-    What it is when first asked: later the checkout may have moved on, but not the code that was loaded.
+    Both are None outside of a checkout. The first answer is kept: the checkout may change later, the loaded
+    code does not.
     """
     git = ["git", "-C", str(Path(__file__).parent)]
     try:

@@ -1,4 +1,4 @@
-"""One run of `sharpreid.train`, from its config to its scores."""
+"""Train and score one network: the life of a run, from its config to its scores."""
 
 import json
 import logging
