@@ -186,13 +186,13 @@ def test_a_changed_config_is_refused_key_by_key(stopped: tuple[DictConfig, Path]
     cfg.optimizer.lr = 0.5
     cfg.seed = 1
     cfg.data.num_workers = 1  # changes no result
-    message = r"differs:\n  optimizer.lr: was 0.0002, is 0.5\n  seed: was 0, is 1\n.*\[seed\]'"
+    message = r"(?s)optimizer.lr: was 0.0002, is 0.5\n  seed: was 0, is 1\n.*allow_changed=\[seed\]'"
     with pytest.raises(ChangedConfigError, match=message):
         find_checkpoint(cfg, folder)
     cfg.optimizer.lr = 0.0002
     cfg.objective.margin = 7
     cfg.allow_changed = ["seed"]
-    with pytest.raises(ChangedConfigError, match=r"differs:\n  objective.margin: was .*, is 7\nGive"):
+    with pytest.raises(ChangedConfigError, match=r"objective.margin: was .*, is 7\n(?!  seed)"):
         find_checkpoint(cfg, folder)
     cfg.allow_changed = ["seed", "objective.margin"]
     assert find_checkpoint(cfg, folder) is not None
@@ -203,7 +203,7 @@ def test_what_comes_from_the_checkpoint_cannot_be_changed(stopped: tuple[DictCon
     cfg, folder = stopped
     cfg.optimizer.lr = 0.5
     cfg.allow_changed = ["optimizer.lr"]
-    message = r"lr: was 0.0002, is 0.5\nGive the earlier .*resume=none\. What the .*: optimizer.lr$"
+    message = r"lr: was 0.0002, is 0.5\n(?!.*allow_changed).*cannot change: optimizer.lr$"
     with pytest.raises(ChangedConfigError, match=message):
         find_checkpoint(cfg, folder)
 
