@@ -110,7 +110,7 @@ def test_equal_images_are_remarked_and_more_so_with_two_identities(
     train[-1].write_bytes(train[4].read_bytes())
     code, out, _ = run([*place, SUBSET], capsys)
     assert code == 0
-    assert f"remark: 2 images are there more than once: {train[0].name} = {train[1].name}" in out
+    assert f"remark: 2 images occur more than once: {train[0].name} = {train[1].name}" in out
     assert f"remark: 1 of these have different identities: {train[4].name} = {train[-1].name}" in out
     assert "are in training and in test" not in out
 
@@ -236,10 +236,10 @@ def test_an_interrupted_call_has_a_status_of_its_own(
     monkeypatch.setattr(preparation, "build_cache", interrupt)
     code, out, err = run([*place, SUBSET, "--json"], capsys)
     assert code == 130
-    assert "goes on where this one was" in err
+    assert "the same command continues" in err
     assert json.loads(out) == {
         "ready": False,
-        "problems": ["interrupted; the same call goes on where this one was"],
+        "problems": ["interrupted; the same command continues from here"],
     }
 
 
@@ -253,7 +253,7 @@ def test_a_terminated_call_has_a_status_of_its_own_and_leaves_nothing_half_writt
     monkeypatch.setattr("sharpreid.atomic_io.os.fsync", terminate)
     code, _, err = run([*place, SUBSET], capsys)
     assert code == 143
-    assert "goes on where this one was" in err
+    assert "the same command continues" in err
     assert [path.name for path in (tmp_path / "cache" / "market1501").iterdir()] == [".lock"]
 
 
@@ -281,7 +281,7 @@ def test_training_reads_the_same_batches_from_the_cache(
 
 def check_nothing_is_half_written(done: subprocess.CompletedProcess[str], folder: Path, why: str) -> None:
     assert done.returncode == 1
-    assert f"decoded images cannot be written ({why}); make room, or name another folder" in done.stdout
+    assert f"decoded images cannot be written ({why}); free space, or choose another folder" in done.stdout
     assert "Traceback" not in done.stderr
     assert [path.name for path in folder.iterdir() if path.name != "report.json"] == [".lock"]
 

@@ -532,11 +532,11 @@ def test_a_fused_optimizer_trains_the_same_network_to_rounding(composed: Callabl
         (["optimizer.fused=maybe"], "optimizer.fused must be true or false or null, got 'maybe'"),
         (
             ["optimizer.fused=true", "trainer.precision=16-mixed"],
-            "optimizer.fused=true does not go with trainer.precision=16-mixed; take bf16-mixed, or",
+            "optimizer.fused=true is incompatible with trainer.precision=16-mixed; use bf16-mixed, or",
         ),
         (
             ["model.sampler.implementation=triton", "trainer.accelerator=cpu"],
-            "model.sampler.implementation=triton needs a GPU, and the training would run on cpu; take",
+            "model.sampler.implementation=triton needs a GPU, but the training would run on cpu; use",
         ),
     ],
 )

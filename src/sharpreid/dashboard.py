@@ -1,4 +1,4 @@
-"""The project's W&B workspace and report as code: ``python -m sharpreid.dashboard --entity TEAM``."""
+"""Make a W&B workspace and report of a project: ``python -m sharpreid.dashboard --entity TEAM``."""
 
 import argparse
 import importlib
@@ -33,25 +33,25 @@ CURVES = {
 """Section -> metrics shown as curves, one panel each."""
 
 GALLERY = "masks"
-"""The key of the masks' pictures."""
+"""Key under which the pictures of masks are logged."""
 
 GROUPS = ("data.source.name", "method", "departures", "rules")
-"""Settings of `sharpreid.run.comparability.logged_settings` that averaged runs share; their seeds differ."""
+"""Settings of `sharpreid.run.comparability.logged_settings` by which runs are grouped and averaged."""
 
 COMPARABLE = "Config('comparable') = True and Config('data.source.name') = '{data}'"
 OTHERS = "Config('comparable') = False"
-"""Which runs stand in the report's section of one of the paper's data sets, and which do not compare."""
+"""Filters of the report: runs comparable with the paper on one of its data sets, and all other runs."""
 
 
 def build_workspace(entity: str, project: str) -> Any:
-    """The workspace: ablation bars, a curve per metric, mask galleries, and the paper's numbers.
+    """Build the workspace: ablation bars, a curve per metric, mask galleries, and the paper's numbers.
 
     Args:
         entity: W&B user or team.
         project: W&B project; the runs log to ``sharpreid``.
 
     Raises:
-        ModuleNotFoundError: wandb-workspaces is not installed.
+        ModuleNotFoundError: The package wandb-workspaces is not installed.
     """
     workspaces, panels = _libraries()
     sections = [
@@ -70,7 +70,7 @@ def build_workspace(entity: str, project: str) -> Any:
 
 
 def build_report(entity: str, project: str) -> Any:
-    """The report: the same panels in the order of the paper, its tables beside them; arguments as above."""
+    """Build the report: the panels of `build_workspace` in the order of the paper, and the paper's tables."""
     _, panels = _libraries()
 
     def grid(some: Sequence[Any], filters: str = "") -> Any:
@@ -81,7 +81,7 @@ def build_report(entity: str, project: str) -> Any:
     blocks = [
         panels.H1("Sharp attention: the paper and these runs"),
         panels.P(
-            "A run compares with the paper's numbers only if its data, recipe and protocol are the paper's. "
+            "A run is comparable with the paper only if its data, recipe and protocol are the paper's. "
             "Runs are averaged over seeds within data set, method, departures from the paper's recipe and "
             "rules of the scores."
         ),
@@ -91,9 +91,7 @@ def build_report(entity: str, project: str) -> Any:
             for data in PAPER_DATA
             for part in (panels.H3(data), grid(_bars(panels), COMPARABLE.format(data=data)))
         ),
-        panels.H3(
-            "Runs that do not compare with the paper: synthetic or other data, another recipe or protocol"
-        ),
+        panels.H3("Runs that are not comparable with the paper: synthetic or other data, recipe or protocol"),
         grid(_bars(panels), OTHERS),
         *(
             part
@@ -109,7 +107,7 @@ def build_report(entity: str, project: str) -> Any:
 
 
 def paper_markdown() -> str:
-    """The paper's own rows of its tables, as Markdown."""
+    """Return the paper's own rows of its tables as Markdown."""
     rows: dict[tuple[str, str, str], dict[str, str]] = {}
     for line in read_paper():
         if line["place"] in TABLES and line["metric"] in ("mAP", "rank1") and line["category"] == "paper":
@@ -131,7 +129,7 @@ def paper_markdown() -> str:
 
 
 def specification(entity: str, project: str) -> dict[str, Any]:
-    """What would be sent to W&B, as plain data; needs neither network nor key."""
+    """Return the workspace and report as plain data, without a network or a key."""
     workspace, report = build_workspace(entity, project), build_report(entity, project)
     blocks = [
         {
@@ -146,7 +144,7 @@ def specification(entity: str, project: str) -> dict[str, Any]:
 
 
 def shown_metrics() -> Iterator[str]:
-    """Every metric of a panel."""
+    """Yield the metrics of all panels."""
     yield from BARS
     for metrics in CURVES.values():
         yield from metrics
@@ -159,7 +157,7 @@ def _plain(part: Any) -> Any:
 def _libraries() -> tuple[Any, Any]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # its own, of pydantic 1
+            warnings.simplefilter("ignore", DeprecationWarning)  # of the library's own use of pydantic 1
             return (
                 importlib.import_module("wandb_workspaces.workspaces"),
                 importlib.import_module("wandb_workspaces.reports.v2"),
@@ -186,16 +184,16 @@ def _gallery(panels: Any) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Make a W&B workspace and a report of a project, new ones each time; --dry-run prints them instead."""
+    """Make a new W&B workspace and a new report of a project; --dry-run prints them as JSON instead."""
     parser = argparse.ArgumentParser(prog="python -m sharpreid.dashboard", description=main.__doc__)
-    parser.add_argument("--entity", help="W&B user or team; needed but for --dry-run")
-    parser.add_argument("--project", default="sharpreid", help="W&B project; sharpreid")
+    parser.add_argument("--entity", help="W&B user or team; required without --dry-run")
+    parser.add_argument("--project", default="sharpreid", help="W&B project (default: sharpreid)")
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the specification as JSON and send nothing"
+        "--dry-run", action="store_true", help="print the workspace and report as JSON and upload nothing"
     )
     given = parser.parse_args(arguments)
     if not given.entity and not given.dry_run:
-        parser.error("--entity TEAM is missing: the W&B user or team whose project it is")
+        parser.error("--entity TEAM is missing: the W&B user or team of the project")
     try:
         if given.dry_run:
             print(json.dumps(specification(given.entity or "TEAM", given.project), indent=2))
@@ -204,12 +202,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         if not has_key():
             raise RuntimeError(
-                "no W&B key is configured: wandb login, or --dry-run to see what would be sent"
+                "no W&B key is configured: run wandb login, or add --dry-run to print what would be uploaded"
             )
         for made in (build_workspace(given.entity, given.project), build_report(given.entity, given.project)):
             made.save()
             print(made.url)
-    except Exception as error:  # the library raises bare Exceptions
+    except Exception as error:  # the library raises plain Exceptions
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 

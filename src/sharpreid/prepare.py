@@ -6,16 +6,15 @@ import sys
 USAGE = """\
 usage: python -m sharpreid.prepare data=NAME [key=value ...] [--json]
 
-Checks the data set (counts against the published ones, file names, identities shared by training and test,
-every image that is used decoded, equal files, image sizes) and stores the decoded pixels in
-<data_root>/cache/NAME, from where training reads them. An interrupted call goes on where it was when it is
-repeated. Options and values are those of sharpreid.train:
+Checks the data set (published counts, file names, identities shared by training and test, images that do not
+decode, equal files, image sizes) and stores the decoded pixels in <data_root>/cache/NAME for the training.
+After an interruption the same command continues. Options and values are those of sharpreid.train:
 
   data=market1501 data_root=/path data.source.root=/path data.source.allow_subset=true data.cache=/path
 
-Leaves files.csv (path, identity, camera, split, box, SHA-256) and report.json beside the pixels; --json
-prints the report instead of the text, also of a call that failed. Exit status: 0 ready, 1 the data set has
-problems (each is named), 2 wrong call, 130 interrupted, 143 terminated.
+Writes files.csv (path, identity, camera, split, box, SHA-256) and report.json beside the pixels. --json
+prints the report as JSON, also if the command fails. Exit status: 0 the data set is ready, 1 it has problems,
+which are listed, 2 wrong arguments, 130 interrupted, 143 terminated.
 """
 
 

@@ -1,4 +1,4 @@
-"""What the commands do when they are told to stop."""
+"""Stop commands cleanly at SIGTERM and SIGUSR1."""
 
 import os
 import signal
@@ -12,20 +12,26 @@ from typing import Any
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 EXIT_RESUMABLE = 75
-"""Exit status after a signal at which the run was saved: start it again with resume=auto (EX_TEMPFAIL).
+"""Exit status (EX_TEMPFAIL) of a run that a signal stopped and that resume=auto continues.
 
-With resume=auto also outside of the training, where there is nothing to save.
+A run that was started with resume=auto also has it if the signal came before or after the training.
 """
 
-
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""At which a training saves and stops."""
+"""Signals at which a training saves a checkpoint and stops."""
 
 _WORKER_GRACE = 60  # seconds
 
 
 class StoppedAtStepError(SystemExit):
-    """A signal came; the run was saved after ``step`` in ``checkpoint`` and ends with `EXIT_RESUMABLE`."""
+    """A signal stopped the training, which was saved before.
+
+    The exit status is `EXIT_RESUMABLE`.
+
+    Args:
+        step: Number of optimizer steps so far.
+        checkpoint: File of the saved state.
+    """
 
     def __init__(self, step: int, checkpoint: Path) -> None:
         super().__init__(EXIT_RESUMABLE)
@@ -34,9 +40,9 @@ class StoppedAtStepError(SystemExit):
 
 
 def outlive_stop_signals(worker: int) -> None:
-    """Keep a data loader's process alive for a minute after a signal that was sent to all processes.
+    """Keep a data-loader worker alive for a minute after a signal that was sent to all processes.
 
-    The training still needs its batches to reach the step's end. For ``worker_init_fn`` of a DataLoader.
+    The training needs the worker's batches to finish its step. This is a ``worker_init_fn`` of a DataLoader.
     """
 
     def linger(number: int, frame: FrameType | None) -> None:
@@ -49,14 +55,13 @@ def outlive_stop_signals(worker: int) -> None:
 
 @contextmanager
 def stop_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM and SIGUSR1 stop the command wherever it stands, as an interrupt from the keyboard does.
+    """Raise Lightning's SIGTERMException, a SystemExit, at the first SIGTERM or SIGUSR1 in the block.
 
-    It raises Lightning's SIGTERMException, a SystemExit, once; further ones are ignored while that clears up,
-    and until the process has ended: they do not change its exit status.
-    Outside of the main thread, where no handler can be set, nothing changes.
+    Further signals are ignored until the process ends, so that they do not change its exit status. Outside of
+    the main thread, where Python cannot set signal handlers, nothing changes.
 
-    Lightning alone notes the signal in a flag that the next pass clears: one that comes while the untrained
-    network is scored would be forgotten, and one before the first pass would end the process without a word.
+    Lightning's own handler sets a flag that the next evaluation or training loop clears. It would lose a
+    signal that arrives while the untrained network is scored, and before the first loop there is no handler.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -65,7 +70,7 @@ def stop_on_sigterm() -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal stopping
-        if os.getpid() != owner:  # a data loader's process, which inherits this handler
+        if os.getpid() != owner:  # a data-loader worker, which inherits this handler
             os._exit(128 + number)
         if not stopping:
             stopping = True

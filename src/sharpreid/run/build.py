@@ -1,4 +1,4 @@
-"""From a composed config to what it describes."""
+"""Instantiate the objects that a composed config describes."""
 
 import os
 import re
@@ -35,28 +35,38 @@ def seed_everything(cfg: DictConfig) -> None:
 
 
 def build_data(cfg: DictConfig) -> ReIDDataModule:
-    """The LightningDataModule of a composed config; ConfigError names a key whose value does not fit."""
-    data: ReIDDataModule = _built(cfg, "data")
+    """Build the LightningDataModule of a composed config; a ConfigError names the key of a wrong value."""
+    data: ReIDDataModule = _instantiate(cfg, "data")
     return data
 
 
-def _built(cfg: DictConfig, key: str, *trial: Any) -> Any:
-    """What ``key`` of the config describes; a function to be called later is called once with ``trial``.
+def _instantiate(cfg: DictConfig, key: str, *trial: Any) -> Any:
+    """Instantiate one node of the config.
+
+    Args:
+        cfg: Composed config.
+        key: Dotted key of the node.
+        trial: Arguments for a trial call of the result, if that is a function to be called later.
 
     Raises:
-        ConfigError: it cannot be built; names the key.
+        ConfigError: The node cannot be instantiated; the message names its key.
     """
-    node = OmegaConf.select(cfg, key)  # re_ranking is not in the configs of early runs
-    with _naming(cfg, key):
+    node = OmegaConf.select(cfg, key)  # early runs have no re_ranking
+    with _name_key_in_errors(cfg, key):
         part = hydra.utils.instantiate(node)
         if trial and part is not None:
             part(*trial)
     return part
 
 
+def _instantiate_all(cfg: DictConfig, group: str) -> list[Any]:
+    parts = [_instantiate(cfg, f"{group}.{name}") for name in cfg.get(group) or ()]
+    return [part for part in parts if part is not None]
+
+
 @contextmanager
-def _naming(cfg: DictConfig, key: str) -> Iterator[None]:
-    """Turn what a constructor raises, which may be anything, into a ConfigError with the config's key."""
+def _name_key_in_errors(cfg: DictConfig, key: str) -> Iterator[None]:
+    """Replace any error of a constructor by a ConfigError that names the config's key."""
     try:
         yield
     except Exception as error:
@@ -82,18 +92,18 @@ def _plain_values(cfg: DictConfig, key: str) -> list[tuple[str, Any]]:
 
 
 def build_module(cfg: DictConfig) -> ReIDModule:
-    """The LightningModule of a composed config; ConfigError names a key whose value does not fit."""
-    network = _built(cfg, "model")
-    set_statistics(network, cfg.get("batch_norm", "process"))  # not in the configs of early runs
+    """Build the LightningModule of a composed config; a ConfigError names the key of a wrong value."""
+    network = _instantiate(cfg, "model")
+    set_statistics(network, cfg.get("batch_norm", "process"))  # early runs lack it
     return ReIDModule(
-        objective=_built(cfg, "objective"),
-        optimizer=_built(cfg, "optimizer", [torch.nn.Parameter(torch.zeros(1))]),
-        temperature=_built(cfg, "schedule.temperature", 0),
-        learning_rate_factor=_built(cfg, "schedule.learning_rate_factor", 0),
-        beta1=_built(cfg, "schedule.beta1", 0),
-        noise_scale=_built(cfg, "schedule.noise_scale", 0),  # not in the configs of early runs
-        protocol=_built(cfg, "protocol"),
-        re_ranking=_built(cfg, "re_ranking"),
+        objective=_instantiate(cfg, "objective"),
+        optimizer=_instantiate(cfg, "optimizer", [torch.nn.Parameter(torch.zeros(1))]),
+        temperature=_instantiate(cfg, "schedule.temperature", 0),
+        learning_rate_factor=_instantiate(cfg, "schedule.learning_rate_factor", 0),
+        beta1=_instantiate(cfg, "schedule.beta1", 0),
+        noise_scale=_instantiate(cfg, "schedule.noise_scale", 0),  # early runs lack it
+        protocol=_instantiate(cfg, "protocol"),
+        re_ranking=_instantiate(cfg, "re_ranking"),
         network=network,
         channels_last=cfg.channels_last,
         seed=cfg.seed,
@@ -101,23 +111,20 @@ def build_module(cfg: DictConfig) -> ReIDModule:
 
 
 def build_trainer(cfg: DictConfig, *, training: bool) -> pl.Trainer:
-    """The Trainer of a composed config; for evaluation alone without its loggers and callbacks."""
+    """Build the Trainer of a composed config; without ``training`` it has no loggers and no callbacks."""
     if training:
-        callbacks, loggers = (
-            [part for name in cfg.get(group) or () if (part := _built(cfg, f"{group}.{name}")) is not None]
-            for group in ("callbacks", "logger")
-        )
+        callbacks, loggers = (_instantiate_all(cfg, group) for group in ("callbacks", "logger"))
     else:
         callbacks, loggers = [ProgressWithTimeLeft(training=False)], []
     settings = cfg.trainer.copy()
     OmegaConf.set_struct(settings, False)
-    minutes = settings.pop("timeout_minutes", 10)  # not in the configs of early runs
-    with _naming(cfg, "trainer"):
+    minutes = settings.pop("timeout_minutes", 10)  # early runs lack it
+    with _name_key_in_errors(cfg, "trainer"):
         trainer: pl.Trainer = hydra.utils.instantiate(
             settings,
             callbacks=callbacks,
             logger=loggers,
-            plugins=[SafeCheckpointIO(), *_slurm()],
+            plugins=[SafeCheckpointIO(), *_slurm_plugins()],
             enable_checkpointing=training,
             limit_val_batches=1.0 if cfg.data.validation_identities else 0,
         )
@@ -130,23 +137,23 @@ def build_trainer(cfg: DictConfig, *, training: bool) -> pl.Trainer:
 
 
 def _set_timeout(trainer: pl.Trainer, minutes: float) -> None:
-    """Bound how long a process waits for the others."""
+    """Set the timeout of collective operations."""
     if not isinstance(minutes, (int, float)) or not minutes > 0:
         raise ValueError(f"trainer.timeout_minutes must be a number > 0, got {minutes!r}")
-    if isinstance(trainer.strategy, DDPStrategy):  # which Lightning itself chose, with torch's 30 minutes
+    if isinstance(trainer.strategy, DDPStrategy):  # Lightning chose it, with torch's timeout of 30 minutes
         trainer.strategy._timeout = timedelta(minutes=minutes)
 
 
-def _slurm() -> list[ClusterEnvironment]:
-    """SLURM's processes, without Lightning's own saving and requeueing; nothing where SLURM started none."""
+def _slurm_plugins() -> list[ClusterEnvironment]:
+    """Return the plugin of SLURM's processes, without Lightning's own requeueing; empty outside of SLURM."""
     if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
         return []
     return [SLURMEnvironment(auto_requeue=False)]
 
 
 def _check_processes(trainer: pl.Trainer) -> None:
-    """Refuse processes that Lightning would start by running the command again, or that do not add up."""
-    starter, variable = ("SLURM", "SLURM_STEP_NUM_TASKS") if _slurm() else ("torchrun", "WORLD_SIZE")
+    """Refuse several devices without torchrun or SLURM, and a number of processes that does not match."""
+    starter, variable = ("SLURM", "SLURM_STEP_NUM_TASKS") if _slurm_plugins() else ("torchrun", "WORLD_SIZE")
     started = int(os.environ.get(variable, 1))
     environment = getattr(trainer.strategy, "cluster_environment", None)
     outside = environment is not None and environment.creates_processes_externally
@@ -168,31 +175,31 @@ def reject_incompatible_options(cfg: DictConfig, trainer: pl.Trainer) -> None:
     """Reject incompatible options before any work starts.
 
     Raises:
-        ValueError: two options exclude each other, or the processes do not fit a sweep.
+        ValueError: Two options exclude each other, or the processes do not fit a sweep.
     """
     if OmegaConf.select(cfg, "optimizer.fused") and str(cfg.trainer.precision) in ("16", "16-mixed"):
-        # its step takes the scale out of the gradients: their norm would be logged, and looked at, with it
+        # the fused step unscales the gradients itself, after their norm is logged and checked
         raise ValueError(
-            f"optimizer.fused=true does not go with trainer.precision={cfg.trainer.precision}; take "
+            f"optimizer.fused=true is incompatible with trainer.precision={cfg.trainer.precision}; use "
             "bf16-mixed, or optimizer.fused=null"
         )
     expected = OmegaConf.select(cfg, "model.sampler.gradient") == "expected"
     if expected and OmegaConf.select(cfg, "schedule.noise_scale") is not None:
         raise ValueError(
-            "model.sampler.gradient=expected is the mean over the whole noise, which schedule.noise_scale "
-            "changes; take another gradient, or schedule.noise_scale=null"
+            "model.sampler.gradient=expected is the mean over the noise at its full scale, which "
+            "schedule.noise_scale changes; use another gradient, or schedule.noise_scale=null"
         )
     device = trainer.strategy.root_device
     if OmegaConf.select(cfg, "model.sampler.implementation") == "triton" and device.type != "cuda":
         raise ValueError(
-            f"model.sampler.implementation=triton needs a GPU, and the training would run on {device}; take "
+            f"model.sampler.implementation=triton needs a GPU, but the training would run on {device}; use "
             "recompute"
         )
     if trainer.world_size > 1 and _runs_sweep_in_process():
         raise ValueError(
-            f"a sweep goes through its jobs in one process, but trainer.devices={trainer.num_devices} "
-            f"needs {trainer.world_size}; leave torchrun out and give hydra/launcher=local, or start "
-            f"each job by itself: torchrun --nproc-per-node={trainer.num_devices} -m sharpreid.train "
+            f"a sweep runs its jobs in one process, but trainer.devices={trainer.num_devices} "
+            f"needs {trainer.world_size}; use hydra/launcher=local without torchrun, or start "
+            f"each job separately: torchrun --nproc-per-node={trainer.num_devices} -m sharpreid.train "
             "... hydra.mode=RUN"
         )
 

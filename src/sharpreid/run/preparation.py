@@ -1,4 +1,4 @@
-"""What `sharpreid.prepare` does: a data set is checked and decoded before a training needs it."""
+"""Check a data set and decode its images before a training."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ _IMAGE_LIKE = (*IMAGE_SUFFIXES, ".webp", ".tif", ".tiff", ".gif", ".ppm", ".avif
 
 
 def run(arguments: Sequence[str], usage: str) -> NoReturn:
-    """What the command does, with its exit status."""
+    """Run the command and exit with its status."""
     as_json = "--json" in arguments
     overrides = [argument for argument in arguments if argument != "--json"]
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names are any bytes
@@ -43,7 +43,7 @@ def run(arguments: Sequence[str], usage: str) -> NoReturn:
         print(f"error: {error}\n\n{usage}", file=sys.stderr)
         _fail(error, WRONG_CALL, as_json)
     except (KeyboardInterrupt, SIGTERMException) as stop:
-        message = "interrupted; the same call goes on where this one was"
+        message = "interrupted; the same command continues from here"
         print(message, file=sys.stderr)
         _fail(message, TERMINATED if isinstance(stop, SIGTERMException) else INTERRUPTED, as_json)
     except (OSError, ValueError, TypeError) as error:
@@ -59,15 +59,19 @@ def _fail(why: Exception | str, status: int, as_json: bool) -> NoReturn:
 
 
 def prepare(overrides: Sequence[str]) -> dict[str, Any]:
-    """Check the data set that ``overrides`` (of the training config) name, and cache its pixels.
+    """Check a data set and store its decoded pixels in the cache.
+
+    Args:
+        overrides: Overrides of the training config, among them ``data=NAME``.
 
     Returns:
-        The report: ready, data, counts, problems, remarks, image sizes, the cache's folder, and a digest of
-        all files; ready for JSON.
+        The report as plain values for JSON: whether the data set is ready, its counts, problems, remarks and
+        image sizes, the folder of the cache, and a digest of all files.
 
     Raises:
-        HydraException, OmegaConfBaseException, ConfigError: an override is wrong, or none names the data set.
-        DataError, OSError: see the data set's loader; the cache's folder cannot be written.
+        HydraException, OmegaConfBaseException, ConfigError: An override is wrong, or data=NAME is missing.
+        DataError: The data set is incomplete or unreadable.
+        OSError: A file cannot be read, or the cache cannot be written.
     """
     if not any(override.startswith("data=") for override in overrides):
         raise HydraException("data=NAME is missing: which data set?")
@@ -75,10 +79,10 @@ def prepare(overrides: Sequence[str]) -> dict[str, Any]:
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         try:
             cfg = compose("train", [*overrides])
-        except (ValueError, TypeError) as error:  # Hydra's own, as of data=null
+        except (ValueError, TypeError) as error:  # raised by Hydra itself, for instance for data=null
             raise HydraException(str(error)) from error
     if not OmegaConf.is_config(OmegaConf.select(cfg, "data.source")):
-        raise HydraException("data and data.source must not be null: they say what to read")
+        raise HydraException("data and data.source must not be null")
     if cfg.data.cache is None:
         raise ValueError("data.cache is null; name a folder for the decoded pixels: data.cache=/path")
     check_node(cfg, "data")
@@ -88,7 +92,7 @@ def prepare(overrides: Sequence[str]) -> dict[str, Any]:
     further = tuple(sample for group in data.multi_query or () for sample in group)
     roles = {"train": data.train, "query": data.query, "gallery": data.gallery, "multi_query": further}
     paths = sorted({sample.path for samples in roles.values() for sample in samples})
-    built = _build(paths, folder, data.name)
+    built = _build_cache(paths, folder, data.name)
     report = {
         "ready": not built.unreadable,
         "data": data.name,
@@ -96,8 +100,8 @@ def prepare(overrides: Sequence[str]) -> dict[str, Any]:
         "counts": data.counts(),
         "files": len(paths),
         "problems": list(built.unreadable),
-        "remarks": [*_remarks(built.files, roles), *_passed_over(paths)],
-        "image_sizes": _sizes(built.files),
+        "remarks": [*_remarks(built.files, roles), *_unused_images(paths)],
+        "image_sizes": _describe_sizes(built.files),
         "cache": str(folder),
         "sha256": hashlib.sha256("".join(file.sha256 for file in built.files).encode()).hexdigest(),
     }
@@ -109,7 +113,7 @@ def prepare(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def describe(report: dict[str, Any]) -> str:
-    """The report as text.
+    """Return the report as text.
 
     >>> print(describe({"ready": False, "problems": ["a.jpg: cannot be read as an image"]}))
     not ready: 1 problem
@@ -128,30 +132,30 @@ def describe(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _build(paths: Sequence[Path], folder: Path, name: str) -> BuildResult:
+def _build_cache(paths: Sequence[Path], folder: Path, name: str) -> BuildResult:
     with progress_bar(f"decoding {name}") as progress:
         try:
             return build_cache(paths, folder, progress)
         except OSError as error:
             raise OSError(
-                f"{folder}: decoded images cannot be written ({error.strerror or error}); make room, or name "
-                "another folder: data.cache=/path"
+                f"{folder}: decoded images cannot be written ({error.strerror or error}); free space, or "
+                "choose another folder: data.cache=/path"
             ) from error
 
 
 def _remarks(files: Sequence[CachedFile], roles: dict[str, tuple[Sample, ...]]) -> list[str]:
-    """What is unusual but does not stop a training."""
+    """Describe what is unusual in a data set but does not prevent a training."""
     seen: dict[str, set[tuple[bool, int]]] = {}
     for role, samples in roles.items():
         for sample in samples:
-            seen.setdefault(_place(sample), set()).add((role == "train", sample.pid))
+            seen.setdefault(_path_of(sample), set()).add((role == "train", sample.pid))
     copies: dict[str, list[str]] = {}
     for file in files:
         copies.setdefault(file.sha256, []).append(file.path)
     equal = [same for same in copies.values() if len(same) > 1]
     remarks = []
     if equal:
-        remarks.append(f"{len(equal)} images are there more than once: {summarize(map(_names, equal))}")
+        remarks.append(f"{len(equal)} images occur more than once: {summarize(map(_names, equal))}")
     views = [(same, set().union(*(seen[path] for path in same))) for same in equal]
     for what, chosen in (
         ("are in training and in test", [same for same, found in views if len({t for t, _ in found}) > 1]),
@@ -165,23 +169,23 @@ def _remarks(files: Sequence[CachedFile], roles: dict[str, tuple[Sample, ...]]) 
     return remarks
 
 
-def _passed_over(paths: Sequence[Path]) -> list[str]:
-    """A remark on unused images beside the used ones or one folder above, with those that cannot be read."""
+def _unused_images(paths: Sequence[Path]) -> list[str]:
+    """Return a remark on unused images in the folders of the used images and in the folders above."""
     used = {path.absolute() for path in paths}
     beside = {path.parent for path in used}
     folders = sorted(beside | {folder.parent for folder in beside})
-    others = [entry for folder in folders for entry in _images_in(folder) if entry not in used]
+    others = [entry for folder in folders for entry in _list_images(folder) if entry not in used]
     if not others:
         return []
     remark = f"{len(others):,} images in the data set's folders are not used: {summarize(_in_folder(others))}"
-    damaged = [entry for entry in others if not _can_be_read(entry)]
+    damaged = [entry for entry in others if not _is_readable(entry)]
     if damaged:
         remark += f"; {len(damaged):,} of them cannot be read: {summarize(_in_folder(damaged))}"
     return [remark]
 
 
-def _images_in(folder: Path) -> list[Path]:
-    """Sorted; none where the folder cannot be looked into, since a remark must not fail."""
+def _list_images(folder: Path) -> list[Path]:
+    """List the images of a folder, sorted; none if it cannot be read, because a remark must not fail."""
     try:
         return [
             entry
@@ -196,7 +200,7 @@ def _in_folder(paths: Sequence[Path]) -> list[str]:
     return [f"{path.parent.name}/{path.name}" for path in paths]
 
 
-def _can_be_read(path: Path) -> bool:
+def _is_readable(path: Path) -> bool:
     try:
         read_image(path)
     except DataError:
@@ -208,7 +212,7 @@ def _names(paths: Sequence[str]) -> str:
     return " = ".join(Path(path).name for path in paths)
 
 
-def _sizes(files: Sequence[CachedFile]) -> dict[str, str]:
+def _describe_sizes(files: Sequence[CachedFile]) -> dict[str, str]:
     if not files:
         return {}
     sizes = Counter((file.width, file.height) for file in files)
@@ -227,7 +231,14 @@ def _write_files(path: Path, roles: dict[str, tuple[Sample, ...]], files: Sequen
         path,
         ("path", "identity", "camera", "split", "box", "sha256"),
         (
-            (sample.path.absolute(), sample.pid, sample.camid, role, _box(sample), digest[_place(sample)])
+            (
+                sample.path.absolute(),
+                sample.pid,
+                sample.camid,
+                role,
+                _box(sample),
+                digest[_path_of(sample)],
+            )
             for role, samples in roles.items()
             for sample in samples
         ),
@@ -238,7 +249,7 @@ def _box(sample: Sample) -> str:
     return " ".join(map(str, sample.box or ()))
 
 
-def _place(sample: Sample) -> str:
+def _path_of(sample: Sample) -> str:
     return str(sample.path.absolute())
 
 
