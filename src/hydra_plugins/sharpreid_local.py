@@ -1,4 +1,4 @@
-"""``hydra/launcher=local``: Hydra finds plugins in this namespace package only.
+"""Plugin for ``hydra/launcher=local``; Hydra finds plugins in this namespace package only.
 
 Hydra imports this file in every program of the environment, so it imports nothing slow.
 """
@@ -12,11 +12,11 @@ from omegaconf import DictConfig
 
 
 class LocalLauncher(Launcher):
-    """Launcher of jobs in processes of their own; see `sharpreid.sweep.local_launcher`.
+    """Launcher that runs each job in its own processes; see `sharpreid.sweep.local_launcher`.
 
     Args:
-        jobs_at_once: Number of jobs that run at once, > 0. None is as many as the visible GPUs allow, and 1
-            on the CPU.
+        jobs_at_once: Number of jobs that run at once, > 0. None runs as many as the visible GPUs allow,
+            or 1 on the CPU.
     """
 
     def __init__(self, *, jobs_at_once: int | None) -> None:

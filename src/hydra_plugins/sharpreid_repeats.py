@@ -20,8 +20,8 @@ class RepeatingBasicSweeper(BasicSweeper):
     Args:
         max_batch_size: Number of jobs per call of the launcher; None passes all at once.
         params: Key -> values, as in Hydra's basic sweeper.
-        repeats: Overrides (``key=value``) of each repeat. It runs the grid again over the keys that it does
-            not set. A repeat is skipped if the command line sets one of its keys.
+        repeats: Overrides (``key=value``) of each repeat. A repeat runs the grid again over the keys that it
+            does not set, and is skipped if the command line sets one of its keys.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class RepeatingBasicSweeper(BasicSweeper):
         self._arguments = arguments
         return super().sweep(arguments)
 
-    def split_arguments(  # type: ignore[override]  # a static method there, called on the instance
+    def split_arguments(  # type: ignore[override]  # a static method in the base class
         self, overrides: list[Override], max_batch_size: int | None
     ) -> list[list[list[str]]]:
         """Return the overrides of each job, in batches."""

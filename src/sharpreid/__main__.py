@@ -14,18 +14,18 @@ COMMANDS: Mapping[str, str] = {
     "report": "write one HTML page, CSV file and LaTeX table of many runs",
     "report.sweep": "write a sweep's tables and figure again",
     "report.record": "write the runs.csv and the per-query files of an experiment folder",
-    "report.results": "write the tables of a checkout's pages from its recorded runs, or check them",
+    "report.results": "write the result tables of README and docs from recorded runs, or check them",
     "dashboard": "make the W&B workspace and report of a project",
     "data.synthetic": "draw the embedded synthetic data set as image files",
 }
-"""Modules of sharpreid that are commands, and what they do."""
+"""Module of sharpreid that is a command -> its purpose."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; without one, list all of them.
 
     Raises:
-        SystemExit: The program ends; with status 2 if there is no such command.
+        SystemExit: With status 0 after listing the commands; with 2 if there is no such command.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):

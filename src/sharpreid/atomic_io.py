@@ -35,7 +35,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a CSV file in UTF-8; paths whose bytes are not UTF-8 keep them (surrogateescape)."""
+    """Write a CSV file in UTF-8; invalid bytes in path names are preserved (surrogateescape)."""
     with (
         replacing(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,

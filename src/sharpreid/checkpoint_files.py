@@ -1,4 +1,4 @@
-"""Checkpoint files: names, checksums, and which of them is the newest undamaged one."""
+"""Checkpoint files: names, checksums, and the choice of the newest undamaged one."""
 
 import hashlib
 import logging
@@ -12,7 +12,7 @@ _UNFINISHED = re.compile(r"\..+-[0-9a-f]{8}\.(ckpt|sha256)")
 
 
 class DamagedCheckpointError(ValueError):
-    """A checkpoint differs from what was written."""
+    """Error for a checkpoint file that is not as it was written."""
 
 
 def digest_path(checkpoint: Path) -> Path:
@@ -33,7 +33,7 @@ def step_of(checkpoint: Path) -> int:
     """Return the number of optimizer steps in the name of a step checkpoint.
 
     Raises:
-        ValueError: The name is not one of `step_path`.
+        ValueError: The name does not have the form of `step_path`.
 
     >>> step_of(Path("checkpoints/step=000120.ckpt"))
     120
@@ -67,13 +67,13 @@ def verify(checkpoint: Path) -> None:
     except (FileNotFoundError, UnicodeDecodeError, IndexError):
         raise DamagedCheckpointError(
             f"{checkpoint}: its checksum file {digest_path(checkpoint).name} is missing or empty. The "
-            "checkpoint was copied without it, or is damaged; resume=auto takes the checkpoint before"
+            "checkpoint was copied without it, or is damaged; resume=auto takes the previous checkpoint"
         ) from None
     actual = compute_sha256(checkpoint)
     if actual != expected:
         raise DamagedCheckpointError(
             f"{checkpoint}: damaged: its SHA-256 is {actual[:12]}..., but {digest_path(checkpoint).name} "
-            f"says {expected[:12]}...; take another copy (resume=auto takes the checkpoint before)"
+            f"says {expected[:12]}...; take another copy (resume=auto takes the previous one)"
         )
 
 
@@ -83,21 +83,21 @@ def newest_whole(folder: Path) -> Path | None:
     Damaged checkpoints are skipped with a warning.
 
     Raises:
-        OSError: None is undamaged, but some cannot be read.
+        OSError: No checkpoint is known to be undamaged, and at least one cannot be read.
     """
     unreadable = None
     for path in step_checkpoints(folder):
         try:
             verify(path)
         except DamagedCheckpointError as error:
-            log.warning("%s; falling back to the one before", error)
+            log.warning("%s; falling back to the previous checkpoint", error)
             continue
         except OSError as error:
-            log.warning("%s: cannot be read (%s); falling back to the one before", path, error)
+            log.warning("%s: cannot be read (%s); falling back to the previous one", path, error)
             unreadable = error
             continue
         return path
-    if unreadable is not None:  # a new start would set them aside, although they may be undamaged
+    if unreadable is not None:  # starting anew would move checkpoints aside that may be undamaged
         raise OSError(
             f"{folder}: no checkpoint can be read ({unreadable}); repair its permissions or its disk, or "
             "start from step 0 with resume=none"
@@ -106,7 +106,7 @@ def newest_whole(folder: Path) -> Path | None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Delete what a killed process left in a folder: temporary files, and checksums without a checkpoint.
+    """Delete temporary files, and checksums without a checkpoint, that a killed process left in a folder.
 
     No other process may be writing to the folder.
     """

@@ -13,11 +13,11 @@ from sharpreid.models.weights import read_tensors
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
-    """Write checkpoints completely or not at all, and read nothing but tensors and plain values.
+    """Write checkpoints completely or not at all, and read only tensors and plain values.
 
     A checkpoint is written to a temporary file in the same folder, flushed to the disk and renamed; its
-    checksum is in place before. A failed write raises and leaves earlier checkpoints unchanged. Reading
-    verifies the checksum, if there is one, and never runs code from the file (``weights_only=True``).
+    checksum is written before the rename. A failed write raises and leaves earlier checkpoints unchanged.
+    Reading verifies the checksum, if there is one, and never runs code from the file (``weights_only=True``).
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:

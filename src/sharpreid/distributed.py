@@ -13,7 +13,7 @@ _CONNECTION = re.compile(
     r"pair closure|connection (closed|reset|refused)|timed out|broken pipe|no route to host|gloo|nccl",
     re.IGNORECASE,
 )
-"""Words of gloo's and NCCL's errors about a process that does not answer; some are plain RuntimeErrors."""
+"""Words of gloo's and NCCL's errors about a process that does not answer; some have the type RuntimeError."""
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -29,14 +29,14 @@ def get_rank() -> int:
 
 
 def is_rank_zero() -> bool:
-    """Return whether this process has rank 0, as the only process has."""
+    """Return whether this process has rank 0; a single process always has."""
     return get_rank() == 0
 
 
 def rank_zero_only(function: Callable[Parameters, Result]) -> Callable[Parameters, Result | None]:
     """Make a function do nothing and return None on every rank but 0.
 
-    This is Lightning's decorator of the same name, without its need to import torch.
+    It is equivalent to Lightning's decorator of the same name, but does not import torch.
     """
 
     @functools.wraps(function)
@@ -48,7 +48,7 @@ def rank_zero_only(function: Callable[Parameters, Result]) -> Callable[Parameter
 
 @contextmanager
 def explain_lost_processes(minutes: float) -> Iterator[None]:
-    """Replace the errors of torch's communication backends by one that says what to do.
+    """Replace errors of torch's communication backends by an error that says what to do.
 
     Args:
         minutes: trainer.timeout_minutes of the training.

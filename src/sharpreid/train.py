@@ -1,6 +1,6 @@
 """Train and score one network, or a sweep of them: ``python -m sharpreid.train --help``.
 
-Each job imports torch itself: the help, a refused argument and the start of a sweep do not wait for it.
+Only a job imports torch, so that the help and the message about a wrong argument appear at once.
 """
 
 import sys
@@ -33,7 +33,7 @@ def main(cfg: DictConfig) -> float:
 
 
 def move_multirun_first(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with --multirun in front: Hydra takes overrides on one side of it only.
+    """Return the arguments with --multirun first: Hydra accepts overrides on one side of it only.
 
     >>> move_multirun_first(["seed=1", "--multirun", "model.blocks=[],[1]"])
     ['--multirun', 'seed=1', 'model.blocks=[],[1]']
@@ -53,7 +53,7 @@ def quote_path(argument: str) -> str:
 
 
 def help_text() -> str:
-    """Return the help of conf/train.yaml with the groups of conf/; Hydra's own parses every config."""
+    """Return the help of conf/train.yaml with the config groups; Hydra's own is slow, it parses all files."""
     groups: dict[str, list[str]] = {}
     for path in sorted(CONF_DIR.rglob("*.yaml")):
         groups.setdefault(path.parent.relative_to(CONF_DIR).as_posix(), []).append(path.stem)

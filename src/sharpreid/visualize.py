@@ -22,7 +22,7 @@ largest mask values. A caption gives the share of mask values below 0.1 or above
 
   images=PHOTO.jpg | images=FOLDER       photos to draw; by default the first queries of the run's test set
   hard_pair=knapsack                     or two test people who differ in this detail only (synthetic data)
-  beside=RUN/checkpoints/final.ckpt      another network's masks beside these, such as of method=sigmoid_gate
+  beside=RUN/checkpoints/final.ckpt      a second network, whose masks are drawn beside those of the first
   count=4                                number of images from a folder or test set
   channels=3                             number of single channels
   output=masks.png                       picture file; by default masks.png beside config.yaml of the run
@@ -75,7 +75,7 @@ def visualize(arguments: Sequence[str]) -> Path:
     beside_cfg = None if beside is None else load_config(beside)
 
     import_torchmetrics()
-    from sharpreid.run.loading import load_network, read_hard_pair, read_views  # slow, not for a refusal
+    from sharpreid.run.loading import load_network, read_hard_pair, read_views  # slow, so after the checks
     from sharpreid.visualization import attention as pictures
 
     if "hard_pair" in given:

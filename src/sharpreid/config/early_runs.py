@@ -1,4 +1,4 @@
-"""Upgrade configs and records of older versions: every name that moved or came later stands here."""
+"""Upgrade configs and records of older versions; all added, renamed and moved names are listed here."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +18,7 @@ LATER_KEYS: Mapping[str, tuple[str, Any]] = {
     "data.normalise": ("data.identities_per_batch", "imagenet"),
     "data.epoch": ("data.identities_per_batch", "identities"),
 }
-"""Later key -> a key that has always stood beside it, and the value that older versions had in effect."""
+"""Added key -> an older key of the same node, and the value that older versions used implicitly."""
 
 RENAMED_KEYS: Mapping[str, str] = {"data.train_transform.tries": "data.train_transform.max_attempts"}
 """Earlier key of a config -> its present name."""
@@ -30,16 +30,16 @@ MOVED_TARGETS: Mapping[str, str] = {
     "sharpreid.sweeps.SweepSummary": "sharpreid.sweep.summary_callback.SweepSummary",
     "sharpreid.wandb_logger.build_wandb_logger": "sharpreid.loggers.wandb.build_wandb_logger",
 }
-"""Earlier ``_target_`` of a config -> where the class or function stands now."""
+"""Earlier ``_target_`` of a config -> present path of the class or function."""
 
 RENAMED_FIELDS: Mapping[str, str] = {"reduced": "deviations"}
 """Earlier field of scores.json -> its present name."""
 
 
 def upgrade_config(config: DictConfig) -> DictConfig:
-    """Return a copy of a run's config in the names of this version, with the keys that it lacks.
+    """Return a copy of a run's config with this version's names and with the keys added since.
 
-    A key of `LATER_KEYS` is added only where the one beside it is: a soft gate, for example, has no
+    A key of `LATER_KEYS` is added only if its node has the older key: a soft gate, for example, gets no
     ``gradient``.
 
     >>> early = OmegaConf.create({"model": {"blocks": [1], "sampler": {"_target_": "SigmoidGate"}}})

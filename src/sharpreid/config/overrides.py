@@ -31,15 +31,15 @@ _NO_RUN = {"--help", "-h", "--hydra-help", "--version", "--shell-completion", "-
 
 
 _EVALUATION_KEYS = ("checkpoint", "output", "recalibrate", "experiment", "re_ranking")
-"""Arguments of `sharpreid.evaluate` that are no keys of a run's config, or whose keys depend on a choice."""
+"""Arguments of `sharpreid.evaluate` that are not keys of a run's config, or whose keys depend on a choice."""
 
 
 def refuse_misspelt(arguments: Sequence[str]) -> None:
     """End the program if an argument of `sharpreid.train` has a misspelt key or choice.
 
     Raises:
-        SystemExit: The message, with status 1.
-        ValueError: The same, if the environment variable HYDRA_FULL_ERROR is 1.
+        SystemExit: With the message and status 1.
+        ValueError: With the message, if the environment variable HYDRA_FULL_ERROR is 1.
     """
     if problem := find_misspelt(arguments):
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
@@ -71,7 +71,7 @@ def find_misspelt(arguments: Sequence[str]) -> str | None:
 def find_misspelt_of_evaluation(arguments: Sequence[str]) -> str | None:
     """Describe the first misspelt key or choice among the arguments of `sharpreid.evaluate`, or return None.
 
-    The keys are those of the run's config.yaml. A missing file is left to the evaluation.
+    The keys are those of the run's config.yaml. The evaluation itself reports a missing file.
     """
     pairs = dict(one.lstrip("+").split("=", 1) for one in arguments if "=" in one)
     for key, folder in (("experiment", "evaluation"), ("re_ranking", "re_ranking")):
@@ -131,7 +131,7 @@ class _Command:
         return None
 
     def _compose(self, overrides: Iterable[Override]) -> DictConfig:
-        """Compose the config without its values: from the groups alone, with the first choice of each."""
+        """Compose the config from the choices of groups alone; a swept group takes its first choice."""
         chosen = [] if self.config_dir is None else [f"hydra.searchpath=['file://{self.config_dir}']"]
         for one in overrides:
             if self._options(one.key_or_group):
@@ -160,7 +160,7 @@ class _Command:
 
 
 def _sweeper_overrides(cfg: DictConfig) -> list[Override]:
-    """Return the overrides that the composed config gives its sweeper, as an experiment file does."""
+    """Return the overrides in the sweeper node of the composed config, which an experiment file may set."""
     sweeper = cfg.hydra.sweeper
     listed = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
     repeated = [one for repeat in sweeper.get("repeats") or () for one in repeat]
@@ -168,7 +168,7 @@ def _sweeper_overrides(cfg: DictConfig) -> list[Override]:
 
 
 def _values(override: Override) -> list[Any]:
-    """Return the values of an override that it spells out: one, those of a list, or those of a sweep."""
+    """Return the explicit values of an override: a single one, or those of a list or a choice sweep."""
     value = override.value()
     if isinstance(value, ChoiceSweep):
         value = value.list
@@ -227,14 +227,14 @@ def find_unknown_top_level(keys: Iterable[str], written: str) -> str | None:
 
     Args:
         keys: Keys of the config.
-        written: Text in which a key of the user's own may be referred to as ``${key}``.
+        written: Text that may refer to a user-defined key as ``${key}``.
     """
     base: Any = OmegaConf.to_container(OmegaConf.load(CONF_DIR / "train.yaml"))
     groups = {group for entry in base["defaults"] if isinstance(entry, dict) for group in entry}
-    known = (base.keys() | groups) - {"defaults", "hydra", "method", "optional recipe"}  # no keys of a config
+    known = (base.keys() | groups) - {"defaults", "hydra", "method", "optional recipe"}  # not config keys
     for key in keys:
         if key not in {*known, "hydra"} and not re.search(rf"\$\{{[^}}]*\b{re.escape(key)}\b", written):
-            advice = f"; a key of your own needs a value with ${{{key}}}"
+            advice = f"; a key of your own needs a value that refers to it, as ${{{key}}}"
             return describe_unknown_key(key, known | {"experiment", "cluster"} - {key}) + advice
     return None
 

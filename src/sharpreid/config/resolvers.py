@@ -24,7 +24,7 @@ def register_resolvers() -> None:
 
 
 def job_dir(override_dirname: str) -> str:
-    """Return the folder name of a run: its overrides, at most 120 characters that every file system accepts.
+    """Return the folder name of a run: its overrides, in at most 120 portable characters.
 
     >>> job_dir("model.blocks=[1,2],model.trunk.weights=/a/b.pth")
     'model.blocks=[1,2],model.trunk.weights=_a_b.pth'
@@ -39,7 +39,7 @@ def job_dir(override_dirname: str) -> str:
 
 
 def run_label(name: str) -> str:
-    """Return a short label of the running job: the overrides that vary in its sweep, or all, or ``name``."""
+    """Return a short label of the running job: the overrides that its sweep varies, or all, or ``name``."""
     overrides = [parse_override(override) for override in HydraConfig.get().overrides.task]
     varying = swept_keys()
     shown = [f"{key}={value}" for key, value in overrides if not varying or key in varying]
@@ -47,7 +47,7 @@ def run_label(name: str) -> str:
 
 
 def _job_number() -> int | None:
-    """Return the place of the running job in the sweep of this process, from 1; None without a sweep."""
+    """Return the number of the running job in the sweep of this process, from 1; None without a sweep."""
     return None if planned_jobs() is None else HydraConfig.get().job.num + 1
 
 

@@ -75,7 +75,7 @@ def enter_sweep(config: DictConfig) -> frozenset[str]:
 
 
 def join_sweep(swept: frozenset[str]) -> None:
-    """Set the keys that vary in the sweep of this process, which runs one of its jobs."""
+    """Set the keys that vary in a sweep of which this process runs one job."""
     global _swept
     _swept = swept
 
@@ -106,7 +106,7 @@ def key_of(override: str) -> str:
 
 
 def select_repeats(repeats: Sequence[Sequence[str]], arguments: Sequence[str]) -> list[list[str]]:
-    """Return the repeats none of whose keys the command line sets.
+    """Return the repeats that share no key with the command line.
 
     Args:
         repeats: Overrides of each repeat.

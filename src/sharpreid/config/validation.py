@@ -2,7 +2,7 @@
 
 The keys of a node are bound to the signature of its ``_target_``, and pydantic checks each value against the
 annotation of its parameter. It checks them as JSON in its strict mode: a list fits a tuple and a whole number
-fits a float, but text fits no number and a number fits no switch.
+fits a float, but text does not fit a number, and a number does not fit a bool.
 """
 
 import inspect
@@ -31,7 +31,7 @@ _WORDS: Mapping[str, str] = {
     "too_long": "shorter",
     "missing": "given",
 }
-"""Words for pydantic's error types; the other types keep the words of their message."""
+"""Type of a pydantic error -> words of our message; other types keep pydantic's words."""
 _TOP_LEVEL: Mapping[str, Any] = {
     "name": str,
     "data_root": str,
@@ -42,7 +42,7 @@ _TOP_LEVEL: Mapping[str, Any] = {
     "score_untrained": bool,
     "allow_changed": list[str],
 }
-"""Annotations of the values that no node describes."""
+"""Annotations of the plain values at the top level of a config."""
 _PARTS: Mapping[str, tuple[str, ...]] = {
     "image": ("height", "width"),
     "schedule": ("temperature", "learning_rate_factor", "beta1", "noise_scale"),
@@ -63,7 +63,7 @@ class ConfigError(ValueError):
 def check_config(cfg: DictConfig) -> None:
     """Check every key and value of a training config before any work starts.
 
-    A key of the user's own is allowed at the top level if an interpolation refers to it (``${key}``).
+    A user-defined key is allowed at the top level if an interpolation refers to it (``${key}``).
 
     Raises:
         ConfigError: A key is unknown, or a value does not fit the annotation of its parameter.
@@ -92,8 +92,8 @@ def check_node(cfg: DictConfig, place: str) -> None:
     Targets that cannot be imported are left to Hydra's ``instantiate``, which names the reason.
 
     Raises:
-        ConfigError: A key is no parameter of its node's target, a required parameter is missing, or a value
-            does not fit the parameter's annotation (`check_value`).
+        ConfigError: A key is not a parameter of its node's target, a required parameter is missing, or a
+            value does not fit the parameter's annotation (`check_value`).
     """
     _check(OmegaConf.select(cfg, place), place)
 
@@ -161,12 +161,12 @@ def _plain(node: DictConfig, key: str) -> Any:
 def check_value(place: str, value: Any, annotation: Any) -> None:
     """Check a value of a config, or what it contains, against the annotation of its parameter.
 
-    A value passes if the annotation is none of Python's typing, if only an instance of a class would fit
-    (YAML has none), or if the value contains a node with a ``_target_``, which `check_node` looks into.
+    A value is not checked if pydantic cannot use the annotation, if only an instance of a class would fit
+    (YAML has none), or if the value contains a node with a ``_target_``, which `check_node` checks.
 
     Args:
         place: Full key, for the message.
-        value: Plain value: number, text, switch, null, path, list or dict.
+        value: Plain value: number, text, bool, None, path, list or dict.
         annotation: Type, union, ``Literal``, or generic such as ``Sequence[int]``.
 
     Raises:

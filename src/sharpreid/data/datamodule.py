@@ -87,7 +87,7 @@ class ReIDDataModule(pl.LightningDataModule):
     """PK batches for training, held-out training identities for validation, query and gallery for testing.
 
     Args:
-        source: function that reads the data set, and first makes it if it is synthetic.
+        source: function that reads the data set, and first generates it if it is synthetic.
         train_transform: augmentation.
         eval_transform: test-time views.
         identities_per_batch: P, over all processes.
@@ -108,7 +108,7 @@ class ReIDDataModule(pl.LightningDataModule):
             `PKBatchSampler`.
         normalise: mean that is subtracted from every view, in training and test. ``imagenet``: the mean
             colour of ImageNet. ``per_pixel_mean``: the mean of the training images (`mean_image`), computed
-            in `setup`, with the same bits in every process and whenever a checkpoint is scored. The result is
+            in `setup` and bit-identical in every process and whenever a checkpoint is scored. The result is
             always divided by the standard deviation of ImageNet, the scale of pretrained weights.
 
     Raises:
@@ -159,12 +159,12 @@ class ReIDDataModule(pl.LightningDataModule):
         self._resident: ResidentImages | None = None
 
     def prepare_data(self) -> None:
-        """Read the data set once per node; this makes synthetic data and unpacks archives."""
+        """Read the data set once per node; this generates synthetic data and unpacks archives."""
         if self._data is None:
             self.source()
 
     def setup(self, stage: str) -> None:
-        """Read the lists, split off the validation identities, and compute the mean image if it is needed.
+        """Read the data set, split off the validation identities, and compute the mean image if it is needed.
 
         Raises:
             DataError: ``augment_on`` is ``resident`` and there is no cache of decoded images.
@@ -222,7 +222,7 @@ class ReIDDataModule(pl.LightningDataModule):
         return self._data
 
     def train_dataloader(self) -> DataLoader[TrainBatch] | DataLoader[PixelBatch]:
-        """Return the PK batches of this rank, from the training's current step of its epoch."""
+        """Return the PK batches of this rank, starting at the current step of the epoch."""
         trainer = self.trainer
         batches = PKBatchSampler(
             self.train.labels,
@@ -234,9 +234,7 @@ class ReIDDataModule(pl.LightningDataModule):
             epoch_over=self.epoch,
         )
         if trainer:
-            loop = (
-                trainer.fit_loop
-            )  # after a resume its epoch is right here, trainer.current_epoch is not yet
+            loop = trainer.fit_loop  # after a resume, trainer.current_epoch is not yet up to date here
             current: Any = loop.epoch_progress.current
             batches.set_epoch(current.processed)
             batches.start_at(loop.epoch_loop.batch_progress.current.ready % len(batches))
@@ -256,7 +254,7 @@ class ReIDDataModule(pl.LightningDataModule):
         pixels = batch.pixels
         if pixels is None:
             if self._resident is None:
-                raise RuntimeError("the batch has no pixels: call train_dataloader() first, which keeps them")
+                raise RuntimeError("the batch has no pixels: call train_dataloader() first, which loads them")
             self._resident.to(batch.indices.device)
             pixels = self._resident.gather(batch.indices, batch.sizes, batch.extent)
         size = {"height": self.train_transform.height, "width": self.train_transform.width}

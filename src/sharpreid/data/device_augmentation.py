@@ -2,12 +2,12 @@
 
 The loader only gathers pixels. Box and flip of each image come from the same random stream as in
 `sharpreid.data.transforms.TrainTransform`, and the resize has the weights and the rounding of Pillow. So the
-views are those of the augmentation in the loader workers, bit for bit when crops of 64 x 128 are resized to
+views equal those of the augmentation in the loader workers, bit for bit when crops of 64 x 128 are resized to
 128 x 256, and otherwise within one level of 255: Pillow rounds to bytes between the two directions, and since
 version 13 chooses their order when an image shrinks.
 
-The resize is ours because torchvision's takes one box per call, and crops before it resizes, where Pillow's
-weights reach beyond the box.
+torchvision's resize is not used because it takes one box per call and crops before it resizes, whereas
+Pillow's weights reach beyond the box.
 """
 
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ ImageArray = npt.NDArray[np.uint8]
 """(height, width, 3), RGB."""
 
 MAX_VALUES = 2**27
-"""Most float32 values at a time, half a GiB; a batch of large photos is augmented in parts."""
+"""Largest number of float32 values at a time, half a GiB; a batch of large photos is augmented in parts."""
 
 _MEMORY_SHARE = 0.5
 """Largest share of the free device memory for the training images."""

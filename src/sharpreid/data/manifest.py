@@ -38,8 +38,8 @@ def load_manifest(*, manifest: str | Path, name: str, within: str | Path | None 
             * ``box`` (optional column): ``left upper right lower`` in pixels, right and lower exclusive.
               Empty is the whole image.
         name: name that is printed with scores.
-        within: folder that must contain every image after links are resolved. A manifest may come from
-            someone else, and reports show its images. None is the manifest's folder.
+        within: folder that must contain every image after links are resolved, because a manifest may come
+            from someone else and reports show its images. None is the manifest's folder.
 
     Returns:
         The data set, each list in the order of the lines. Identities and cameras are numbered from 1 in the

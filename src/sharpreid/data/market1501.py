@@ -32,7 +32,7 @@ PUBLISHED = {
 """Counts from Section IV-A of the paper and the data set's page. bounding_box_test has 19,732 with junk."""
 
 DISTRACTORS = 500_000
-"""Least number of images in the additional set of distractors, which is distributed separately."""
+"""Smallest number of images in the additional set of distractors, which is distributed separately."""
 
 GT_BBOX = {"boxes in gt_bbox": 25_259}
 """Count from the readme in the archive."""

@@ -25,7 +25,7 @@ TEST_OFFSET = 10_001
 """Offsets added to the identities of training and test lists.
 
 Both kinds of lists number their people from 0. With the offsets no two people share a number, and no identity
-is 0, which is a distractor.
+is 0, the number of distractors.
 """
 
 _FOLDERS = {"": ("train", "test"), "_v2": ("mask_train_v2", "mask_test_v2")}

@@ -1,7 +1,7 @@
 """Memory-mapped cache of decoded images, keyed by the content of the files.
 
-A format for arrays, such as HDF5, would do for the pixels alone. The cache is ours because it continues an
-interrupted build, notices a changed file, and is shared by all processes without a copy.
+An array format such as HDF5 would suffice for the pixels alone. This cache also continues an interrupted
+build, notices a changed file, and is shared by all processes without a copy.
 """
 
 import csv
@@ -90,7 +90,7 @@ class PixelCache:
         return len(self._files)
 
     def __call__(self, path: Path) -> Image.Image:
-        """Return a copy of the image in ``path``, RGB; otherwise as `pixels`."""
+        """Return a copy of the image in ``path``, RGB; see `pixels`."""
         return Image.fromarray(np.array(self.pixels(path)))
 
     def pixels(self, path: Path) -> npt.NDArray[np.uint8]:

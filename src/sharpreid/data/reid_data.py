@@ -57,7 +57,7 @@ class ReIDData:
         synthetic: True if a program drew the images; such scores say nothing about a real benchmark.
         subset: difference from the published counts; None if there is none.
         split: number of the test split, for data sets that have several.
-        variant: a choice other than the usual one on which the scores depend, such as the number of cameras.
+        variant: name of an unusual choice that scores depend on, such as the number of cameras; or None.
         cameras_known: False if the images have no camera ids; then no image is excluded from a ranking.
         multi_query: additional images of each query, without the query itself. The query's embedding is the
             mean over all of them. None is single-query.

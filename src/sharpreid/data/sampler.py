@@ -1,8 +1,8 @@
 """PK sampling: every batch has P identities with K images each (paper Sec. IV-B).
 
-Samplers of the metric-learning libraries know nothing of ranks, or take the order from a global random state.
-This one cuts one seeded order into the parts of the ranks, so that any number of devices sees the same batch,
-and can start in the middle of an epoch, so that a stopped run resumes with the next batch.
+Samplers of metric-learning libraries do not support several ranks, or use a global random state. This one
+splits one seeded order among the ranks, so that any number of devices sees the same batch. It can start in
+the middle of an epoch, so that a stopped run resumes with the next batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ class SampleIndex(NamedTuple):
 
 
 class PKBatchSampler(Sampler[list[SampleIndex]]):
-    """Batches of P identities x K images, the part of one rank.
+    """Sampler of batches of P identities x K images, which yields one rank's part of each batch.
 
     A pass takes the identities in a random order and cuts them into batches of P; the last, incomplete batch
     is dropped. K images of each identity are drawn without replacement. An identity with fewer than K images

@@ -25,7 +25,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 MAX_PIXELS = 2**30 // 4 // 3
-"""Most pixels of an image file, 89 million or 256 MiB: Pillow's limit against decompression bombs."""
+"""Largest size of an image file, 89 million pixels or 256 MiB: Pillow's limit against decompression bombs."""
 
 _DEEP_MODES = ("I", "F")  # Pillow's modes with 16 or 32 bits per pixel
 
@@ -66,7 +66,7 @@ def _opened(path: Path, content: bytes | None) -> Iterator[Image.Image]:
             if image.mode.startswith(_DEEP_MODES):
                 raise DataError(
                     f"{path}: more than 8 bits per channel (mode {image.mode}), which RGB would clip; "
-                    "save it with 8"
+                    "save it with 8 bits"
                 )
             yield image
     except DataError:
@@ -75,8 +75,8 @@ def _opened(path: Path, content: bytes | None) -> Iterator[Image.Image]:
         raise DataError(f"{path}: cannot be read as an image (unknown format); restore the file") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(
-            f"{path}: too large to be decoded safely ({error}); an image may have {MAX_PIXELS:,} pixels. "
-            "Shrink the image, or remove it from the data set"
+            f"{path}: too large to be decoded safely ({error}); an image may have {MAX_PIXELS:,} pixels "
+            "at most. Shrink the image, or remove it from the data set"
         ) from error
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as an image ({error}); restore the file") from error

@@ -18,7 +18,7 @@ PATH_KEYS = (
 
 
 class UsageError(ValueError):
-    """The arguments of a command cannot be read; the message should end with the usage."""
+    """Error for arguments that cannot be parsed; commands print their usage after it."""
 
 
 def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def _value(key: str, text: str) -> Any:
 
 
 def load_config(checkpoint: Path) -> DictConfig:
-    """Load the config of the run that wrote a checkpoint, with the keys that older versions lacked.
+    """Load the config of the run that wrote a checkpoint, upgraded to the keys of this version.
 
     Raises:
         FileNotFoundError: There is no such checkpoint, or no config.yaml in its run's directory.

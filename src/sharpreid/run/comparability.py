@@ -1,4 +1,4 @@
-"""Decide whether scores may be averaged with each other, or stand beside the paper's."""
+"""Decide whether scores may be averaged with each other, or compared with the paper's."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from sharpreid.run.paper_recipe import PAPER_DATA, paper_protocol
 
 
 def dataset_line(dataset: Mapping[str, Any]) -> str:
-    """Return the data set's name, with its variant and subset unless the usual whole set was scored.
+    """Return the data set's name, followed by its variant and subset if it has any.
 
     >>> dataset_line({"name": "market1501", "synthetic": False, "subset": "every 5th identity"})
     'market1501 (every 5th identity)'
@@ -61,7 +61,7 @@ def _protocol_deviations(record: Mapping[str, Any]) -> str:
 
 
 def method_of(config: DictConfig) -> str:
-    """Return the choice of ``method=`` that a run's config equals, else its blocks and additions.
+    """Return the choice of ``method=`` that a run's config matches, else a list of its blocks and additions.
 
     >>> method_of(OmegaConf.create({"model": {"blocks": [], "sampler": {}}, "objective": {"mu": 0.0}}))
     'baseline'
@@ -117,14 +117,14 @@ _OPEN = {
     "data.epoch": "epochs over",
     "data.normalise": "normalisation",
 }
-"""Choices that the paper leaves open and that are no deviation, with their titles.
+"""Key of a choice that the paper leaves open, and that is thus not a deviation -> its title.
 
 Runs that differ in one of them are not averaged. The values of `sharpreid.config.early_runs` are not named.
 """
 
 
 def open_choices(config: DictConfig) -> list[str]:
-    """Return the run's choices where the paper leaves a value open, without the usual ones.
+    """Return the run's unusual choices among those that the paper leaves open.
 
     >>> model = {"trunk": {"strides": "v1"}, "context_unit": {"init": "random"}}
     >>> open_choices(OmegaConf.create({"model": model}))

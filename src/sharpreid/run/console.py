@@ -84,7 +84,7 @@ def protocol_line(protocol: Mapping[str, Any]) -> str:
     shown += [f"{title} {protocol.get(key, 'unknown')}" for key, title in titles.items()]
     usual = {**Protocol(name="").as_dict(), "ap": "step"}
     if str(protocol.get("gallery_per_identity")) != "None":
-        usual |= {"seed": None, "split": None}  # of the draws: always named
+        usual |= {"seed": None, "split": None}  # of the random draws: always named
         on = {"full_gallery": "the full gallery (multi-shot)", "drawn_gallery": "the drawn galleries"}
         map_on = str(protocol.get("map_on"))
         shown.append(f"mAP on {on.get(map_on, map_on)}, CMC on drawn galleries")
@@ -125,7 +125,7 @@ def _queries_left_out(record: Mapping[str, Any]) -> str:
 
 
 def hard_pair_line(scores: Mapping[str, Any]) -> str:
-    """Describe rank-1 on pairs of people who differ in one detail: overall, by chance, and by detail.
+    """Describe rank-1 on pairs of people who differ in one detail: overall, at chance level, and by detail.
 
     >>> hard_pair_line({"rank1": 0.62, "chance": 0.49, "num_queries": 50,
     ...                 "details": {"hat": {"rank1": 0.7, "num_queries": 20}}})
@@ -164,7 +164,7 @@ def print_run_table(record: Mapping[str, Any], console: Console | None = None) -
 
 
 def mean_and_range(values: Sequence[float], shown: Callable[[float], str] = percent) -> str:
-    """Format values as their mean, with the lowest and the highest unless all look the same.
+    """Format values as their mean, with the lowest and the highest unless they are equal as printed.
 
     >>> mean_and_range([0.2, 0.25]), mean_and_range([0.2]), mean_and_range([])
     ('22.5 (20.0 to 25.0)', '20.0', '-')
@@ -193,7 +193,7 @@ def gather_readings(
 
 
 def without_mask(protocol: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a protocol whose test-time mask is named by the lines of a table instead."""
+    """Return a protocol that refers to the lines of a table for the test-time mask."""
     return {**protocol, "test_mask": "as in the table"}
 
 

@@ -1,6 +1,6 @@
 """Score a run's checkpoint again, by the run's own config with overrides.
 
-The functions that score import the slow libraries, so that wrong arguments are refused at once.
+Slow libraries are imported only when the scoring starts, so that wrong arguments are refused at once.
 """
 
 import itertools
@@ -147,7 +147,7 @@ def combinations(arguments: Sequence[str]) -> list[list[str]]:
 
 
 def _pop_recalibration(given: dict[str, Any]) -> int:
-    """Remove ``recalibrate`` from the arguments and return its number of images; ValueError if it is none."""
+    """Remove ``recalibrate`` from the arguments and return its number of images; ValueError if invalid."""
     images = given.pop("recalibrate", 0)
     if not isinstance(images, int) or isinstance(images, bool) or images < 0:
         raise ValueError(f"recalibrate must be a number of training images or 0, got {images!r}")
@@ -180,7 +180,7 @@ def _override_config(given: Mapping[str, Any]) -> tuple[Path, DictConfig]:
             allowed = ", ".join(_OVERRIDABLE_PREFIXES)
             raise ValueError(f"{key} does not concern the scoring; allowed are {allowed}")
         if key.startswith("model.sampler.") and OmegaConf.select(cfg, "model.blocks") == []:
-            raise ValueError(f"{key}: the network of {checkpoint} has no attention block, so no mask either")
+            raise ValueError(f"{key}: the network of {checkpoint} has no attention block, and thus no mask")
         if OmegaConf.select(cfg, key, default=_ABSENT) is _ABSENT:
             raise ValueError(f"{key}: the config of {checkpoint} has no such key; see config.yaml beside it")
         OmegaConf.update(cfg, key, value)

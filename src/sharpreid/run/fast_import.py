@@ -1,7 +1,7 @@
 """Import torchmetrics, as Lightning does, without the part of SciPy that only its audio metrics need.
 
-Where SciPy is installed, as it is with Optuna, scipy.signal takes a fifth of the CPU time of all imports. The
-module is ours because torchmetrics has no option for this.
+Where SciPy is installed, as it is with Optuna, scipy.signal takes a fifth of the CPU time of all imports, and
+torchmetrics has no option to leave it out.
 """
 
 import importlib
@@ -15,7 +15,7 @@ _SIGNAL = "scipy.signal"
 class _LazySignal(ModuleType):
     """Stand-in for scipy.signal that imports the real module when one of its names is used."""
 
-    hamming = None  # torchmetrics asks at once whether this name exists
+    hamming = None  # torchmetrics checks at import whether this name exists
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -25,7 +25,7 @@ class _LazySignal(ModuleType):
 
 
 def import_torchmetrics() -> None:
-    """Import torchmetrics; ``scipy.signal`` is still importable, and then loaded in full."""
+    """Import torchmetrics without ``scipy.signal``, which a later import still loads in full."""
     if _SIGNAL in sys.modules:
         return
     sys.modules[_SIGNAL] = stand_in = _LazySignal(_SIGNAL)

@@ -58,10 +58,10 @@ class Job:
 
     @contextmanager
     def preparing(self) -> Iterator[None]:
-        """Record an error before the training starts, where the run is a job of a sweep.
+        """Record an error before the training starts, if the run is a job of a sweep.
 
-        A run by itself leaves an earlier run of its directory untouched. A sweep needs the failure for its
-        table, so the earlier run is moved aside; with ``resume=auto`` its checkpoints stay for the next try.
+        A single run leaves an earlier run in its directory untouched. A sweep needs the failure in its table,
+        so the earlier run is moved aside; with ``resume=auto`` its files stay for the next attempt.
         """
         try:
             yield
@@ -89,12 +89,12 @@ class Job:
         self._write()
 
     def resumes(self, checkpoint: Path | None) -> bool:
-        """Return whether ``checkpoint`` is of this directory's own run; another's only starts a new run."""
+        """Return whether ``checkpoint`` is of this directory's run; any other one starts a new run."""
         return checkpoint is not None and checkpoint.resolve().parents[1] == self.output_dir.resolve()
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Record the end of the training, failed or done; W&B's run has the id of job.json meanwhile."""
+        """Record whether the training failed or is done; until then W&B uses the run id in job.json."""
         try:
             with _wandb_run_id(self.fields["wandb_id"]):
                 yield
@@ -121,7 +121,7 @@ class Job:
         return {key: value for key, value in self._read().items() if key in _KEPT_ON_RESUME}
 
     def _read(self) -> dict[str, Any]:
-        """Return the fields on disk; none if there is no readable job.json."""
+        """Return the fields on disk; empty if there is no readable job.json."""
         try:
             fields = json.loads((self.output_dir / "job.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):

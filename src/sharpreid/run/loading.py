@@ -37,7 +37,7 @@ def load_network(checkpoint: Path, cfg: DictConfig) -> ReIDModule:
     module = build_empty_module(cfg)
     content = read_tensors(checkpoint)
     if not isinstance(content, dict) or "state_dict" not in content:
-        raise ValueError(f"{checkpoint}: no checkpoint of a run; expected RUN/checkpoints/final.ckpt")
+        raise ValueError(f"{checkpoint}: not a checkpoint of a run; expected RUN/checkpoints/final.ckpt")
     check_fits(content["state_dict"], module, str(checkpoint))
     module.load_state_dict(content["state_dict"])
     return module.eval()
@@ -73,7 +73,7 @@ def read_views(cfg: DictConfig, place: object, count: int) -> Tensor:
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such image or folder of images")
         files = [path] if path.is_file() else list_images(path)[:count]
-        if data.normalise == "per_pixel_mean":  # the mean of the training images, which must exist
+        if data.normalise == "per_pixel_mean":  # needs the mean of the training images
             data.setup("test")
         return torch.cat([data.eval_transform(read_image(file)) for file in files])
     data.setup("test")
@@ -83,11 +83,11 @@ def read_views(cfg: DictConfig, place: object, count: int) -> Tensor:
 def read_hard_pair(cfg: DictConfig, detail: str, count: int) -> tuple[Tensor, list[str]]:
     """Load images of two test people who differ in ``detail`` only.
 
-    Of several such pairs, the one that most cameras have seen both people of is taken.
+    Of several such pairs, the one whose two people share the most cameras is taken.
 
     Returns:
         Up to ``count`` normalised images, (B, 3, H, W), and their captions. The two people alternate, and
-        each two images are by the same camera.
+        each pair of images is from the same camera.
 
     Raises:
         ValueError: The data set has no such pair, or no camera saw both people.

@@ -1,4 +1,4 @@
-"""Compare a run with the paper's recipe (Sec. IV-B); the deviations stand beside each of its scores."""
+"""Compare a run with the paper's recipe (Sec. IV-B); the deviations are printed with each score."""
 
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -26,7 +26,7 @@ _NO_DEVIATION = (
     *("model.trunk.strides", "schedule.beta1", "data.source"),
     *("model.sampler.test_mask", "model.sampler.draws", "model.sampler.seed"),  # named with the protocol
     "model.sampler.sample_noise",  # named with the protocol
-    # named by other keys: channels of the stem, image size, seed
+    # already named by other keys: channels of the stem, image size, seed
     "model.head.in_features",
     *("data.train_transform.height", "data.train_transform.width", "data.seed"),
     *("data.eval_transform.height", "data.eval_transform.width"),
@@ -77,10 +77,10 @@ _TITLES = {
 def recipe_deviations(cfg: DictConfig) -> str:
     """Describe in one line how a run's config deviates from the paper's recipe.
 
-    Compared are all values that a training depends on, except those that the paper ablates (blocks,
+    All values that a training depends on are compared, except those that the paper ablates (blocks,
     context-aware units, kind of attention) or leaves open, and those that change a score by rounding at most.
-    A weights file counts as the paper's ImageNet weights. With total variation, the recipe has the printed
-    mu and the sum.
+    A weights file counts as the paper's ImageNet weights. A run with total variation is compared with the
+    printed mu and the sum.
 
     Returns:
         For example ``64 x 32 images (paper: 256 x 128), epochs 24 (150)``; empty without deviations.
@@ -100,7 +100,7 @@ def recipe_deviations(cfg: DictConfig) -> str:
         if key.startswith(("model.sampler.", "model.combine")) and (key not in ours or not cfg.model.blocks):
             continue  # no mask is drawn, or another sampler has no such key
         if key.startswith("model.context_unit.") and (key not in ours or not cfg.model.context_blocks):
-            continue  # no unit is used, or another kind that the paper compares with
+            continue  # no unit is used, or another unit has no such key
         value, wanted = ours.get(key, "unset"), theirs.get(key, "unset")
         if value != wanted:
             found.append(f"{_TITLES.get(key, key)} {value} ({wanted})")
@@ -114,7 +114,7 @@ def _paper(data: str, objective: str) -> DictConfig:
 
 @cache
 def paper_protocol(data: str) -> Mapping[str, Any]:
-    """Return the paper's scoring rules for one of `PAPER_DATA`, without those of the random draws."""
+    """Return the paper's scoring rules for one of `PAPER_DATA`, without split, seed and max_rank."""
     cfg = compose_config(f"data={data}").protocol
     rules = Protocol(**{key: value for key, value in cfg.items() if key != "_target_"}).as_dict()
     return {key: value for key, value in rules.items() if key not in ("split", "seed", "max_rank")}
@@ -128,7 +128,7 @@ def compose_config(*overrides: str) -> DictConfig:
 
 
 def _batch_norm(cfg: DictConfig) -> str:
-    """Describe batch-norm statistics that are not those of the whole batch; empty if they are."""
+    """Describe the batch-norm statistics; empty if they are over the whole batch, as in the paper."""
     over = cfg.get("batch_norm", "process")  # early runs have no such key
     processes = [cfg.trainer.get("devices", 1), cfg.trainer.get("num_nodes", 1)]
     if over == "global" or (over == "process" and processes == [1, 1]):
@@ -158,7 +158,7 @@ def _leaves(cfg: DictConfig) -> dict[str, str]:
             found["schedule.noise_scale"] = "ramped in" if key != "schedule.noise_scale" else "whole"
         elif key == "data.training_identities":
             found[key] = "all" if node is None else str(node)
-        elif key == "data.eval_transform.crops":  # how far ten crops enlarge is open; the protocol names it
+        elif key == "data.eval_transform.crops":  # the scale of ten crops is open; the protocol names it
             found[key] = "ten_crop" if str(node).startswith("ten_crop") else str(node)
         else:
             found[key] = " ".join(map(str, node)) if OmegaConf.is_list(node) else str(node)

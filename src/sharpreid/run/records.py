@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CONSOLE_LOG = "console.log"
-"""Output of a job that `sharpreid.sweep.local_launcher` started."""
+"""File with the output of a job that `sharpreid.sweep.local_launcher` started."""
 
 _NEVER_MOVED = ("previous", "train.log", CONSOLE_LOG, ".lock")
 _WITHOUT_EFFECT_ON_SCORES = (
@@ -46,7 +46,7 @@ _WITHOUT_EFFECT_ON_SCORES = (
 
 @functools.cache
 def process_token() -> str:
-    """Return a random name of this process, which stands in every job.json that it writes."""
+    """Return a random token of this process, which is written to each of its job.json files."""
     return secrets.token_hex(8)
 
 
@@ -101,8 +101,8 @@ def _refuse_same_sweep(output_dir: Path) -> None:
     path = output_dir / "job.json"
     if path.is_file() and f'"process": "{process_token()}"' in path.read_text(encoding="utf-8"):
         raise RuntimeError(
-            f"{output_dir}: an earlier job of this sweep wrote there. Jobs that differ only in what changes "
-            "no result (hydra.job.config.override_dirname.exclude_keys of conf/train.yaml) share one place"
+            f"{output_dir}: an earlier job of this sweep wrote there. Jobs share it if they differ only in "
+            "keys that change no result (hydra.job.config.override_dirname.exclude_keys of conf/train.yaml)"
         )
 
 
@@ -122,8 +122,8 @@ def move_earlier_run_aside(output_dir: Path) -> Path | None:
 def move_later_checkpoints_aside(output_dir: Path, step: int) -> None:
     """Move checkpoints of later steps than ``step`` to ``previous/<n>``, damaged ones included.
 
-    A run that resumes from ``step`` does not continue them. The next ``resume=auto`` must not find them, and
-    they must not count among the checkpoints that are kept.
+    A run that resumes from ``step`` writes these steps again. The next ``resume=auto`` must not find the old
+    ones, and they must not count among the checkpoints that are kept.
     """
     later = [path for path in step_checkpoints(output_dir / "checkpoints") if step_of(path) > step]
     files = [file for path in later for file in (path, digest_path(path)) if file.exists()]
@@ -219,8 +219,8 @@ def describe_scores(
 ) -> dict[str, Any]:
     """Describe scores together with their protocol, data set, deviations from the paper and seed.
 
-    ``not_re_ranked`` holds the scores without re-ranking, if there was one. ``hard_pairs`` is there where the
-    data set names hard pairs.
+    ``not_re_ranked`` holds the scores before re-ranking; None without re-ranking. ``hard_pairs`` is present
+    only if the data set names hard pairs.
     """
     return {
         "scores": scores.as_dict(),
@@ -349,8 +349,8 @@ def describe_environment(trainer: "pl.Trainer") -> dict[str, Any]:
 def describe_code() -> dict[str, Any]:
     """Return the commit of the checkout that the code runs from, and whether files differ from it.
 
-    Both are None outside of a checkout. The first answer is kept: the checkout may change later, the loaded
-    code does not.
+    Both are None outside of a checkout. The result is cached, because the checkout may change later, but the
+    loaded code does not.
     """
     git = ["git", "-C", str(Path(__file__).parent)]
     try:

@@ -26,8 +26,8 @@ def find_checkpoint(cfg: DictConfig, output_dir: Path) -> Path | None:
     """Return the checkpoint that a run resumes from; None if it starts anew.
 
     Args:
-        cfg: Config of the run. ``resume`` is ``none``; ``auto``, the newest complete checkpoint in the run's
-            own directory; or a file. ``allow_changed`` lists keys that may differ from the config of the run
+        cfg: Config of the run. ``resume`` is ``none``, ``auto`` (the newest undamaged checkpoint in the run's
+            own directory) or a file. ``allow_changed`` lists keys that may differ from the config of the run
             that wrote the checkpoint. Keys whose values the checkpoint restores cannot be among them.
         output_dir: Directory of the run.
 
@@ -58,8 +58,8 @@ def find_checkpoint(cfg: DictConfig, output_dir: Path) -> Path | None:
 def agree_on_checkpoint(trainer: pl.Trainer, checkpoint: Path | None) -> None:
     """Check that all processes found the same checkpoint, before any file is moved or restored.
 
-    Each process looks by itself. If they do not see the same output folder, they would silently train with
-    different weights. This call connects the processes, as the training does.
+    Each process searches on its own. Processes that do not see the same output folder would silently train
+    with different weights. This call already connects the processes for the training.
 
     Raises:
         ValueError: Names or checksums differ; the message lists them by process. All processes raise it.
@@ -70,7 +70,7 @@ def agree_on_checkpoint(trainer: pl.Trainer, checkpoint: Path | None) -> None:
     if checkpoint is not None:
         try:
             digest = digest_path(checkpoint).read_text(encoding="ascii")[:12]
-        except OSError:  # of a running training that has removed it meanwhile
+        except OSError:  # a running training has removed it meanwhile
             digest = "gone"
         mine = f"{checkpoint.name}, SHA-256 {digest}..."
     trainer.strategy.setup_environment()
@@ -80,7 +80,7 @@ def agree_on_checkpoint(trainer: pl.Trainer, checkpoint: Path | None) -> None:
         lines = "".join(f"\n  process {rank}: {what}" for rank, what in enumerate(found))
         raise ValueError(
             f"the processes would resume from different checkpoints:{lines}\nAll need the same output "
-            "folder, which every machine sees. No file was changed; copy the right files there"
+            "folder, visible on every machine. No file was changed; copy the right files there"
         )
 
 

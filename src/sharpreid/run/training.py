@@ -1,4 +1,4 @@
-"""Train and score one network: the life of a run, from its config to its scores."""
+"""Train and score one network, from its config to its scores."""
 
 import json
 import logging
@@ -52,10 +52,10 @@ FINAL_CHECKPOINT = Path("checkpoints", "final.ckpt")
 
 
 def run(cfg: DictConfig) -> float:
-    """Run one job and end the process with the exit status that its end asks for.
+    """Run one job; exit with a status that says how it ended, unless it succeeded.
 
     Returns:
-        What `run_job` returns; NaN for a failed job of a sweep.
+        Result of `run_job`; NaN for a failed job of a sweep.
     """
     suppress_lightning_warnings()
     _silence_other_ranks()
@@ -74,7 +74,7 @@ def run(cfg: DictConfig) -> float:
     except Exception as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
-        log.error("%s\n(HYDRA_FULL_ERROR=1 shows where)", error_message(error))
+        log.error("%s\n(HYDRA_FULL_ERROR=1 shows the traceback)", error_message(error))
         if HydraConfig.get().mode != RunMode.MULTIRUN:
             sys.exit(1)
         log.error("this job failed; the sweep goes on")
@@ -95,7 +95,7 @@ def run_job(cfg: DictConfig, output_dir: Path) -> float:
             if finished is not None:
                 commit = finished.get("commit")
                 log.info(
-                    "%s: finished before, from the same config (commit %s); not run again", output_dir, commit
+                    "%s: already finished with the same config (commit %s); not run again", output_dir, commit
                 )
                 return held_out_map(finished)
         checkpoint = find_checkpoint(cfg, output_dir)
@@ -146,7 +146,7 @@ def run_job(cfg: DictConfig, output_dir: Path) -> float:
 def _score_untrained(
     trainer: pl.Trainer, module: ReIDModule, data: ReIDDataModule, *, known: Path | None, output_dir: Path
 ) -> dict[str, float]:
-    """Return the test scores of the network before training, from ``known`` where a resumed run has them."""
+    """Return the test scores of the untrained network; a resumed run reads them from ``known``."""
     if known is not None and known.is_file():
         scores: dict[str, float] = json.loads(known.read_text(encoding="utf-8"))
         return scores
@@ -185,7 +185,7 @@ def _loggers(
 
 
 def finish_loggers(trainer: pl.Trainer, *, succeeded: bool) -> None:
-    """End the runs of loggers that have a run to end, as W&B does, with exit status 0 or 1."""
+    """End the run of each logger that has one, such as W&B's, with exit status 0 or 1."""
     for logger in trainer.loggers:
         finish = getattr(getattr(logger, "experiment", None), "finish", None)
         if finish is not None:
@@ -194,7 +194,7 @@ def finish_loggers(trainer: pl.Trainer, *, succeeded: bool) -> None:
 
 
 def _silence_other_ranks() -> None:
-    """Let only rank 0 print and log; the other ranks log errors alone."""
+    """Let only rank 0 print and log; the other ranks log errors only."""
     if not is_rank_zero():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
         for handler in logging.getLogger().handlers:

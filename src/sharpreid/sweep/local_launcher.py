@@ -35,9 +35,7 @@ from sharpreid.signals import EXIT_RESUMABLE, STOP_SIGNALS
 log = logging.getLogger(__name__)
 
 _POLL = 0.2  # seconds
-_SHUTDOWN = (
-    600  # seconds in which torchrun's processes may save their state, after a validation that is running
-)
+_SHUTDOWN = 600  # seconds for torchrun's processes to finish a running validation and save their state
 _SWEEP_KEYS = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep.")
 
 _CONFIG_FLAGS = {"main": "--config-path", "command-line": "--config-dir"}
@@ -52,7 +50,7 @@ class Job(NamedTuple):
     config: DictConfig  # composed, with its hydra node
     output_dir: Path  # absolute
     devices: int
-    label: str  # on the screen
+    label: str  # in log messages
 
     def command(self) -> list[str]:
         """Return the command line of the job; ``hydra.job.num`` marks it as the job of a sweep."""
@@ -102,7 +100,7 @@ def launch(
         hydra_context: Hydra's context of the sweep.
         job_overrides: Overrides of each job.
         first: Number of the first job.
-        jobs_at_once: Number of jobs that run at once, > 0. None is as many as the GPUs allow, and 1 on the
+        jobs_at_once: Number of jobs that run at once, > 0. None runs as many as the GPUs allow, or 1 on the
             CPU.
 
     Returns:
@@ -260,7 +258,7 @@ def _start(job: Job, running: Sequence[Running], gpus: Sequence[str], at_once: i
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # the launcher passes an interrupt from the keyboard on
+            start_new_session=True,  # an interrupt from the keyboard comes through the launcher only
         )
     return Running(job, process, mine, started)
 

@@ -12,7 +12,7 @@ _EXTRAS = {"hydra_optuna_sweeper": "tune", "hydra_submitit_launcher": "slurm"}
 
 
 class SweepPreflight(Callback):
-    """Hydra callback that refuses a plugin that is not installed, and a search by scores of the test set.
+    """Hydra callback that refuses missing plugins, and a hyperparameter search by scores of the test set.
 
     Hydra turns an exception of a callback into a warning, so a refusal is raised as SystemExit.
     """
@@ -30,7 +30,7 @@ class SweepPreflight(Callback):
             return
         if not config.data.validation_identities:
             raise SystemExit(
-                "a search needs other scores than those of the test set: hold training identities out, "
+                "a search must not use the scores of the test set: hold training identities out, "
                 "data.validation_identities=100"
             )
         # Hydra's sweeper needs Optuna 2, which warns with SQLAlchemy 2

@@ -45,7 +45,7 @@ class SweepSummary(Callback):
         self.swept = enter_sweep(config)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Pass the varying keys to the process of a job, to which a launcher sends this callback."""
+        """Set the varying keys in the process of a job, to which a launcher sends this callback."""
         join_sweep(self.swept)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:

@@ -146,12 +146,12 @@ def load_cuhk03_new(
     Each test identity has one query image per view; its other images are gallery. The file new_<crops>.csv
     beside this module lists pair and number of each test identity and the columns of its queries in the two
     views. The table was derived from ``query_idx`` and ``filelist`` in the authors'
-    ``cuhk03_new_protocol_config_<crops>.mat`` (github.com/zhunzhong07/person-re-ranking). It is complete,
-    because ``gallery_idx`` there are all other images of these identities and ``train_idx`` all images of the
-    others.
+    ``cuhk03_new_protocol_config_<crops>.mat`` (github.com/zhunzhong07/person-re-ranking). It is sufficient:
+    in that file ``gallery_idx`` lists all other images of these identities, and ``train_idx`` all images of
+    the other identities.
 
-    Cameras are numbered 2 (pair - 1) + view. An identity has only one pair, so this gives the rankings of the
-    authors' two camera numbers.
+    Cameras are numbered 2 (pair - 1) + view. An identity is in one pair only, so the rankings are the same
+    as with the authors' two camera numbers.
 
     ``expected`` has keys of `ReIDData.counts`. The other arguments, the result and the errors are those of
     `load_cuhk03`.

@@ -23,7 +23,7 @@ def contact_sheet(root: Path, path: Path, *, identities: int = 4, hard_pairs: in
         root: folder of a synthetic data set.
         path: image file to write; its suffix selects the format.
         identities: number of test identities outside hard pairs to show.
-        hard_pairs: number of hard pairs to show, each with another detail.
+        hard_pairs: number of hard pairs to show, each with a different detail.
 
     Returns:
         ``path``.

@@ -193,6 +193,7 @@ def _describe(seed: int, params: SyntheticParams) -> dict[str, Any]:
 
 
 def count_images(plan: Plan) -> dict[str, int]:
+    """Count the planned images and identities, by the names of `ReIDData.counts`."""
     images = Counter(shot.folder for shot in plan.shots)
     people = {folder: {shot.pid for shot in plan.shots if shot.folder == folder} for folder in images}
     special = Counter(shot.pid for shot in plan.shots if shot.pid <= 0)

@@ -14,7 +14,7 @@ TRAIN, QUERY, TEST = "bounding_box_train", "query", "bounding_box_test"
 """Folders of the layout of Market-1501."""
 
 DISTRACTOR, JUNK = 0, -1
-"""Identities of Market-1501 for people who match no query and for boxes that miss."""
+"""Identities of Market-1501 for people who match no query and for boxes that miss the person."""
 
 _MAX_FRAME_STEP = 60
 _MAX_IDENTITY = 9999
@@ -35,7 +35,7 @@ class SyntheticParams:
         cameras_per_identity: least and greatest number of cameras that see a person.
         images_per_camera: least and greatest number of images of a person from one camera. One of them is the
             query in the test set.
-        junk: number of images of identity -1, whose boxes miss.
+        junk: number of images of identity -1, whose boxes miss the person.
         distractors: number of images of identity 0000, people who match no query.
         camera_strength: difference between the colours and the light of the cameras; 0 is none.
         obstruction: probability of an obstacle, and of a passer-by, in an image.

@@ -2,7 +2,7 @@
 
 Every pixel comes from additions, multiplications, divisions, square roots and comparisons on float32, which
 IEEE 754 rounds exactly. Sines, powers and matrix products are not used, because their last bits differ
-between machines. Drawing libraries give no such guarantee; that is why the rasteriser is ours.
+between machines. Drawing libraries give no such guarantee, so none is used.
 """
 
 import math
@@ -27,7 +27,7 @@ class Fabric:
         colour: RGB, 0 to 255.
         second: second colour of the pattern, RGB.
         pattern: arrangement of the two colours.
-        period: of the pattern, in the units of the canvas.
+        period: period of the pattern, in the units of the canvas.
     """
 
     colour: Colour

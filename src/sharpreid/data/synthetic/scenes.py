@@ -60,10 +60,10 @@ class CameraScene:
         """Render one image.
 
         Args:
-            rng: random generator of what differs between two images of one visit: pose, box, light, noise,
-                obstacles.
+            rng: random generator of pose, box, light, noise and obstacles, which differ between the images of
+                one visit.
             person: visible person; None leaves the scene empty.
-            visit: random generator of what these images share: the spot and the usual side.
+            visit: random generator of the spot and the usual side, which the images of one visit share.
             box: quality of the detector's box.
 
         Returns:
@@ -126,7 +126,8 @@ class CameraScene:
 def sample_framing(rng: np.random.Generator, box: BoxQuality) -> Framing:
     """Sample the position of a person in a box.
 
-    A good box frames the person, a poor one is misaligned or of the wrong size, a useless one mostly misses.
+    A good box frames the person, a poor one is misaligned or of the wrong size, and a useless one mostly
+    misses the person.
     """
     if box == "good":
         size = uniform(rng, 0.82, 0.94)
