@@ -32,7 +32,7 @@ class NonFiniteLossError(RuntimeError):
 
 
 class ReIDModule(pl.LightningModule):
-    """Training of a network by Eq. 8, and its scores by a protocol.
+    """Module that trains a network by Eq. 8 and scores it under a protocol.
 
     Args:
         network: network to train.
@@ -88,10 +88,10 @@ class ReIDModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Reject a checkpoint of another network, and take the checkpoint's dtype before it is loaded.
+        """Reject a checkpoint of another network, and convert the module to the checkpoint's dtype.
 
-        Lightning makes the module float64 (``trainer.precision=64-true``) only after loading, which would
-        round a float64 checkpoint.
+        Lightning converts the module to float64 (``trainer.precision=64-true``) only after loading, so a
+        float64 checkpoint would be rounded.
         """
         check_fits(checkpoint["state_dict"], self, "the checkpoint")
         take_dtype(checkpoint["state_dict"], self)
@@ -133,7 +133,7 @@ class ReIDModule(pl.LightningModule):
         """Log the norm of the gradient, and raise NonFiniteLossError if it is not finite."""
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        if self.trainer.precision != "16-mixed":  # whose scaler skips such a step
+        if self.trainer.precision != "16-mixed":  # whose gradient scaler skips such a step
             self._require_finite(norm, "gradient", self._indices)
         self.log("train/grad_norm", norm)
 
@@ -146,7 +146,7 @@ class ReIDModule(pl.LightningModule):
         self._score(self.validation_metric, "val")
 
     def on_test_epoch_start(self) -> None:
-        """Tell the metric which images the test set has."""
+        """Give the metric the size, query groups and hard pairs of the test set."""
         self.test_metric.reset()
         if self._data is not None:
             self.test_metric.expected = len(self._data.test)
@@ -167,7 +167,7 @@ class ReIDModule(pl.LightningModule):
         Lightning's ``trainer.test`` returns only logged numbers, so callers fetch the rest here.
 
         Raises:
-            RuntimeError: there was no such pass.
+            RuntimeError: no such pass has finished.
         """
         if stage not in self._scores:
             raise RuntimeError(f"no pass of stage {stage!r} has finished; run one first")

@@ -17,7 +17,7 @@ class Attended(NamedTuple):
     """Result of an attention block."""
 
     output: Tensor
-    """F_i of Eq. 2, (B, C, H, W), with ``concat`` (B, 2C, H, W); dtype of the trunk."""
+    """F_i of Eq. 2, (B, C, H, W) or, with ``concat``, (B, 2C, H, W); same dtype as the trunk."""
     attended: Tensor
     """A_i of Eq. 1, (B, C, H, W), float32."""
     mask: Tensor
@@ -30,11 +30,11 @@ def apply_mask(trunk: Tensor, mask: Tensor, combine: Combine = "add") -> tuple[T
     Args:
         trunk: T, features of the trunk, float, (B, C, H, W), unitless.
         mask: M, float32 or float64, same shape, in [0, 1].
-        combine: other forms of Eq. 2, see `SharpAttentionBlock`.
+        combine: form of Eq. 2, see `SharpAttentionBlock`.
 
     Returns:
-        F, (B, C, H, W), with ``concat`` (B, 2C, H, W), in the dtype of ``trunk``; and A, (B, C, H, W), in the
-        wider dtype of ``trunk`` and ``mask``.
+        F, (B, C, H, W) or, with ``concat``, (B, 2C, H, W), in the dtype of ``trunk``; and A, (B, C, H, W), in
+        the wider dtype of ``trunk`` and ``mask``.
     """
     attended = mask * trunk
     if combine == "add":
@@ -44,9 +44,9 @@ def apply_mask(trunk: Tensor, mask: Tensor, combine: Combine = "add") -> tuple[T
 
 
 class SharpAttentionBlock(nn.Module):
-    """Attention on the output of a stage; ``forward`` is the reference of Eq. 1-5.
+    """Attention block on the output of a stage; ``forward`` is the reference of Eq. 1-5.
 
-    Eq. 2 is the paper's choice among three (Sec. III-C); ``combine`` is
+    The paper compares three forms of Eq. 2 (Sec. III-C). ``combine`` is
 
     - ``add``: F = T + A, "a better choice";
     - ``concat``: F = [T; A] with 2C channels, "hard to converge" in the paper;
@@ -57,11 +57,11 @@ class SharpAttentionBlock(nn.Module):
             `SigmoidConvGate` for the soft attention that the paper compares with; or `nn.Identity` behind a
             `ResidualAttentionMask`.
         context: the context-aware unit in front of the sampler (Sec. III-D), or a `ResidualAttentionMask`;
-            None makes the mask from the stage's output itself.
+            None computes the mask from the stage's output itself.
         combine: how the attended features join the stage's output.
 
     Raises:
-        ValueError: ``combine`` is unknown, or nothing keeps the mask in [0, 1].
+        ValueError: ``combine`` is unknown, or ``sampler`` and ``context`` do not fit together.
     """
 
     def __init__(
@@ -76,8 +76,8 @@ class SharpAttentionBlock(nn.Module):
             raise ValueError(f"combine must be one of {', '.join(get_args(Combine))}; got {combine!r}")
         if isinstance(sampler, nn.Identity) != isinstance(context, ResidualAttentionMask):
             raise ValueError(
-                "a ResidualAttentionMask needs nn.Identity as its sampler (model/sampler=none), and no other "
-                f"block takes it; got {type(sampler).__name__} with {type(context).__name__}"
+                "a ResidualAttentionMask needs nn.Identity as its sampler (model/sampler=none), and only "
+                f"this mask takes nn.Identity; got {type(sampler).__name__} with {type(context).__name__}"
             )
         self.sampler = sampler
         self.context = context

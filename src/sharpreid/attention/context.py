@@ -21,17 +21,17 @@ class ContextUnit(nn.Module):
     without bias. On blocks 1-3 of a ResNet-50 these have exactly the convolution weights of Table IV:
     507,904 / 2,031,616 / 8,126,464.
 
-    This is Fig. 4 with p = q = 1. In general, p bottlenecks C -> 2C -> 4C -> ... follow one another, and then
-    as many transposed convolutions back, with a ReLU between two of them (the paper does not say). A
-    bottleneck has "2 stride", a transposed convolution "a fractional 1/2 stride", and the result "the same
+    This is Fig. 4 with p = q = 1. In general, p bottlenecks C -> 2C -> 4C -> ... are followed by as many
+    transposed convolutions, with a ReLU between two of them (which the paper does not mention). A bottleneck
+    has "2 stride", a transposed convolution "a fractional 1/2 stride", and the result "the same
     size as the input" (Sec. III-D), so q = p.
 
     Args:
         channels: C, channels of the input; a multiple of 2.
-        strides: convolution that has a bottleneck's stride, ``v1`` (first 1x1) or ``v1.5`` (3x3), as in the
-            trunk.
-        upsample: ``deconv`` is the paper's. It writes one position in four and leaves a constant in the
-            others. ``nearest`` and ``bilinear`` up-sample after the same 1x1 weights.
+        strides: convolution of a bottleneck that has its stride: ``v1`` (first 1x1) or ``v1.5`` (3x3), as in
+            the trunk.
+        upsample: ``deconv`` is the paper's. It computes one position in four and sets the others to 0.
+            ``nearest`` and ``bilinear`` up-sample after the same 1x1 weights.
         init: initial weights of the bottlenecks: ``random``, or ``next_stage``, a copy of the trunk's next
             stages by `copy_bottlenecks`. Sec. III-D allows both: "we reuse the architecture of the backbone
             residual units [...] but train it with a different group of parameters".

@@ -1,9 +1,9 @@
-"""Mean of the relaxed mask of Eq. 5 over its noise, and the derivative of that mean by the logit.
+"""Mean of the relaxed mask of Eq. 5 over its noise, and its derivative with respect to the logit.
 
 A mask of Eq. 5 is sigmoid((l + g) / tau) with l = logit(pi) and logistic noise g. Its mean is therefore the
-distribution function, at l, of a sum of two logistic variables with the scales 1 and tau, which has a closed
-form only at tau = 1. It is integrated by the trapezoid rule on the real line, which converges exponentially
-because the integrand is analytic in a strip.
+distribution function, at l, of a sum of two logistic variables with the scales 1 and tau. This function has a
+closed form only at tau = 1, so the mean is integrated by the trapezoid rule on the real line, which converges
+exponentially because the integrand is analytic in a strip.
 """
 
 from collections.abc import Callable
@@ -24,9 +24,10 @@ STEPS = 1280
 
 
 def mean_mask(logit: Tensor, tau: float) -> Tensor:
-    """Return the mean of Eq. 5 over its noise by quadrature: exact to 1e-8, float64, shape of ``logit``.
+    """Return the mean of Eq. 5 over its noise by quadrature: float64, shape of ``logit``, accurate to 1e-8.
 
-    This holds some 200 numbers per element (more at a lower tau); use `interpolated_mean` for whole images.
+    It allocates at least 160 numbers per element (more at a lower tau); use `interpolated_mean` for whole
+    images.
 
     Args:
         logit: logit(pi), float, any shape.
@@ -43,7 +44,7 @@ def mean_mask(logit: Tensor, tau: float) -> Tensor:
 
 
 def mean_slope(logit: Tensor, tau: float) -> Tensor:
-    """Return the derivative of `mean_mask` by the logit by quadrature: float64, in [0, 0.25].
+    """Return the derivative of `mean_mask` with respect to the logit, by quadrature: float64, in [0, 0.25].
 
     It is the mean over the noise of M (1 - M) / tau, the derivative of Eq. 5. Arguments and errors are those
     of `mean_mask`.
@@ -53,7 +54,7 @@ def mean_slope(logit: Tensor, tau: float) -> Tensor:
 
 
 def _quadrature(logit: Tensor, tau: float) -> tuple[Tensor, Tensor]:
-    """Return the weights of the quadrature's nodes, (nodes,), and (l + g) / tau there, (..., nodes)."""
+    """Return the weights of the quadrature nodes, (nodes,), and (l + g) / tau at them, (..., nodes)."""
     if not tau > 0:
         raise ValueError(f"tau must be > 0, got {tau}")
     width = min(1.0, tau) / 2
@@ -63,7 +64,7 @@ def _quadrature(logit: Tensor, tau: float) -> tuple[Tensor, Tensor]:
 
 
 def interpolated_mean(logit: Tensor, tau: float) -> Tensor:
-    """Interpolate `mean_mask` in a table: exact to 1e-6, dtype and shape of ``logit``.
+    """Interpolate `mean_mask` in a table: dtype and shape of ``logit``, accurate to 1e-6.
 
     Its gradient is `interpolated_slope`.
     """
@@ -73,7 +74,7 @@ def interpolated_mean(logit: Tensor, tau: float) -> Tensor:
 
 
 def interpolated_slope(logit: Tensor, tau: float) -> Tensor:
-    """Interpolate `mean_slope` linearly in a table: exact to 2e-5, dtype and shape of ``logit``."""
+    """Interpolate `mean_slope` linearly in a table: dtype and shape of ``logit``, accurate to 2e-5."""
     index, part = _locate(logit)
     slopes = slope_table(tau, logit.device, logit.dtype)
     left = slopes[index]
@@ -114,7 +115,7 @@ class _InterpolatedMean(torch.autograd.Function):
         slopes = slope_table(tau, logit.device, logit.dtype) * (2 * REACH / STEPS)
         low, high = means[index], means[index + 1]
         rise_low, rise_high = slopes[index], slopes[index + 1]
-        # the cubic with both values and both slopes
+        # cubic Hermite interpolation
         change = high - low
         square = t * t
         curve = square * (3 - 2 * t) * change

@@ -3,15 +3,15 @@
 Written out in tensor operations (`sharpreid.attention.mask`), sharp attention makes about a hundred passes
 over memory and stores seven float32 tensors of the size of the activations. This forward pass stores the
 activations, which the preceding ReLU stores anyway, and the seed of the noise; the backward pass computes the
-mask again. Both work on a few images at a time, on a CPU on as many as fit in its cache.
+mask again. Both process the batch in chunks of a few images, on a CPU as many as fit in its cache.
 
 For the same seed the mask equals the reference up to rounding: with ``a = x - min`` and ``b = max - x`` of
 Eq. 3 and a uniform draw u,
 
     sigmoid((log a - log b + log u - log(1 - u)) / tau) = sigmoid(log(a u / (b (1 - u))) / tau),
 
-one logarithm instead of four. The gradients of Eq. 3-5 and 7 are derived by hand, because autograd would
-store their intermediates. Tests compare values and gradients with the reference.
+which takes one logarithm instead of four. The gradients of Eq. 3-5 and 7 are derived by hand, because
+autograd would store their intermediates. Tests compare values and gradients with the reference.
 """
 
 import math
@@ -28,11 +28,11 @@ from sharpreid.attention.mask import CLIP, MaskParams
 from sharpreid.attention.noise import derive_keys, fill_uniform
 
 CHUNK_ELEMENTS = 2**25
-"""Activations per chunk on a GPU: enough to keep it busy. Up to 13 float32 tensors of a chunk are held."""
+"""Activations per chunk on a GPU: enough to keep it busy. Up to 13 float32 tensors of this size are held."""
 
 CHUNK_ELEMENTS_CPU = 2**17
-"""Activations per chunk on a CPU, but at least one image: few enough for its cache, enough to outweigh the
-cost of the calls."""
+"""Activations per chunk on a CPU, but at least one image: few enough to fit in its cache, and enough to
+outweigh the overhead of the calls."""
 
 _cpu_buffers = threading.local()
 
@@ -41,7 +41,7 @@ class RecomputedAttention(torch.autograd.Function):
     """Sharp attention without a stored mask; ``apply`` takes the arguments of `forward` without ``ctx``.
 
     `sharpreid.models.implementations.attend` is its public form. `TritonAttention` has the same arguments
-    and results. The gradient cannot be differentiated again.
+    and results. Second derivatives are not supported.
     """
 
     @staticmethod
@@ -63,7 +63,7 @@ class RecomputedAttention(torch.autograd.Function):
             shared: whether ``source`` is ``trunk``, possibly detached. A shared input is stored once.
             params: parameters of the mask.
             variation: whether to compute the statistics; else they are 0.
-            skip: False leaves the skip connection out and returns A.
+            skip: False omits the skip connection and returns A.
 
         Returns:
             F, dtype of ``trunk``; the sum of squared differences of neighbours in A (Eq. 6), (B,); and the
@@ -92,7 +92,7 @@ class RecomputedAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor, grad_total: Tensor, _: Tensor) -> Any:
-        """Return the gradients by trunk and source."""
+        """Return the gradients with respect to trunk and source."""
         tau, trunk, *other = ctx.saved_tensors
         params: MaskParams = ctx.params._replace(tau=tau)  # autograd has checked that tau is unchanged
         source = other[0] if other else trunk
@@ -127,7 +127,7 @@ class RecomputedAttention(torch.autograd.Function):
 
 
 def memory_format_of(x: Tensor) -> torch.memory_format:
-    """Return channels last if ``x`` is stored so, else contiguous, also where the shape makes both true."""
+    """Return ``channels_last`` if ``x`` is stored so and is not contiguous, else ``contiguous_format``."""
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return torch.channels_last if last else torch.contiguous_format
 
@@ -139,7 +139,7 @@ def _sum_of_squared_differences(a: Tensor) -> Tensor:
 
 
 def _gradient_of_squared_differences(a: Tensor, weight: Tensor) -> Tensor:
-    """Return Eq. 7, (B, C, H, W): the gradient of Eq. 6, which is weighted by ``weight`` (B,)."""
+    """Return Eq. 7, (B, C, H, W): the gradient of Eq. 6, times ``weight`` (B,)."""
     gradient = torch.zeros_like(a)
     scale = 2 * weight[:, None, None, None]
     for dim in (2, 3):
@@ -150,7 +150,7 @@ def _gradient_of_squared_differences(a: Tensor, weight: Tensor) -> Tensor:
 
 
 class _Chunk(NamedTuple):
-    """Some images, flat: (images, C, H * W) or, if channels are last in memory, (images, H * W, C).
+    """Images of a chunk, flat: (images, C, H * W) or, if channels are last in memory, (images, H * W, C).
 
     Comparisons are stored as 0 and 1 in float32, which on a CPU is ten times faster than bool.
     """
@@ -208,10 +208,10 @@ class _Chunk(NamedTuple):
         return slope.mul_(logit.abs_() < -math.log(CLIP / (1 - CLIP)))
 
     def source_gradient(self, by_logit: Tensor) -> Tensor:
-        """Return the gradient by the source from the gradient by the logit, which is overwritten.
+        """Turn the gradient of the logit (overwritten) into the gradient of the source.
 
-        An activation that eps keeps away from 0 or 1 gets no gradient, because the logit is constant there.
-        The gradient by a minimum or maximum is shared evenly among the activations that attain it.
+        An activation whose pi is clamped by eps gets no gradient, because its logit is constant. The gradient
+        of a minimum or maximum is shared evenly among the activations that attain it.
         """
         _, _, _, flags, by_low, by_high = self.buffers
         nearest, farthest = self.limits
@@ -282,7 +282,7 @@ def _as_int32(x: Tensor) -> Tensor:
 def _work_buffers(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
     """Return six uninitialised tensors.
 
-    On a CPU each thread keeps them, because touching new memory costs as much as the work on it.
+    On a CPU each thread keeps them, because touching new memory costs as much as computing on it.
     """
     if device.type != "cpu":
         return [torch.empty(shape, dtype=dtype, device=device) for _ in range(6)]

@@ -1,13 +1,13 @@
 """Eq. 1-6 as Triton kernels: one pass over the activations in the forward pass, and no mask in memory.
 
-A program reads some channels of an image twice in the forward pass, for their range and for the mask, and
-three times in the backward pass; after the first time they are in the cache. The noise is that of
-`sharpreid.attention.noise`, hashed again where it is needed. The derivation is that of
+A program handles some channels of an image. It reads them twice in the forward pass, for their range and for
+the mask, and three times in the backward pass; after the first read they are in the cache. The noise is that
+of `sharpreid.attention.noise`, hashed again where it is needed. The derivation is that of
 `sharpreid.attention.fused`.
 
 The kernels have not run on a GPU yet: tests run them in Triton's interpreter and compile them for an H100.
 
-The kernels pass what is the same for all positions of some channels of an image as one tuple, ``scope``:
+The values that all positions of a program share are passed as one tuple, ``scope``:
 
 - ``tensors``: pointers to trunk and source, and the image's offset in them;
 - ``layout``: channels C, positions H * W, width W, and the strides of position and channel;
@@ -60,7 +60,7 @@ def _uniform(number, first_key, second_key):
 
 @triton.jit
 def _extremes(tensors, layout, c, S: tl.constexpr, C: tl.constexpr):
-    """Return the extremes of channels. The range of a constant channel is 1; a NaN makes it NaN."""
+    """Return minimum, maximum, range (1 if constant, NaN with a NaN) and constancy of each channel."""
     _, source, base = tensors
     channels, size, _, stride_s, stride_c = layout
     low = tl.full((1, C), float("inf"), tl.float32)
@@ -80,7 +80,7 @@ def _extremes(tensors, layout, c, S: tl.constexpr, C: tl.constexpr):
 
 @triton.jit
 def _mask(scope, s, c, within, NOISE: tl.constexpr, SCALED: tl.constexpr):
-    """Return T, S and the mask (Eq. 3-5), and x - min, max - x and whether the clamps leave them alone."""
+    """Return T, S, the mask (Eq. 3-5), x - min, max - x, and whether the clamps leave these two unchanged."""
     tensors, layout, noise, extremes, params = scope
     trunk, source, base = tensors
     channels, _, _, stride_s, stride_c = layout
@@ -183,7 +183,7 @@ def _gradients(
     SKIP: tl.constexpr,
     GRADIENT: tl.constexpr,
 ):
-    """Return the gradient by T with the mask fixed, the gradients by x - min and by max - x, and S."""
+    """Return the gradients of T (with the mask fixed), of x - min and of max - x, and S."""
     tensors, layout, _, extremes, params = scope
     base, span, tau = tensors[2], extremes[2], params[1]
     _, size, width, stride_s, stride_c = layout
@@ -256,9 +256,9 @@ def backward_kernel(
     S: tl.constexpr,
     C: tl.constexpr,
 ):
-    """Write the gradients by trunk and source.
+    """Write the gradients with respect to trunk and source.
 
-    The first loop sums what minimum and maximum of a channel get, the second distributes it.
+    The first loop sums the gradients of each channel's minimum and maximum; the second distributes them.
     """
     image, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     c = block * C + tl.arange(0, C)[None, :]
@@ -325,7 +325,7 @@ class _Launch:
 
 
 class TritonAttention(torch.autograd.Function):
-    """Sharp attention by the kernels of this file; arguments and results are `RecomputedAttention`'s."""
+    """Sharp attention by the kernels of this file, with the interface of `RecomputedAttention`."""
 
     @staticmethod
     def forward(
@@ -363,7 +363,7 @@ class TritonAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor, grad_total: Tensor, _: Tensor) -> Any:
-        """Return the gradients by trunk and source."""
+        """Return the gradients with respect to trunk and source."""
         trunk, source, tau = ctx.saved_tensors
         launch, numbers, options = ctx.arguments
         form = memory_format_of(trunk)
@@ -371,7 +371,7 @@ class TritonAttention(torch.autograd.Function):
         separate = not options["SHARED"] and ctx.needs_input_grad[1]
         grad_source = torch.empty_like(source) if separate else grad_trunk
         upstream, of_total = grad_output.contiguous(memory_format=form), grad_total.float().contiguous()
-        table = tau  # a placeholder, which only ``expected`` reads
+        table = tau  # placeholder: only ``expected`` reads the table
         if options["GRADIENT"] == GRADIENT_CODES["expected"]:
             table = slope_table(float(tau), trunk.device, torch.float32)
         results = grad_trunk, grad_source

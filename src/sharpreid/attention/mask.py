@@ -1,7 +1,7 @@
 """The mask generator: adaptive sampling of activations (paper Sec. III-A, Eq. 3-5).
 
-These functions are the reference: each equation is defined here once, in tensor operations. By default a
-training runs `sharpreid.attention.fused` instead, which derives the same values and gradients without
+These functions are the reference: each equation is defined here once, in tensor operations. By default
+training uses `sharpreid.attention.fused` instead, which derives the same values and gradients without
 storing a mask; ``implementation`` in conf/model/sampler/sharp.yaml selects the code.
 
 All arithmetic is float32 (float64 for float64 input), also under autocast: in bfloat16 ``1 - 1e-6`` is 1, and
@@ -26,7 +26,7 @@ MaskGradient = Literal["whole", "range_detached", "straight_through_pi", "clippe
 Gradient = Literal[MaskGradient, "none"]
 
 CLIP = 0.01
-"""``gradient=clipped`` passes no gradient where pi is nearer than this to 0 or 1."""
+"""Distance of pi from 0 or 1 below which ``gradient=clipped`` passes no gradient."""
 
 
 class MaskParams(NamedTuple):
@@ -124,7 +124,7 @@ def gumbel_mask(logit: Tensor, noise: Tensor | float, tau: float | Tensor) -> Te
         Mask, shape of ``logit``, float32 or float64, in [0, 1].
 
     Raises:
-        ValueError: ``tau`` is a number <= 0. A tensor is not checked, which on a GPU would wait for it.
+        ValueError: ``tau`` is a number <= 0. A tensor is not checked, to avoid a GPU synchronisation.
 
     >>> logit = torch.logit(torch.full((20_000,), 0.3))
     >>> noise = logistic_noise(logit.shape, logit, torch.Generator().manual_seed(0))
@@ -199,11 +199,11 @@ class MaskSampler(nn.Module):
     - ``whole``: the exact derivative. The variance of dM/dpi = M (1 - M) / (tau pi (1 - pi)) over the noise
       has no bound as pi goes to 0;
     - ``range_detached``: no gradient through the minimum and maximum of Eq. 3;
-    - ``none``: no gradient: a `SharpAttentionBlock` detaches the input of its mask branch. A context-aware
-      unit, which comes after that cut, still learns by the whole gradient;
+    - ``none``: no gradient; a `SharpAttentionBlock` detaches the input of its mask branch. A context-aware
+      unit comes after this point, so it still learns by the whole gradient;
     - ``straight_through_pi``: dM/dpi replaced by 1;
     - ``clipped``: the exact derivative, but 0 where pi is below 0.01 or above 0.99;
-    - ``expected``: dM/dpi replaced by its mean over the noise of Eq. 5. It excludes a factor on the noise.
+    - ``expected``: dM/dpi replaced by its mean over the noise of Eq. 5. It requires a noise factor of 1.
 
     ``straight_through_pi``, ``clipped`` and ``expected`` bound the variance; their gradient is not that of
     the drawn mask.
@@ -212,7 +212,7 @@ class MaskSampler(nn.Module):
 
     - ``noise_free``: Eq. 5 without noise at the current tau;
     - ``expected``: pi itself;
-    - ``mean``: the mean of Eq. 5 over its noise, exact to 1e-6;
+    - ``mean``: the mean of Eq. 5 over its noise, accurate to 1e-6;
     - ``hard``: 1 where pi > 0.5, else 0;
     - ``sample``: the average of ``draws`` seeded draws. All images have the same noise, (1, C, H, W), or with
       ``sample_noise=per_view`` (V, C, H, W) for the V views of an image. So the mask of an image depends

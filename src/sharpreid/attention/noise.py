@@ -1,8 +1,8 @@
 """Noise of the masks: a hash of the seed and the position of an activation.
 
-Unlike the draws of a generator, these can be made in any order, by any number of threads and on any device
-with the same bits, and made again in the backward pass. No library has such a generator with equal bits on
-CPU, CUDA and in Triton, so it is ours. The hash is a 32-bit multiply and xor-shift mixer (two rounds,
+Unlike the draws of a generator, these have the same bits in any order, with any number of threads and on any
+device, so the backward pass can compute them again. No library offers such noise with equal bits on the CPU,
+on CUDA and in Triton. The hash is a 32-bit multiply and xor-shift mixer (two rounds,
 constants of C. Wellons' search for low bias), with a key added before and between the rounds.
 """
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 MULTIPLIERS = (0x7FEB352D, 0x846CA68B)
 BITS = 23
-"""Random bits of a draw: half a step added, float32 still holds it exactly."""
+"""Random bits of a draw; with half a step added, float32 still represents it exactly."""
 
 
 def derive_keys(seed: int) -> tuple[int, int]:

@@ -47,15 +47,15 @@ class ResidualAttentionMask(nn.Module):
     The stride-2 bottlenecks of the next stages (C -> 2C -> ...) lead down to the trunk's lowest resolution.
     Mirrored bottlenecks (the same channels in reverse, after a bilinear up-sampling) lead up again, with the
     features of equal resolution added in between. A sigmoid makes the mask. The last bottleneck ends without
-    ReLU, so that the mask may fall below 0.5. Of its own version the paper prints only the number of
-    parameters, 15.84 / 15.08 / 12.06 million on blocks 1-3; the convolution weights here are 15,826,944 /
+    ReLU, so that the mask may fall below 0.5. The paper gives only the number of parameters of its version,
+    15.84 / 15.08 / 12.06 million on blocks 1-3; the convolution weights here are 15,826,944 /
     15,073,280 / 12,058,624.
 
     Args:
         channels: C, channels of the input; a multiple of 2.
-        lowest_channels: channels of the trunk's last stage (ResNet-50: 2048): C times 2, 4, 8, ...
-        strides: convolution that has a bottleneck's stride, ``v1`` (first 1x1) or ``v1.5`` (3x3), as in the
-            trunk.
+        lowest_channels: channels of the trunk's last stage (ResNet-50: 2048); must be C times 2, 4, 8, ...
+        strides: convolution of a bottleneck that has its stride: ``v1`` (first 1x1) or ``v1.5`` (3x3), as in
+            the trunk.
 
     Raises:
         ValueError: an argument is out of range.

@@ -1,1 +1,1 @@
-"""Lightning callbacks; removing one never changes what is trained."""
+"""Lightning callbacks. Removing one does not change the trained network."""

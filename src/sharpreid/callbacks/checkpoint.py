@@ -24,7 +24,7 @@ class StepCheckpoints(Checkpoint):
     """Callback that saves a checkpoint every few steps and keeps the newest ones.
 
     A training that resumes from such a checkpoint continues exactly. Within an epoch a checkpoint is written
-    after a step, at the end of an epoch after its validation, and always after the last step. SIGTERM and
+    after a step, at its end after the validation. There is always one after the last step. SIGTERM and
     SIGUSR1 set a flag. At the next of these points all processes agree to stop, save, and raise
     `StoppedAtStepError`.
 
@@ -65,7 +65,7 @@ class StepCheckpoints(Checkpoint):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Stop if the processes agreed to; the last step is logged by now."""
+        """Stop if the processes have agreed to, now that the last step is logged."""
         self._finish(trainer)
 
     def on_train_batch_end(
@@ -142,7 +142,7 @@ class StepCheckpoints(Checkpoint):
         self._stop = path if stop else None
 
     def _finish(self, trainer: pl.Trainer) -> None:
-        """Flush the loggers after a checkpoint, when Lightning has logged its step, and stop if agreed."""
+        """Flush the loggers once Lightning has logged the step of a checkpoint, and stop if agreed."""
         if self._unflushed:
             self._unflushed = False
             for logger in trainer.loggers:
@@ -152,7 +152,7 @@ class StepCheckpoints(Checkpoint):
 
 
 def _write_pending_row(trainer: pl.Trainer, step: int) -> None:
-    """Write the metrics of the current step to the CSV log, which Lightning does only after the callbacks."""
+    """Write the current step's metrics to the CSV log; Lightning would do so only after the callbacks."""
     connector = trainer._logger_connector
     if not connector.should_update_logs:
         return

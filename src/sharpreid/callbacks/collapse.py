@@ -66,5 +66,5 @@ class CollapseAlarm(pl.Callback):
             )
 
     def _count(self, steps: int, again: bool) -> int:
-        """Return the number of consecutive steps; from ``patience`` on it only grows, so it warns once."""
+        """Return the number of consecutive steps; it never resets after ``patience``, to warn only once."""
         return steps + 1 if again or steps >= self.patience else 0

@@ -20,7 +20,7 @@ class DataWait(pl.Callback):
         self._mark = self._waited = self._seconds = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock also if a run resumes within an epoch, without `on_train_epoch_start`."""
+        """Start the clock when a run resumes within an epoch, where `on_train_epoch_start` is not called."""
         self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -19,13 +19,13 @@ log = logging.getLogger(__name__)
 class MaskGallery(pl.Callback):
     """Callback that draws each block's masks of a few test images every n epochs and at the end.
 
-    The image is ``<folder>/epoch<n>.png``, and ``masks`` in a logger that takes images (W&B). A network
-    without attention has none. An image that cannot be drawn is a warning; the training continues.
+    The image is saved as ``<folder>/epoch<n>.png`` and sent as ``masks`` to loggers that take images (W&B). A
+    network without attention has none. If drawing fails, a warning is logged and the training continues.
 
     Args:
         folder: Folder of the images.
-        upload_photos: Whether loggers get the masks over the photos also if these show real people, which the
-            licence of the data set may forbid. If False, they get the masks on grey.
+        upload_photos: Whether loggers get masks drawn over photos of real people, which the licence of the
+            data set may forbid. If False, these masks are drawn on grey.
         every_n_epochs: Epochs between two images, at least 1.
         images: Number of test images, the first queries; 0 draws nothing.
         channels: Number of single channels to draw, see `draw_masks`.
@@ -68,7 +68,7 @@ class MaskGallery(pl.Callback):
         if self._views is None:
             count = min(self.images, data.test.num_query)
             views = [data.test[index].views for index in range(count)]
-            self._views = torch.stack([each[-2:][0] for each in views])  # not the last: it is mirrored
+            self._views = torch.stack([each[-2:][0] for each in views])  # the last one is mirrored
         attention = record_attention(network, self._views.to(next(network.parameters())))
         sheet = draw_masks(self._views, attention, channels=self.channels)
         with replacing(self.folder / f"epoch{epoch:04d}.png") as temporary:

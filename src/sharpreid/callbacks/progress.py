@@ -1,7 +1,7 @@
 """One progress bar per run, with the time left of the run and of its sweep.
 
 On a terminal the bar is redrawn in place. Elsewhere (CI, a pipe, a log file) it is a plain line now and then.
-Rich draws it and measures the pace. Lightning's own bars start again at each epoch and know of no sweep.
+Rich draws it and measures the pace. Lightning's own bars start again at each epoch and ignore the sweep.
 """
 
 import math
@@ -23,7 +23,7 @@ from rich.text import Text
 
 
 def clock(seconds: float) -> str:
-    """Return seconds as minutes and seconds, with hours from one hour on.
+    """Format seconds as minutes and seconds, with hours from one hour on.
 
     >>> clock(35.4), clock(250), clock(7384)
     ('0:35', '4:10', '2:03:04')
@@ -46,7 +46,7 @@ class SweepClock:
     trained: bool = False
 
     def begin(self, job: int, now: float) -> None:
-        """Note that a job starts: the next one, the same one again, or by a lower number a new sweep's."""
+        """Record the start of a job. The current number changes nothing; a lower one starts a new sweep."""
         if job == self.job:
             return
         if job < self.job:
@@ -56,7 +56,7 @@ class SweepClock:
         self.job, self.started, self.trained = job, now, False
 
     def left(self, job_left: float, later_jobs: int, now: float) -> float:
-        """Return the seconds left of the sweep; until a job has finished, all are taken to last as long.
+        """Return the seconds left of the sweep; until a job has finished, all are assumed equally long.
 
         >>> SweepClock().left(10.0, later_jobs=2, now=50.0), SweepClock([80.0, 100.0]).left(10.0, 2, 50.0)
         (130.0, 190.0)
@@ -72,15 +72,15 @@ class ProgressWithTimeLeft(ProgressBar):
     """Progress over all steps of a run, not of an epoch, and over a test or validation pass.
 
     It shows the loss, the last validation's mAP, and what the module logs with ``prog_bar=True``. The time
-    left of a run is that of its steps at the pace of the last thousand, validations included, and of a test
-    pass if one was timed before. Only the process of rank 0 shows it.
+    left of a run is estimated from the pace of its last thousand steps, validations included, plus the time
+    of a test pass if one was timed before. Only the process of rank 0 shows the bar.
 
     Args:
         label: Name of the run, e.g. ``blocks=[1,2]``.
         training: Whether the run trains; a test before its first step is then labelled "untrained test".
         job: Place of the run in its sweep, from 1; None outside a sweep.
-        jobs: Number of the sweep's runs, one after the other in this process; None with ``job`` None.
-        console: Where to show it; the standard output by default.
+        jobs: Number of the sweep's runs, one after the other in this process; None outside a sweep.
+        console: Console of the bar; the standard output by default.
 
     Raises:
         ValueError: Only one of ``job`` and ``jobs`` is given, or ``job`` is not in 1..jobs.
@@ -108,7 +108,7 @@ class ProgressWithTimeLeft(ProgressBar):
 
     @property
     def is_enabled(self) -> bool:
-        """Whether anything is shown; ``LightningModule.print`` asks."""
+        """Whether anything is shown; ``LightningModule.print`` reads it."""
         return self._enabled
 
     def disable(self) -> None:
@@ -121,13 +121,13 @@ class ProgressWithTimeLeft(ProgressBar):
         self._enabled = True
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Note that the job begins."""
+        """Record the start of the job."""
         super().setup(trainer, pl_module, stage)
         if self.job is not None:
             _sweep.begin(self.job, time.monotonic())
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Open the bar of the run, at the step of a resumed one."""
+        """Open the bar of the run; a resumed run starts at its step."""
         self._open("step", trainer.estimated_stepping_batches, trainer.global_step)
 
     def on_train_batch_end(
@@ -155,7 +155,7 @@ class ProgressWithTimeLeft(ProgressBar):
             self._open("untrained test" if untrained else "test", sum(trainer.num_test_batches), 0)
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
-        """Count the batch; within training only keep the clock going."""
+        """Count the batch; a validation during training only updates the clock."""
         if self._progress is not None:
             done = self._progress.tasks[0].completed + (trainer.state.fn != TrainerFn.FITTING)
             if self._count(self._progress, done):
@@ -212,7 +212,7 @@ class ProgressWithTimeLeft(ProgressBar):
         """Advance to ``done``; return whether to show it.
 
         A bar is drawn at most four times a second. A line is printed after ten seconds, or after a tenth of
-        the way and at least one second.
+        the steps and at least one second.
         """
         task = progress.tasks[0]
         progress.update(task.id, completed=done)

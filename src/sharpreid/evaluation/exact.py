@@ -1,4 +1,4 @@
-"""Distances whose bits depend on nothing but the two embeddings.
+"""Distances whose bits depend on the two embeddings alone.
 
 A floating-point matrix product depends on the device, the number of threads and the size of the batch: equal
 items get distances that differ in the last bit, and ties are broken at random. No library offers a product
@@ -17,10 +17,10 @@ from torch import Tensor
 Array = Tensor | npt.NDArray[Any]
 
 DistanceFunction = Callable[[slice], Tensor]
-"""Return the distances of a slice of the queries to the whole gallery, float64, (rows, G).
+"""Function that returns the distances of a slice of the queries to the whole gallery, float64, (rows, G).
 
-Any increasing function of the distance serves. The caller may change the result, which is valid until the
-next call.
+It may return any increasing function of the distance instead. The caller may change the result,
+which is valid until the next call.
 """
 
 CHUNK_BYTES = 32 * 2**20
@@ -95,7 +95,7 @@ def exact_pair(query: Array, gallery: Array, names: tuple[str, str]) -> tuple[Te
         names: names of both in error messages.
 
     Raises:
-        ValueError: `exact_embeddings` refuses one of them, or their lengths D differ.
+        ValueError: `exact_embeddings` rejects one of them, or their lengths D differ.
     """
     q = exact_embeddings(names[0], query)
     g = exact_embeddings(names[1], gallery, q.device)
@@ -114,7 +114,7 @@ def as_tensor(values: Array) -> Tensor:
 
 
 def shifted_squared_distances(query: Tensor, gallery: Tensor) -> DistanceFunction:
-    """Return a function that computes |g|^2 - 2 q g, the squared Euclidean distance less |q|^2.
+    """Return a function that computes |g|^2 - 2 q g, the squared Euclidean distance minus |q|^2.
 
     The shift is the same for all gallery items of a query, so it changes no ranking. Each value is rounded
     once, and is the same for the same pair.

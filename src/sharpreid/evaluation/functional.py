@@ -1,7 +1,7 @@
 """Average precision, CMC and the ranks of the matches, as pure functions.
 
-torchmetrics' retrieval metrics handle one query at a time, break ties by the order of the files, and know
-neither junk images nor the trapezoid rule, so these are ours.
+torchmetrics' retrieval metrics handle one query at a time, break ties by the order of the files, and support
+neither junk images nor the trapezoid rule.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def average_precision(hit_ranks: Tensor | Sequence[int]) -> Tensor:
-    """Compute the mean of the precisions at the hits.
+    """Compute the average precision, which is the mean of the precisions at the hits.
 
     Args:
         hit_ranks: 1-based ranks of all matches, ascending, integer, (..., P); 0 pads at the end.
@@ -78,7 +78,7 @@ def count_first_matches(hit_ranks: Tensor, max_rank: int) -> Tensor:
 
 
 def hit_ranks(distance_qg: Tensor, match_qp: Tensor) -> Tensor:
-    """Compute the rank of every match: its place among the matches plus the negatives at least as near.
+    """Compute each match's rank: its place among the matches plus the number of negatives at least as near.
 
     Args:
         distance_qg: any increasing function of the distance, float, (Q, G); +inf where the item is not part

@@ -1,4 +1,4 @@
-"""Rank-1 on hard pairs, which are two people, called twins, who differ in one detail.
+"""Rank-1 on hard pairs. A hard pair is two people, called twins, who differ in one detail.
 
 The gallery of a query is reduced to the images of its identity and its twin from other cameras. The score
 therefore does not depend on the number of other people, and a network that ignores the detail scores at

@@ -2,11 +2,11 @@
 
 Source: Zhong et al., Re-ranking Person Re-identification with k-reciprocal Encoding, CVPR 2017.
 
-An image is encoded by the images that are among its nearest neighbours and have it among theirs. Two images
-are compared by the overlap of these sets. Where the paper and its authors' program differ, this module
-follows the program (the float32 version, which takes distances): an image is one of its own neighbours, so
-lists hold k + 1 items; k1/2 is rounded half to even; squared distances are divided by the largest in their
-row.
+An image is encoded by its reciprocal neighbours: the images that are among its nearest neighbours, and vice
+versa. Two images are compared by the overlap of these sets. Where the paper and its authors' program differ,
+this module follows the program (the float32 version, which takes distances): an image is one of its own
+neighbours, so lists hold k + 1 items; k1/2 is rounded half to even; squared distances are divided by the
+largest in their row.
 
 The set of an image has at most (k1 + 1)(k1/2 + 2) members, so the encodings are rows of a sparse matrix, and
 distances exist for a chunk of rows at a time. Memory grows with the number of images, not with its square.
@@ -136,7 +136,7 @@ def k_reciprocal_sets(neighbours: Tensor, k1: int) -> tuple[Tensor, Tensor]:
         from sharpreid.evaluation.numba_kernels import re_ranking as compiled
 
         return compiled.k_reciprocal_sets(neighbours, half.shape[1])
-    nobody = n  # pads, and sorts last
+    nobody = n  # padding, which sorts last
     reciprocal = _mask_reciprocal(neighbours, nobody)
     half_reciprocal = _mask_reciprocal(half, nobody)
     items, members = [], []
@@ -158,7 +158,7 @@ def k_reciprocal_sets(neighbours: Tensor, k1: int) -> tuple[Tensor, Tensor]:
 
 
 def _mask_reciprocal(neighbours: Tensor, nobody: int) -> Tensor:
-    """Replace the neighbours that do not have the item among theirs by ``nobody``."""
+    """Replace the neighbours that are not reciprocal by ``nobody``."""
     n, width = neighbours.shape
     kept = []
     for rows in chunk_slices(n, 16 * width * width):
@@ -233,7 +233,7 @@ def combine_distances(
     Args:
         original: distances of some queries to the gallery, float64, (queries, G), in [0, 1]; overwritten.
         weights: encodings of all images, queries first.
-        in_gallery: `transpose` of the rows of the gallery.
+        in_gallery: encodings of the gallery, transposed by `transpose`.
         queries: rows of these queries.
         lambda_value: weight of the original distances, in [0, 1].
 

@@ -21,7 +21,7 @@ class ReIDMetric(Metric):
     """Metric that collects embeddings and scores them with `evaluate_ranking`.
 
     Samples are sorted by their index, so neither the order of the batches nor the sharding changes the score.
-    A repeated index, which pads a shard, counts once. Each process must receive at least one sample. Use
+    An index that is repeated to pad a shard counts once. Each process must receive at least one sample. Use
     `update`: calling the metric on a single batch is pointless, because a batch cannot be ranked.
 
     Args:
@@ -30,7 +30,7 @@ class ReIDMetric(Metric):
             and a missing one is an error. None disables this check.
         query_group: for multi-query evaluation, the group of each sample, integer, (expected,): the
             embeddings of a group are averaged by `average_groups`, and the result takes the labels of the
-            sample whose index is the number of the group. None averages nothing.
+            sample whose index is the number of the group. None disables averaging.
         re_ranking: for example `KReciprocal(...)`; None ranks by distance alone. Not for model selection.
         hard_pairs: pairs of people who differ in one detail, see `score_hard_pairs`; may be empty.
         kwargs: arguments of `torchmetrics.Metric`. ``compute_on_cpu=True`` keeps the embeddings in main
@@ -111,7 +111,7 @@ class ReIDMetric(Metric):
 
         Raises:
             ValueError: samples are missing or unexpected, an index has two different labels, or
-                `evaluate_ranking` refuses the samples.
+                `evaluate_ranking` rejects the samples.
         """
         index, order = dim_zero_cat(self.index).sort(stable=True)
         labels = torch.stack([dim_zero_cat(s).long() for s in (self.pids, self.camids, self.is_query)], 1)[
@@ -147,7 +147,7 @@ class ReIDMetric(Metric):
         return replace(scores, hard_pairs=score_hard_pairs(*items, pairs=self.hard_pairs))
 
     def _wrap_compute(self, compute: Callable[[], RankingScores]) -> Callable[[], RankingScores]:
-        """Wrap ``compute``, with its result in a namespace: torchmetrics cannot map a frozen dataclass."""
+        """Wrap ``compute`` with its result in a namespace, as torchmetrics cannot map a frozen dataclass."""
         boxed = super()._wrap_compute(wraps(compute)(lambda: SimpleNamespace(scores=compute())))
 
         @wraps(compute)
@@ -171,7 +171,7 @@ def average_groups(embeddings: Tensor, group: Tensor) -> Tensor:
     >>> average_groups(torch.tensor([[1.0], [5.0], [2.0], [6.0]]), torch.tensor([0, 1, 0, 0])).tolist()
     [[3.0], [5.0]]
     """
-    group = group.cpu()  # where index_add_ adds the rows in order, so that the sums are reproducible
+    group = group.cpu()  # on the CPU index_add_ adds the rows in order: reproducible sums
     sizes = torch.bincount(group)
     sums = torch.zeros(len(sizes), embeddings.shape[1], dtype=torch.float64)
     sums.index_add_(0, group, embeddings.cpu().double())

@@ -7,7 +7,7 @@ The following holds for every protocol:
 
 * Ties count against the query: among items at exactly the same distance, negatives are ranked first. The
   score therefore does not depend on the order of the files, and a collapsed model, for which all items are
-  tied, gets the worst score there is.
+  tied, gets the worst possible score.
 * Items excluded from a query's ranking (junk) cost no rank.
 * Identity 0, the distractor, is a negative of every query. Identity -1 is junk.
 * Distances are exact (see `sharpreid.evaluation.exact`), so a score has the same bits for any chunk size,
@@ -234,7 +234,7 @@ class _Ranker:
         return torch.cat(ranks)
 
     def _distances(self, query: _Samples, gallery: _Samples, order: Tensor) -> DistanceFunction:
-        """Return the distances to the gallery with its rows in another order."""
+        """Return the distances to the gallery whose rows are reordered by ``order``."""
         if self.re_ranking is None:
             return shifted_squared_distances(query.embeddings, gallery.embeddings[order])
         in_given_order = self.re_ranking.distances(
@@ -265,7 +265,7 @@ class _Ranker:
             if protocol.distractor_identity is not None:
                 taken |= pids == protocol.distractor_identity
             rows = query.camids == camera
-            drawn = gallery.select(other[taken].sort().values)  # re-ranking must not see identities
+            drawn = gallery.select(other[taken].sort().values)  # rows sorted by identity would reveal it
             found = self.match_ranks(query.select(rows), drawn)
             ranks[rows.cpu(), : found.shape[1]] = found
         return ranks

@@ -3,8 +3,8 @@
 Both use the whole gallery before they rank it, so their scores are reported separately, name the method, and
 never select a model. Neither method is given identities.
 
-Both are ours because the published programs hold a matrix of all distances and break ties at random. Here
-memory grows with the number of images, and no chunk size, number of threads or device changes a bit.
+The published programs hold a matrix of all distances and break ties at random. Here memory grows with the
+number of images, and the result has the same bits for any chunk size, number of threads or device.
 """
 
 from dataclasses import dataclass
@@ -93,9 +93,8 @@ class KReciprocal:
 class QueryExpansion:
     """Average query expansion, for ``evaluate_ranking(..., re_ranking=...)``.
 
-    Each query is replaced as in `average_query_expansion`, with images of other cameras only. To keep images
-    of other people in the query's own camera, and drop only those that the protocol excludes, would need the
-    identity that is to be found.
+    Each query is replaced as in `average_query_expansion`, with images of other cameras only. The exclusion
+    of a protocol such as Market-1501's cannot be used, because it depends on the query's identity.
 
     Args:
         k: number of gallery images per query, at least 1.

@@ -20,7 +20,7 @@ class HardPairScores:
     num_queries: int
     """Number of queries whose identity and twin both have an image in another camera than the query's."""
     by_detail: dict[str, tuple[float, int]]
-    """Rank-1 and number of queries of the pairs that differ in a detail, by the name of the detail."""
+    """Rank-1 and number of queries for each detail, by name, in which pairs differ."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the scores as plain values for JSON."""
@@ -39,7 +39,7 @@ class QueryScores(NamedTuple):
     """Scores of each query, in the order of the queries; NaN for a query without a match."""
 
     ap: npt.NDArray[np.float64]
-    """Average precision, (Q,), in [0, 1]. Where mAP is drawn, the mean over the draws."""
+    """Average precision, (Q,), in [0, 1]. With mAP on drawn galleries, the mean over the draws."""
     rank1: npt.NDArray[np.float64]
     """Share of the draws in which a match is ranked first, (Q,), in [0, 1]; 0 or 1 without draws."""
 
@@ -64,9 +64,9 @@ class RankingScores:
     re_ranking: str = "none"
     """The re-ranking method and its parameters."""
     plain: "RankingScores | None" = None
-    """The scores without re-ranking; None if there is none."""
+    """The scores without re-ranking; None if the gallery was not re-ranked."""
     hard_pairs: HardPairScores | None = None
-    """Scores on the data set's hard pairs, without re-ranking; None if it names none."""
+    """Scores on the data set's hard pairs, without re-ranking; None if it has no hard pairs."""
     queries: QueryScores | None = field(default=None, compare=False, repr=False)
 
     def rank(self, k: int) -> float:

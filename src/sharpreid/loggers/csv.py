@@ -17,7 +17,7 @@ from sharpreid.distributed import rank_zero_only
 
 
 class AppendingCSVLogger(Logger):
-    """Logger that appends each row to ``metrics.csv`` at once and keeps the rows that are there.
+    """Logger that appends each row to ``metrics.csv`` at once and keeps existing rows.
 
     A row equal to the one before it is written once, so that a checkpoint can write the row of its step
     before Lightning does. A new column is added to all rows by replacing the file. Only the process of rank 0
@@ -36,7 +36,7 @@ class AppendingCSVLogger(Logger):
 
     @property
     def name(self) -> str:
-        """Name of the experiment: none."""
+        """Name of the experiment, which is empty."""
         return ""
 
     @property
@@ -65,7 +65,7 @@ class AppendingCSVLogger(Logger):
             csv.DictWriter(lines, self._columns).writerow(row)
 
     def _add_columns(self, row: Mapping[str, Any]) -> None:
-        """Replace the file by one with the columns of ``row`` too; a kill leaves one of the two."""
+        """Replace the file atomically by one that also has the columns of ``row``."""
         rows: list[dict[str, str]] = []
         if self._file.is_file():
             with self._file.open(newline="", encoding="utf-8") as lines:

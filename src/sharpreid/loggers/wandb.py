@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class FaultTolerantWandbLogger(WandbLogger):
-    """Lightning's logger, with a warning instead of an error once W&B's process has ended.
+    """Lightning's logger, which warns instead of failing once W&B's process has ended.
 
     A scheduler's signal to all processes of a job ends that of W&B at once
     (https://github.com/wandb/wandb/issues/9963), while the training completes its step and saves it.
@@ -64,7 +64,7 @@ def build_wandb_logger(
         group: Group of the runs of a sweep.
         name: Name of the run.
         tags: Tags of the run.
-        save_dir: Folder of the run's files; it is made.
+        save_dir: Folder of the run's files; created if missing.
     """
     mode = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
     if mode == "online" and not has_key():

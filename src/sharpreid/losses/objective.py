@@ -21,15 +21,15 @@ class ObjectiveValue(NamedTuple):
     """Scalar to minimise."""
     triplet: TripletLoss
     total_variation: tuple[Tensor, ...]
-    """Scalar of Eq. 6 per active attention block, before mu; empty without attention or with mu = 0."""
+    """Scalar of Eq. 6 per active attention block, not times mu; empty without attention or with mu = 0."""
 
 
 class Objective:
-    """L = L_triplet + mu * sum over blocks of TV(A_i) (Eq. 8).
+    """Training objective L = L_triplet + mu * sum over blocks of TV(A_i) (Eq. 8).
 
     Args:
         margin: margin of the triplet loss, > 0.
-        mu: weight of the total variation, >= 0; 0 leaves the term out (and costs nothing).
+        mu: weight of the total variation, >= 0; 0 omits the term.
         reduction: reduction of the total variation, see `reduce_total_variation`.
 
     Raises:
@@ -59,7 +59,7 @@ class Objective:
             embeddings: embeddings of the global batch, of all devices, float, (B, D).
             identities: label of each row, integer, (B,).
             variations: Eq. 6 of each active block on this device's images; ignored if mu is 0.
-            gather: maps a tensor (1,) of this device to those of all devices, with gradients to each.
+            gather: concatenates the tensors (1,) of all devices, and passes gradients back to them.
         """
         triplet = batch_hard_triplet_loss(embeddings, identities, self.margin)
         if self.mu == 0:

@@ -1,6 +1,6 @@
 """Total variation of attention-aware features (paper Sec. III-B, Eq. 6-7).
 
-Squared L2 per image, unlike the L1 total variations of kornia and torchmetrics.
+It is a squared L2 norm per image, unlike the L1 total variations of kornia and torchmetrics.
 """
 
 from typing import Literal, NamedTuple, get_args
@@ -55,8 +55,8 @@ def reduce_total_variation(variation: TotalVariation, reduction: Reduction) -> T
         variation: result of `squared_total_variation`.
         reduction: value of an image. ``sum`` is Eq. 6 as printed; ``mean`` divides it by C * H * W;
             ``relative`` divides ``mean`` by the detached mean square of the image's features, so that the
-            value does not change when they shrink. ``relative`` of features whose mean square underflows,
-            such as all zeros, is 0.
+            value does not change when the features shrink. It is 0 for features whose mean square underflows,
+            such as zeros.
 
     Raises:
         ValueError: ``reduction`` is unknown.
@@ -72,7 +72,7 @@ def reduce_total_variation(variation: TotalVariation, reduction: Reduction) -> T
     mean = total / elements
     if reduction == "mean":
         return mean.mean()
-    divisible = mean_square >= torch.finfo(total.dtype).tiny  # below, the reciprocal overflows
+    divisible = mean_square >= torch.finfo(total.dtype).tiny  # the reciprocal of less overflows
     return torch.where(divisible, mean / torch.where(divisible, mean_square, 1.0), 0.0).mean()
 
 

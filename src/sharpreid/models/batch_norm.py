@@ -1,6 +1,6 @@
 """Batch norm with statistics of a process, of all processes or of groups of images.
 
-torch.nn.SyncBatchNorm runs on CUDA only and torch has no ghost batch norm, so `BatchNormOver` is ours.
+torch.nn.SyncBatchNorm runs on CUDA only and torch has no ghost batch norm; `BatchNormOver` fills both gaps.
 """
 
 from collections.abc import Callable, Iterable
@@ -22,7 +22,7 @@ class BatchNormOver(_BatchNorm):
     trains as several devices with 16 images each. The mean over the groups updates the running statistics.
 
     Args:
-        like: batch norm whose parameters and running statistics are taken over.
+        like: batch norm whose parameters and running statistics are copied.
         statistics: ``global``, or the number of images in a group, which divides the batch.
     """
 

@@ -3,7 +3,7 @@
 The implementations are equal up to rounding (tests/attention/test_fused.py). ``eager`` is the reference: the
 functions of `sharpreid.attention.mask`, `sharpreid.attention.block` and `sharpreid.losses.total_variation`
 one after the other. ``compile`` is the same expression in one graph. ``recompute``, the default of the
-configs, and ``triton`` derive the equations anew, so that no mask is stored.
+configs, and ``triton`` have gradients derived by hand, so that no mask is stored.
 """
 
 import os
@@ -86,13 +86,12 @@ def attend(
             the same in all, up to rounding.
 
     Returns:
-        F in the dtype of ``trunk``, (B, C, H, W), with ``concat`` (B, 2C, H, W); channels last in memory if
-        ``trunk`` is. And Eq. 6 per image, or None. Both have gradients, which ``recompute`` and ``triton``
-        cannot differentiate again.
+        F, (B, C, H, W) or, with ``concat``, (B, 2C, H, W), in the dtype and memory format of ``trunk``; and
+        Eq. 6 per image, or None. ``recompute`` and ``triton`` do not support second derivatives.
 
     Raises:
-        ImportError: ``triton`` where the package triton is not installed.
-        ValueError: ``triton`` without CUDA, or in float64.
+        ImportError: ``triton`` is chosen, but the package triton is not installed.
+        ValueError: ``triton`` is chosen without CUDA or in float64.
     """
     if implementation in ("eager", "compile"):
         reference = _compiled_reference() if implementation == "compile" else _reference

@@ -32,7 +32,7 @@ class TrainOutput(NamedTuple):
     embedding: Tensor
     """Embeddings, (B, D), not normalised."""
     total_variation: tuple[TotalVariation, ...]
-    """Eq. 6 of A_i, one per active block in ascending order; empty unless it was asked for."""
+    """Eq. 6 of A_i, one per active block in ascending order; empty unless requested."""
 
 
 class EmbeddingHead(nn.Sequential):
@@ -63,7 +63,7 @@ class SharpAttentionNetwork(nn.Module):
     Args:
         trunk: the ResNet.
         head: maps (B, channels of the last stage) to (B, D).
-        blocks: stages followed by attention, a subset of 1-4 in any order; none is the plain baseline.
+        blocks: stages followed by attention, a subset of 1-4 in any order; empty for the plain baseline.
         context_blocks: blocks with a context-aware unit, a subset of ``blocks`` and of 1-3.
         sampler: builds the mask sampler of one block, see `SharpAttentionBlock`. It is called with the
             keyword ``channels`` if it has such a parameter.
@@ -76,7 +76,7 @@ class SharpAttentionNetwork(nn.Module):
             starts as with ``add`` and pretrained weights stay in use.
 
     Raises:
-        ValueError: ``blocks`` or ``context_blocks`` is not such a subset, or see `SharpAttentionBlock`.
+        ValueError: ``blocks`` or ``context_blocks`` is no such subset, or `SharpAttentionBlock` raises it.
     """
 
     def __init__(
@@ -136,8 +136,8 @@ class SharpAttentionNetwork(nn.Module):
 
         Args:
             images: normalised, float, (B, 3, H, W).
-            views: number of consecutive images that are views of the same image; divides B. Only masks with
-                noise of their own for each view depend on it.
+            views: number of consecutive images that are views of the same image; divides B. It matters only
+                for masks with ``sample_noise=per_view``.
         """
         attended = []
 

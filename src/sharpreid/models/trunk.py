@@ -20,7 +20,7 @@ class ResNetTrunk(nn.Module):
     Args:
         depths: bottlenecks per stage, four numbers >= 1; (3, 4, 6, 3) is ResNet-50.
         width: channels of the stem (ResNet-50: 64); stage i ends with ``4 * width * 2 ** (i - 1)``.
-        strides: convolution that has the stride of a down-sampling bottleneck: ``v1`` (the first 1x1, as in
+        strides: convolution of a down-sampling bottleneck that has its stride: ``v1`` (the first 1x1, as in
             the paper's [4]) or ``v1.5`` (the 3x3, as in torchvision's weights).
         weights: ``imagenet`` (torchvision's; needs v1.5), a .pth or .safetensors file, or ``none``.
 

@@ -113,7 +113,7 @@ def check_fits(state: dict[str, Tensor], target: nn.Module, source: str) -> None
     )
     raise WeightsError(
         f"{source}: a checkpoint of another network than the config describes; nothing was loaded ({found}). "
-        "Keep a checkpoint in the directory of its own run, or give the model's values of that run"
+        "Keep a checkpoint in the directory of its own run, or set the model's options to those of that run"
     )
 
 
@@ -166,7 +166,7 @@ def read_tensors(path: Path) -> Any:
 
 
 def _refuse_zip_bomb(path: Path) -> None:
-    """Raise WeightsError if the directory of a zip file promises more bytes than the file has."""
+    """Raise WeightsError if the index of a zip archive declares more bytes than the file has."""
     with path.open("rb") as file:
         if file.read(4) != b"PK\x03\x04":  # torch's format before 1.6, which has no compression
             return

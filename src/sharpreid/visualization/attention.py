@@ -42,7 +42,7 @@ def record_attention(network: SharpAttentionNetwork, images: Tensor) -> list[Blo
     """Run a network in evaluation mode, and record the mask and the features of every attention block.
 
     Args:
-        network: network with or without attention blocks. Its modules are returned to their modes.
+        network: network with or without attention blocks. The modes of its modules are restored.
         images: normalised images, float, (B, 3, H, W), on the device of the network.
 
     Returns:
@@ -84,7 +84,7 @@ def _recording(network: SharpAttentionNetwork, found: list[BlockAttention]) -> I
 
 
 def denormalise(image: Tensor) -> Image.Image:
-    """Convert a normalised image (3, H, W) back to the photo it was made from.
+    """Convert a normalised image (3, H, W) back to a photo.
 
     ImageNet's mean and standard deviation are assumed. If a mean image was subtracted instead, the colours
     are off by its difference from ImageNet's mean.
@@ -122,7 +122,7 @@ def min_max_scale(values: Tensor) -> Tensor:
 
 
 def strongest_channels(attended: Tensor, count: int) -> list[int]:
-    """Return the channels of A (C, H, W) with the largest means, largest first; ties by number.
+    """Return the channels of A (C, H, W) with the largest means, largest first; ties are broken by number.
 
     >>> strongest_channels(torch.tensor([[[0.0]], [[2.0]], [[1.0]]]), 2)
     [1, 2]
@@ -143,7 +143,7 @@ def draw_masks(images: Tensor, attention: Sequence[BlockAttention], *, channels:
         ValueError: the network has no attention blocks.
     """
     if not attention:
-        raise ValueError("this network has no attention blocks (model.blocks=[]), so no masks to draw")
+        raise ValueError("this network has no attention blocks (model.blocks=[]), hence no masks to draw")
     lines = []
     for number, image in enumerate(images):
         picture = _sized(denormalise(image))

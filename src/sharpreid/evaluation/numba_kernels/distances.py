@@ -22,15 +22,15 @@ FLOAT32_ROUNDOFF = 2.0**-24
 """Largest relative rounding error of float32."""
 
 _CACHE_BYTES = 4 * 2**20  # distances of one thread, so that they fit the processor's cache
-_MIN_ROWS = 64  # a product of fewer rows takes longer for each
-_MAX_BYTES = 512 * 2**20  # distances of all threads together, unless a single row each is larger
+_MIN_ROWS = 64  # a product of fewer rows takes longer per row
+_MAX_BYTES = 512 * 2**20  # distances of all threads together, but at least one row per thread
 
 
 class MixedPrecisionDistances:
     """The shifted squared distances |g|^2 - 2 q g of all pairs: chunks in float32, single pairs in float64.
 
-    The float32 distances are those of embeddings whose common mean was subtracted, which makes the products
-    small, and which were divided by a power of two, so that no square overflows or underflows.
+    The float32 distances are those of standardised embeddings: their common mean is subtracted, which makes
+    the products small, and they are divided by a power of two, so that no square overflows or underflows.
 
     Args:
         queries, gallery: embeddings from `exact_embeddings`, float64, (Q, D) and (G, D), on the CPU.
@@ -74,7 +74,7 @@ class MixedPrecisionDistances:
         rows = chunk_size or min(most, max(_MIN_ROWS, _CACHE_BYTES // bytes_per_row))
 
         def work(number: int) -> None:
-            torch.set_num_threads(1)  # of this thread: the threads share the chunks, not a product
+            torch.set_num_threads(1)  # in this thread: chunks run in parallel, a product does not
             buffer = torch.empty(min(rows, len(self._query)), len(self._gallery))
             for start in range(number * rows, len(self._query), threads * rows):
                 part = self._query[start : start + rows]
@@ -111,7 +111,7 @@ def _floor_power_of_two(x: Tensor) -> float:
 
 
 def _norms(x: Tensor, mean: Tensor) -> Tensor:
-    """Return the norm of each row less the mean, float64."""
+    """Return the norm of each row after the mean is subtracted, float64."""
     return torch.cat([(part - mean).square_().sum(1).sqrt_() for part in torch.split(x, ROWS_IN_CACHE)])
 
 

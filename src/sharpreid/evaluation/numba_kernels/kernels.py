@@ -17,7 +17,7 @@ Entries = tuple[Int64s, Int64s, Float64s]
 """Rows of a sparse matrix: number of entries of each row; their columns, ascending; their weights."""
 
 BLOCK_SIZE = 256
-"""Number of items that are checked one by one where float32 cannot decide about one of them."""
+"""Number of items of a block, which is checked item by item if float32 cannot decide about one of them."""
 
 
 class ExactPair(NamedTuple):
@@ -30,7 +30,7 @@ class ExactPair(NamedTuple):
     squared_norm: Float64s
     """Squared norms of the gallery, (G,)."""
     shift: Float64s
-    """Difference between |g|^2 - 2 q g of the centred embeddings and of these, for each query, (Q,)."""
+    """Difference between |g|^2 - 2 q g of the centred and the original embeddings, for each query, (Q,)."""
 
 
 class ErrorBounds(NamedTuple):
@@ -47,7 +47,7 @@ class ErrorBounds(NamedTuple):
     absolute_error: float
     """Largest error that does not depend on the norms: underflow, and float64 rounding of the shift."""
     scale: float
-    """Factor from squared distances to those of the standardised embeddings."""
+    """Factor that converts squared distances to those of the standardised embeddings."""
 
 
 class Labels(NamedTuple):
@@ -123,7 +123,7 @@ def rank_matches(
         near = np.sort(found[:matches])
         margin = error_margin(bounds, query)
         line = distances[row]
-        line[first:end] = np.inf  # not negatives
+        line[first:end] = np.inf  # matches are no negatives
         if exclude_same_camera:
             for item in range(len(line)):
                 if labels.gallery_camids[item] == camera:
@@ -140,7 +140,7 @@ def rank_matches(
                 if maybe > sure:
                     for item in range(block, stop):
                         if surely < line[item] <= perhaps:
-                            if exact_for[item] != query:  # once for all matches
+                            if exact_for[item] != query:  # computed once for all matches
                                 exact_distances[item] = exact_distance(exact, query, item)
                                 exact_for[item] = query
                             nearer += exact_distances[item] <= near[place]
@@ -226,7 +226,7 @@ def find_nearest(
 
 @_compile
 def mask_reciprocal(neighbours: Int64s, start: int, stop: int, kept: Int64s) -> None:
-    """Copy the first neighbours into ``kept``, with N for those that lack the item among their first."""
+    """Copy the first neighbours into ``kept``, with N in place of those that are not reciprocal."""
     n, width = len(neighbours), kept.shape[1]
     for item in range(start, stop):
         for place in range(width):

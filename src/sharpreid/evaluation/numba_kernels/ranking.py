@@ -1,7 +1,7 @@
 """The ranks of matches on a CPU, compiled by Numba; the reference is `functional.hit_ranks`.
 
-An item whose float32 distance differs from a match's distance by more than the error bound is counted by it,
-the few others by their exact distances; see `sharpreid.evaluation.numba_kernels.distances`.
+An item is counted by its float32 distance if this differs from the match's distance by more than the error
+bound, and by its exact distance otherwise; see `sharpreid.evaluation.numba_kernels.distances`.
 """
 
 from typing import NamedTuple

@@ -1,8 +1,8 @@
 """The steps of k-reciprocal re-ranking on a CPU, compiled by Numba.
 
-Each function returns, to the last bit, what the function of its name in `sharpreid.evaluation.k_reciprocal`
-does: undecided distances are computed exactly (see `sharpreid.evaluation.numba_kernels.distances`), and
-weights are multiples of 2^-32, so that their sums are exact in any order.
+Each function returns the same bits as the function of the same name in `sharpreid.evaluation.k_reciprocal`:
+undecided distances are computed exactly (see `sharpreid.evaluation.numba_kernels.distances`), and weights are
+multiples of 2^-32, so that their sums are exact in any order.
 """
 
 from collections.abc import Callable
@@ -138,7 +138,7 @@ def _for_each_part(n: int, process: Callable[[int, int], None], *, rows: int = 5
 
 
 def _concatenate_parts(n: int, compute: Callable[[int, int], Entries]) -> tuple[Tensor, Tensor, Tensor]:
-    """Concatenate what a function returns for each part of n rows."""
+    """Concatenate the results of a function for all parts of n rows."""
     parts: dict[int, Entries] = {}
 
     def process(start: int, stop: int) -> None:
