@@ -5,9 +5,6 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ARGS ?=
 JOBS ?= 2
-FAST ?= yes
-# A file's tests share what its fixtures make, so they stay in one process.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 # One thread each: a network as small as the demo's gains little from a second one.
 SIDE_BY_SIDE := hydra/launcher=local hydra.launcher.jobs_at_once=$(JOBS)
 # The paper leaves open what flows back through the mask. The figure of the README was made with nothing of it.
@@ -39,7 +36,7 @@ report: $(READY) ## the paper's tables and figures beside runs on the embedded d
 	$(BIN)/python -m sharpreid.report
 
 test: $(READY) ## all tests but those that change the machine (test-hosts, test-slurm)
-	$(PYTEST) $(ARGS)
+	$(BIN)/python -m pytest $(ARGS)
 
 test-hosts: $(READY) ## two hosts, one of which is lost: 2 minutes, Linux as root
 	$(BIN)/python -m pytest -rs -m hosts tests/test_hosts.py $(ARGS)
@@ -59,12 +56,12 @@ test-slurm: $(READY) ## a sweep on a SLURM cluster of this machine; installs Deb
 docs: $(READY) ## the pages and the Python reference as a site in site/; fails on a broken link: 10 seconds
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-check: $(READY) ## lint, format, types, pages, fast tests and doctests (FAST=no: without tests, as before make test)
+check: $(READY) ## what CI runs: lint, format, types, pages, fast tests and doctests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(MAKE) docs
-	$(if $(filter no,$(FAST)),,$(PYTEST) -m "not slow and not gpu")
+	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 format: $(READY) ## let ruff mend what it can
 	$(BIN)/ruff check --fix
