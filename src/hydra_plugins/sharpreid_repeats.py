@@ -30,7 +30,7 @@ class RepeatingBasicSweeper(BasicSweeper):
         params: dict[str, str] | None = None,
         repeats: Sequence[Sequence[str]] = (),
     ) -> None:
-        # Hydra may have executed the base class's module again; super() refuses objects of the other class
+        # Hydra may have executed the base class's module twice; super() in its __init__ then raises TypeError
         vars(self).update(vars(basic_sweeper.BasicSweeper(max_batch_size, params)))
         self.repeats = [list(repeat) for repeat in repeats]
         self._arguments: list[str] = []

@@ -14,7 +14,7 @@ COMMANDS: Mapping[str, str] = {
     "report": "write one HTML page, CSV file and LaTeX table of many runs",
     "report.sweep": "write a sweep's tables and figure again",
     "report.record": "write the runs.csv and the per-query files of an experiment folder",
-    "report.results": "write the result tables of README and docs from recorded runs, or check them",
+    "report.results": "write the result tables of the READMEs from recorded runs, or check them",
     "dashboard": "make the W&B workspace and report of a project",
     "data.synthetic": "draw the embedded synthetic data set as image files",
 }

@@ -82,8 +82,8 @@ def build_report(entity: str, project: str) -> Any:
         panels.H1("Sharp attention: the paper and these runs"),
         panels.P(
             "A run is comparable with the paper only if its data, recipe and protocol are the paper's. "
-            "Runs are averaged over seeds within data set, method, departures from the paper's recipe and "
-            "rules of the scores."
+            "Runs with the same data set, method, deviations from the paper's recipe and scoring rules are "
+            "averaged over their seeds."
         ),
         panels.H2("Ablation (Fig. 5, Table I)"),
         *(
@@ -170,7 +170,7 @@ def _libraries() -> tuple[Any, Any]:
 
 def _bars(panels: Any) -> list[Any]:
     return [
-        panels.BarPlot(title=title, metrics=[metric])  # grouped as its runs are
+        panels.BarPlot(title=title, metrics=[metric])  # takes the grouping of its runs
         for metric, title in BARS.items()
     ]
 

@@ -10,7 +10,7 @@ RUN/scores.json to the last digit on the same machine. These values can be overr
 
   data.eval_transform.crops=ten_crop     plain | flip | ten_crop | ten_crop_8_7
   model.sampler.test_mask=expected       noise_free | expected | mean | hard | sample
-  model.sampler.sample_noise=per_view    shared | per_view, of test_mask=sample
+  model.sampler.sample_noise=per_view    shared | per_view, for test_mask=sample
   recalibrate=2000                       recompute batch-norm statistics on this many training images with the
                                          test mask; 0, the default, keeps the statistics of the training
   re_ranking=k_reciprocal                none | k_reciprocal | query_expansion, with the values of

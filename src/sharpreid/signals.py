@@ -14,7 +14,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 EXIT_RESUMABLE = 75
 """Exit status (EX_TEMPFAIL) of a run that a signal stopped and that resume=auto continues.
 
-A run that was started with resume=auto also has it if the signal came before or after the training.
+A run that was started with resume=auto also exits with it if the signal came before or after the training.
 """
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -24,7 +24,7 @@ _WORKER_GRACE = 60  # seconds
 
 
 class StoppedAtStepError(SystemExit):
-    """A signal stopped the training, which was saved before.
+    """Exit after a signal stopped the training and its state was saved.
 
     The exit status is `EXIT_RESUMABLE`.
 

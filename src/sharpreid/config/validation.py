@@ -120,7 +120,7 @@ def _signature(target: object, place: str) -> inspect.Signature | None:
             signature = inspect.signature(made, eval_str=True)
         except Exception:  # the annotations name something that is not imported
             signature = inspect.signature(made)
-    except Exception:  # an import may raise anything; builtins have no signature
+    except Exception:  # an import may raise any error; some builtins have no signature
         return None
     kept = [one for name, one in signature.parameters.items() if name not in _SET_BY_CODE.get(place, ())]
     further = [
