@@ -5,6 +5,8 @@ never select a model. Neither method is given identities.
 
 The published programs hold a matrix of all distances and break ties at random. Here memory grows with the
 number of images, and the result has the same bits for any chunk size, number of threads or device.
+
+Equation numbers are those of Zhong et al. (2017), see `sharpreid.evaluation.k_reciprocal`.
 """
 
 from dataclasses import dataclass

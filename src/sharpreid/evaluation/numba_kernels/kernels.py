@@ -1,7 +1,7 @@
 """All functions that Numba compiles.
 
 They share one file because Numba caches a compiled function until its file changes, and does not notice a
-change in another file whose function it has inlined.
+change in another file whose function it has inlined. Equation numbers are those of Zhong et al. (2017).
 """
 
 from typing import Any, NamedTuple

@@ -2,7 +2,8 @@
 
 Each function returns the same bits as the function of the same name in `sharpreid.evaluation.k_reciprocal`:
 undecided distances are computed exactly (see `sharpreid.evaluation.numba_kernels.distances`), and weights are
-multiples of 2^-32, so that their sums are exact in any order.
+multiples of 2^-32, so that their sums are exact in any order. Equation numbers are
+those of Zhong et al. (2017).
 """
 
 from collections.abc import Callable
