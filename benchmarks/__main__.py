@@ -1,9 +1,9 @@
-"""Run all benchmarks on the CPU and print one table: ``make bench``. Takes a quarter of an hour at most.
+"""Run all benchmarks on the CPU and print one table: ``make bench``.
 
-Every row is a ratio of two figures of the same run. The ratios, never the times, are compared with the
-recorded ones. With ``--check``, the exit status is 1 if a ratio is worse than recorded by more than the
-tolerance. A missed limit is printed, but does not change the exit status, because some ratios are close to
-their limits.
+This takes a quarter of an hour at most. Every row is a ratio of two figures of the same run. The ratios,
+never the times, are compared with the recorded ones. With ``--check``, the exit status is 1 if a ratio is
+worse than recorded by more than the tolerance. A missed limit is printed, but does not change the exit
+status, because some ratios are close to their limits.
 """
 
 import os

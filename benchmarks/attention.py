@@ -1,4 +1,4 @@
-"""Measure what attention costs: step time and memory of the four-block network over plain ResNet-50's.
+"""Measure the cost of attention: step time and memory of the four-block network and of plain ResNet-50.
 
 ``python -m benchmarks.attention [--batch 8] [--repeats 5] [--output FILE]``; on a GPU ``--batch 256 --bf16``.
 """
@@ -66,7 +66,7 @@ def saved_bytes(built: SharpAttentionNetwork, images: torch.Tensor, *, bf16: boo
     """
     ours = {parameter.untyped_storage().data_ptr() for parameter in built.parameters()}
     kept: dict[int, int] = {}
-    alive = []  # keeps the storages, so that no address is used twice
+    alive = []  # keeps the storages alive, so that no address is reused
 
     def note(x: torch.Tensor) -> torch.Tensor:
         x = x.detach()  # a saved tensor with a graph would keep itself alive
@@ -98,7 +98,7 @@ def _peak_bytes(step: Callable[[], None], device: str) -> int:
 def measure(
     *, batch: int = 8, repeats: int = 5, channels_last: bool = True, bf16: bool = False, device: str = "cpu"
 ) -> list[Row]:
-    """Measure step time and memory of every variant over plain ResNet-50's, interleaved.
+    """Measure step time and memory of every variant and of plain ResNet-50, interleaved.
 
     Args:
         batch: number of images.
@@ -123,7 +123,7 @@ def measure(
             gc.collect()
             step()  # compiles
             peaks[name] = _peak_bytes(step, device) / batch / 2**20
-        except Exception as error:  # measure the other variants all the same
+        except Exception as error:  # the other variants are still measured
             if name == "plain":  # the baseline of all others
                 raise
             failed[name] = f"failed: {type(error).__name__}: {error}"
@@ -168,7 +168,7 @@ def measure(
                 name=f"kept for the gradient, {setting}, {name}",
                 ours=kept[name] - kept["plain"],
                 unit="MiB/image",
-                other="what was allowed beyond plain ResNet-50",
+                other="allowance beyond plain ResNet-50",
                 theirs=4.0,
                 better="lower",
                 limit=1 if name in ("recompute", "triton") else None,
@@ -184,7 +184,7 @@ def measure(
                     other="plain ResNet-50",
                     theirs=peaks["plain"],
                     better="lower",
-                    note="parameters and the images of all variants aside",
+                    note="without parameters and images",
                 )
             )
     return rows

@@ -92,7 +92,7 @@ def distributed_step(processes: int) -> Callable[[], tuple[float, float]]:
     """Prepare to measure the seconds of a step of several gloo processes, and the peak bytes of each.
 
     Args:
-        processes: number of processes of one thread, which share 16 images of 128 x 64.
+        processes: number of processes with one thread each, which share 16 images of 128 x 64.
     """
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
 
@@ -113,7 +113,7 @@ def distributed_step(processes: int) -> Callable[[], tuple[float, float]]:
 
 
 def run_worker() -> None:
-    """Run one process of `distributed_step`; the first prints the seconds of a step and its peak bytes."""
+    """Run one process of `distributed_step`; the first process prints its seconds per step and peak bytes."""
     torch.distributed.init_process_group("gloo")
     cost = measure_cost(_time_steps)
     if torch.distributed.get_rank() == 0:
@@ -136,8 +136,8 @@ class _TrainingForward(torch.nn.Module):
 def _time_steps() -> float:
     """Return the seconds of a step.
 
-    The network is local to this function because it must be deleted before its process group: otherwise each
-    may wait for the other at the end of the process.
+    The network is local to this function so that it is deleted before its process group. Otherwise the two
+    may wait for each other at the end of the process.
     """
     built = torch.nn.parallel.DistributedDataParallel(_TrainingForward(build_network()))
     images = torch.randn(16 // torch.distributed.get_world_size(), 3, 128, 64)
@@ -151,7 +151,7 @@ def _time_steps() -> float:
 
 
 def measure() -> list[Curve]:
-    """Measure all curves."""
+    """Measure the points of all curves."""
     fixed = {"batch": 8, "height": 128, "blocks": 4}
     plans: list[tuple[str, str, str, str, list[int]]] = [
         ("scoring", "gallery items", "scoring", "gallery", [10_000, 31_623, 100_000, 316_228, 1_000_000]),
@@ -171,7 +171,7 @@ def measure() -> list[Curve]:
         if failed:
             raise RuntimeError(f"{name}: {failed[0]}")
         good = [one for one in costs if isinstance(one, Cost)]
-        # steps measure themselves, after one that warms up
+        # the functions of steps return their own measurements, which leave out a first step
         pairs = [(one.seconds, one.peak_bytes or 0) if function == "scoring" else one.value for one in good]
         curves.append(
             Curve(

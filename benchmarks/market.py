@@ -13,7 +13,7 @@ _PATTERNS = 32
 
 
 def write_market(root: Path) -> Path:
-    """Write a folder with Market-1501's numbers of images, which passes the check of the counts.
+    """Write a folder with as many images as Market-1501, so that it passes the check of the counts.
 
     Training has 12,936 images of 751 identities; the test has 3,368 queries of 750 others, 13,115 gallery
     images of these, 2,798 distractors and 3,819 images of junk.
@@ -42,7 +42,7 @@ def write_small_market(root: Path, images: int) -> Path:
 
 
 def _names(identities: range | list[int], count: int) -> tuple[str, ...]:
-    """Return ``count`` file names that cycle through the identities, and for each through the cameras."""
+    """Return ``count`` file names that cycle through the identities, and within each through cameras."""
     numbered = zip(range(count), cycle(identities))
     texts = (f"{pid:04d}" if pid >= 0 else "-1" for _, pid in numbered)
     return tuple(

@@ -1,4 +1,4 @@
-"""Time and memory of functions, each run in a new process so that it has its own peak of memory."""
+"""Time and memory of functions, each of which runs in a new process with its own peak memory."""
 
 import importlib
 import json
@@ -33,7 +33,7 @@ def measure_cost(work: Callable[[], Any]) -> Cost:
 
 
 def _reset_peak() -> int | None:
-    """Reset the peak, and return the bytes held now; None where the system does not report them."""
+    """Reset the peak memory and return the bytes in use; None where the system does not report them."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
         return _read_status("VmRSS")
@@ -57,7 +57,7 @@ def median_costs(calls: Sequence[tuple[str, dict[str, Any]]], repeats: int) -> l
 
 
 def interleaved_costs(calls: Sequence[tuple[str, dict[str, Any]]], repeats: int) -> list[list[Cost] | str]:
-    """Run all calls in turn, and repeat, each in a new process.
+    """Run all calls in turn, several times, each call in a new process.
 
     Args:
         calls: ``module:function`` and keyword arguments. The function prepares the call, and returns the

@@ -33,7 +33,7 @@ def _embeddings(queries: int, items: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def sharpreid_re_ranking(queries: int, items: int) -> Callable[[], float]:
-    """Prepare sharpreid's re-ranking with compiled kernels; it returns the mean distance."""
+    """Prepare sharpreid's re-ranking with compiled kernels, which returns the mean distance."""
     query, gallery = _embeddings(queries, items)
     limit, numba_kernels.MIN_PAIRS = numba_kernels.MIN_PAIRS, 0
     k_reciprocal_distances(query[:64], gallery[:256], **PARAMETERS)
@@ -81,13 +81,13 @@ def faiss_re_ranking(queries: int, items: int, *, checkout: str) -> Callable[[],
 def _note(peer: str, ours: float, theirs: float) -> str:
     """Describe the mean distances of both programs."""
     other = " (its distance is defined differently)" if peer.endswith("faiss") else ""
-    return f"mean distance {ours:.6f}, {theirs:.6f}{other}"
+    return f"mean distances {ours:.6f} and {theirs:.6f}{other}"
 
 
 def measure(
     checkouts: dict[str, str], *, size: tuple[int, int] = (1_000, 5_000), repeats: int = 1
 ) -> list[Row]:
-    """Measure one size.
+    """Measure re-ranking of one size.
 
     Args:
         checkouts: available checkouts of the toolboxes in `PROGRAMS`.

@@ -28,7 +28,7 @@ class Row:
         ours: sharpreid's figure; None if the measurement failed, see ``note``.
         unit: unit of both figures.
         other: name of the program or quantity that ours is compared with.
-        theirs: its figure; None if it was not available.
+        theirs: figure of that program or quantity; None if it was not available.
         better: ``higher`` or ``lower``, whichever ratio is better.
         limit: bound that the ratio should keep; None for none.
         note: remark for the reader.
@@ -92,7 +92,7 @@ def rows_against(
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return processor, GPU, load, versions and commit, which are written with the rows."""
+    """Return processor, GPU, load, versions and commit, to be written with the rows."""
     return {
         "processor": processor_name(),
         "cores": os.cpu_count(),
@@ -151,7 +151,7 @@ def print_rows(rows: Sequence[Row], title: str) -> None:
         )
     console = Console(width=None if sys.stdout.isatty() else 150)
     console.print(table)
-    console.print("ratio: with + times better than the other, with - times as much as the other")
+    console.print("ratio: + means so many times better than the other, - so many times as much as the other")
 
 
 def _figure(value: float | None, unit: str) -> str:

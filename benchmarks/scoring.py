@@ -60,7 +60,7 @@ def backends() -> tuple[str, ...]:
 
 
 def peer_scoring(size: str, dim: int, *, checkout: str, peer: str) -> Callable[[], float]:
-    """Prepare another toolbox's scoring: squared distances by one product, then its compiled ranker."""
+    """Prepare another toolbox's scoring: squared distances by a matrix product, then its compiled ranker."""
     ranker = _load_ranker(Path(checkout) / RANKERS[peer])
     data = make_test_set(size, dim)
 
@@ -87,7 +87,7 @@ def _load_ranker(folder: Path) -> ModuleType:
 
 
 def measure(checkouts: dict[str, str], *, sizes: Sequence[tuple[str, int, int]] | None = None) -> list[Row]:
-    """Measure every size.
+    """Measure the scoring of every size.
 
     Args:
         checkouts: available checkouts of the toolboxes in `RANKERS`.
@@ -115,12 +115,12 @@ def measure(checkouts: dict[str, str], *, sizes: Sequence[tuple[str, int, int]] 
     return rows
 
 
-LIMITS = {  # times faster than fast-reid
+LIMITS = {  # smallest speed-up over fast-reid
     "scoring market1501 128-d, Numba": 8,
     "scoring market1501 128-d, numpy": 2,
     "scoring msmt17 128-d, Numba": 10,
 }
-MEMORY_LIMITS = {"scoring msmt17 128-d": 1.0, "scoring market1501+500k 128-d": 3.0}
+MEMORY_LIMITS = {"scoring msmt17 128-d": 1.0, "scoring market1501+500k 128-d": 3.0}  # GB
 
 
 def rows_of_size(name: str, mine: dict[str, Cost | str], others: dict[str, Cost | str]) -> list[Row]:

@@ -267,7 +267,7 @@ def torchreid_trainer(
 
 
 def matmul_throughput(*, bf16: bool) -> Callable[[], float]:
-    """Prepare to measure the FLOP/s of square matrix products, the best of 20.
+    """Prepare to measure the FLOP/s of square matrix products, as the best of 20.
 
     On a GPU, float32 products use TF32, as convolutions do by default.
     """
@@ -392,7 +392,7 @@ class DeviceLimits(NamedTuple):
 
 
 def _median(figures: list[StepTimes]) -> StepTimes:
-    """Return the repeat with the (lower) median step time."""
+    """Return the repeat with the median step time, the lower one if there are two."""
     return sorted(figures, key=lambda one: one["seconds"])[(len(figures) - 1) // 2]
 
 
@@ -403,7 +403,7 @@ def _precision_name(bf16: bool) -> str:
 def _trainer_rows(
     named: str, name: str, figures: StepTimes | str, ideal: DeviceLimits, batch: int
 ) -> list[Row]:
-    """Return a row for the throughput and one for the waiting, or a single row with an error message."""
+    """Return a row for throughput and one for data waiting time, or a single row with an error message."""
     title, unit, loop = f"{named}, {name}", "ms/image", "torchvision's ResNet-50 in a bare loop"
     theirs = ideal.seconds * 1e3
     if isinstance(figures, str):

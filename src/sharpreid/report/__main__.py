@@ -24,16 +24,28 @@ from sharpreid.run.records import write_text
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write index.html, report.md and figures/ of recorded runs."""
     parser = argparse.ArgumentParser(prog="python -m sharpreid.report", description=__doc__)
-    parser.add_argument("folders", nargs="*", type=Path, default=[Path("outputs")], metavar="DIR")
     parser.add_argument(
-        "--output", type=Path, default=Path("report"), metavar="DIR", help="folder of the report; report/"
+        "folders",
+        nargs="*",
+        type=Path,
+        default=[Path("outputs")],
+        metavar="DIR",
+        help="output folders of runs; by default outputs/",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("report"),
+        metavar="DIR",
+        help="folder of the report; by default report/",
     )
     parser.add_argument(
         "--images",
         type=int,
         default=3,
         metavar="N",
-        help="masked photos and ranked lists per data set; 0 for none (a list embeds the whole gallery)",
+        help="masked photos and ranked lists per data set; 3 by default, 0 for none (a ranked list embeds "
+        "the whole gallery)",
     )
     given = parser.parse_args(arguments)
     if given.images < 0:
@@ -95,7 +107,7 @@ def _section_makers(
     runs: Sequence[Run], others: Sequence[Job], images: int, figures: Path
 ) -> Iterator[tuple[str, Callable[[], Section]]]:
     import_torchmetrics()
-    from sharpreid.report import sections  # slow, and not for a refused call
+    from sharpreid.report import sections  # slow to import, and not needed for a refused call
 
     yield "Schedule of tau", partial(sections.schedule_section, figures)
     for name, jobs in group_sweeps(runs, others).items():

@@ -38,7 +38,7 @@ Line = dict[str, str]
 """Line of runs.csv: column -> text."""
 
 QUERY_METRICS = ("mAP", "rank1")
-"""Scores to which the columns of a file of queries contribute, in their order."""
+"""Scores whose contributions a file of queries contains, in the order of its columns."""
 
 
 class Question(NamedTuple):
@@ -47,7 +47,7 @@ class Question(NamedTuple):
     Args:
         title: the question.
         rows: pattern of the rows in its figure, which shows them beside the baseline.
-        pairs: (pattern of a row, row that differs from it only in what the question asks).
+        pairs: (pattern of a row, replacement that gives the name of the row to compare it with).
     """
 
     title: str
@@ -160,12 +160,12 @@ def read_lines(folder: Path) -> list[Line]:
 
 
 def query_folder(folder: Path, line: Mapping[str, str]) -> Path:
-    """Return the folder of the queries of a recipe on a data set, below the folder of runs.csv."""
+    """Return the folder for the queries of all runs of a recipe on a data set."""
     return folder / "queries" / line["recipe"] / line["dataset"].replace("/", "_")
 
 
 def query_file(folder: Path, line: Mapping[str, str]) -> Path:
-    """Return the path of ``ap`` and ``rank1`` of a run's queries, in the order of ``images.csv.gz``."""
+    """Return the file with ``ap`` and ``rank1`` of a run's queries, in the order of ``images.csv.gz``."""
     return query_folder(folder, line) / f"{line['row']}-seed{line['seed']}.csv.gz"
 
 
@@ -232,7 +232,7 @@ def _study_row(folder: Path, name: str, lines: Sequence[Line], images: Sequence[
 
 
 class Comparison(NamedTuple):
-    """Two rows of a study that differ only in what a question asks."""
+    """Two rows of a study whose difference answers a question."""
 
     question: str
     study: Study

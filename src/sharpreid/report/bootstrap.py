@@ -1,6 +1,6 @@
 """Estimate the difference between two methods with a paired bootstrap over seeds and identities.
 
-It is ours because scipy.stats.bootstrap resamples a single axis, not seeds and identities at once.
+The bootstrap is ours because scipy.stats.bootstrap resamples a single axis, not seeds and identities at once.
 """
 
 from collections.abc import Mapping
@@ -110,7 +110,8 @@ def paired_difference(
         The difference in the unit of the values, positive if ours is higher; None if no seed is shared.
 
     Raises:
-        ValueError: two runs differ in their queries, in the identities of these, or in which have a match.
+        ValueError: two runs differ in their queries, in the identities of the queries, or in which queries
+            have a match.
     """
     shared = sorted(ours.keys() & baseline.keys())
     if not shared:
@@ -163,7 +164,7 @@ def _stretch(seeds: int) -> float:
     """
     if seeds == 1:
         return 1.0
-    if seeds == 2:  # a quarter of the resamples draws one seed twice, so the interval ends at its deviation
+    if seeds == 2:  # each seed is alone in a quarter of the resamples, so the interval ends at its deviation
         return _STUDENT[0]
     student = _STUDENT[min(seeds - 1, len(_STUDENT)) - 1]
     return float(np.sqrt(seeds / (seeds - 1)) * student / _NORMAL)
@@ -171,6 +172,6 @@ def _stretch(seeds: int) -> float:
 
 @lru_cache(maxsize=16)
 def _counts(of: int, resamples: int, seed: int) -> Array:
-    """Draw how often each of ``of`` things occurs in a resample of as many, (resamples, of)."""
+    """Draw how often each of ``of`` items occurs in a resample of ``of`` items, (resamples, of)."""
     rng = np.random.default_rng(seed)
     return rng.multinomial(of, np.full(of, 1 / of), size=resamples).astype(np.float64)

@@ -1,6 +1,6 @@
 """Markdown tables for pages that GitHub shows.
 
-They are ours because pandas and tabulate, which write such tables, are not among the dependencies, and rich's
+This module is ours because pandas and tabulate, which write such tables, are no dependencies, and rich's
 ``box.MARKDOWN`` wraps cells at the width of the terminal.
 """
 

@@ -132,11 +132,11 @@ def paper_table(place: str, runs: Sequence[Run], paper: Sequence[Mapping[str, st
 
 
 def gains_table(runs: Sequence[Run], paper: Sequence[Mapping[str, str]]) -> list[PaperRow]:
-    """Return what attention adds to the baseline, in percentage points (Fig. 5, Sec. IV-D).
+    """Return the gains of attention over the baseline, in percentage points (Fig. 5, Sec. IV-D).
 
-    A gain of ours is the score of a run minus the mean of the baseline on the same data set and protocol. A
-    gain of the paper is printed (last bar of Fig. 5, Sec. IV-D) or, as its cell then says, the difference of
-    two rows of Table I.
+    Our gain is the score of a run minus the mean of the baseline on the same data set and protocol. The
+    paper's gain is a printed number (last bar of Fig. 5, Sec. IV-D) or the difference between two rows of
+    Table I, which its cell then states.
 
     Args:
         runs: runs, see `load_runs`; those that are not comparable with the paper are left out.
@@ -213,7 +213,7 @@ def group_by_protocol(runs: Iterable[Run]) -> list[list[Run]]:
 
 
 def describe_protocols(runs: Sequence[Run]) -> str:
-    """Describe the protocol of the runs, their drawn splits, and their choices where the paper is silent."""
+    """Describe the protocol of the runs, their drawn splits, and their choices that the paper leaves open."""
     return " / ".join(
         dict.fromkeys(
             ", ".join((protocol_line(run.record["protocol"]), *open_choices(run.config))) for run in runs
@@ -257,9 +257,9 @@ def _command(arguments: str, method: str) -> str:
 def _gap_of_gain(
     runs: Sequence[Run], method: str, dataset: str, experiment: str, baseline: bool
 ) -> tuple[str, str]:
-    """Return the same as `_gap` for a gain, which needs runs of the method and of the baseline."""
+    """Return why a gain is missing, and the commands of the missing runs of method and baseline."""
     arguments = f"+experiment={experiment} data={dataset}"
-    if experiment == "fig5":  # sweeps blocks, not methods
+    if experiment == "fig5":  # this experiment sweeps blocks, not methods
         blocks = "1,2,3,4" if method == "sab" else method.removeprefix("blocks ").replace("+", ",")
         ours, base = f"{arguments} model.blocks=[{blocks}]", f"{arguments} model.blocks=[]"
     else:
@@ -301,7 +301,7 @@ def _parameters(method: str | None, metric: str, paper: str) -> Cell:
 
 
 def _convolution_weights(method: str | None, channels: int) -> int:
-    from sharpreid.attention.context import ContextUnit  # slow, for one column only
+    from sharpreid.attention.context import ContextUnit  # slow to import, needed for one column only
     from sharpreid.attention.soft import ResidualAttentionMask
 
     unit = (

@@ -216,7 +216,7 @@ def _run_label(line: Mapping[str, str]) -> str:
 
 
 def _compress_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> bytes:
-    """Return the bytes of a compressed CSV file; without a time in it, the same rows give the same bytes."""
+    """Return a compressed CSV file. It contains no time stamp, so the same rows give the same bytes."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)

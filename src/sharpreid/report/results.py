@@ -1,8 +1,8 @@
 """Write the tables of recorded results into the READMEs: ``python -m sharpreid.report.results [--check]``.
 
 Each table stands between ``<!-- results: NAME -->`` and ``<!-- end -->`` in a README; edits by hand there are
-overwritten. A further table is a function here that returns its lines, with its NAME in `TABLES`. The command
-also draws the figures of experiments/does_it_help.
+overwritten. To add a table, write a function that returns its lines, and add it to `TABLES`. The command also
+draws the figures of experiments/does_it_help.
 """
 
 import argparse
@@ -142,7 +142,7 @@ def test_mask(experiments: Path) -> list[str]:
 
 
 def paper_comparison(experiments: Path) -> list[str]:
-    """Return the studies' rows on Market-1501 that Table I has, beside its numbers, with their deviations."""
+    """Return the rows on Market-1501 that Table I has too, with its numbers and with their deviations."""
     attention_methods = {"baseline": "baseline", "blocks_1234": "sab", "cu": "sab_cu", "cu_tv": "sab_cu_tv"}
     paper = {
         (METHODS[line["row"]], line["metric"]): line["value"]
@@ -225,7 +225,7 @@ def _run_label(line: Line) -> str:
 
 
 def study_answers(experiments: Path) -> list[str]:
-    """Return the difference of each pair of rows that differ only in what a question asks."""
+    """Return the difference of each pair of rows that answers a question."""
     rows = []
     for question, study, row, other in find_comparisons(read_studies(experiments / _STUDY)):
         differences = {metric: study.difference(row, other, metric) for metric in COMPARED}

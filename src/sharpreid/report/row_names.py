@@ -31,7 +31,7 @@ _CHOICES = {
     "model.context_unit": ("model/context_unit/context_aware", ("_target_", "_partial_", "strides")),
     "schedule": ("schedule/paper", ("temperature", "learning_rate_factor", "beta1")),
 }
-"""Part of the config -> its file in conf/, and the keys that a row name treats in another way or not at all.
+"""Part of the config -> its file in conf/, and the keys that a row name ignores or treats separately.
 
 A row name states every other key of these parts whose value differs from the file.
 """
@@ -135,7 +135,7 @@ def describe_conditions(config: DictConfig) -> str:
 
 
 def recipe_name(config: DictConfig) -> str | None:
-    """Return the ``recipe=`` that agrees with a config apart from its row, or None if there is none."""
+    """Return the ``recipe=`` that a config follows, whatever its row; None if there is none."""
     name = str(config.data.source.name)
     data = name if (CONF_DIR / "data" / f"{name}.yaml").is_file() else "market1501"
     found = _conditions(config)
@@ -156,9 +156,9 @@ def _recipes(data: str) -> dict[str, str]:
 
 
 def _conditions(config: DictConfig) -> str:
-    """Return the deviations of a run after all that its row name states is reset to conf/.
+    """Return the deviations of a run from the paper, except for the choices that its row name states.
 
-    Keys that an early run lacks are set too.
+    These choices are reset to the files of conf/, also where the config of an early run lacks the key.
     """
     neutral = config.copy()
     OmegaConf.set_struct(neutral, False)

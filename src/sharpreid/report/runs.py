@@ -26,7 +26,7 @@ class Job:
     Args:
         folder: output folder of the job.
         name: name of its experiment.
-        status: ``done``, ``failed``, or ``running``, which a job that died without notice keeps.
+        status: ``done``, ``failed``, or ``running``, which is also the status of a job that was killed.
         started: start time in Unix seconds.
         overrides: Hydra overrides of the job.
         error: why there is no score; None if there is one.
@@ -171,7 +171,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def unfinished_jobs(jobs: Iterable[Job]) -> list[Job]:
-    """Return the jobs without a score, which failed or were never seen to end."""
+    """Return the jobs without a score, which failed or have not ended."""
     return [job for job in jobs if job.status != "done"]
 
 
@@ -201,7 +201,7 @@ def load_runs(folders: Iterable[Path]) -> tuple[list[Run], list[Job]]:
 
 
 def _load_run(job: Job, record: Mapping[str, Any]) -> Run:
-    """Raise ValueError with the path of the file if a required key is missing."""
+    """Load a finished job with its config; raise ValueError with the file's path if a key is missing."""
     for key in ("scores", "dataset", "protocol"):
         if not isinstance(record.get(key), Mapping):
             raise ValueError(f"{job.folder / 'scores.json'}: no {key}; expected the record of a run")
@@ -224,7 +224,7 @@ def distinct_runs(runs: Iterable[Run]) -> list[Run]:
 
 
 def group_sweeps(runs: Sequence[Run], others: Sequence[Job]) -> dict[str, list[Job]]:
-    """Return the jobs of every experiment that has several, by its name, sorted by start time."""
+    """Return experiment -> its jobs, sorted by start time, for the experiments with several jobs."""
     found: dict[str, list[Job]] = {}
     for job in sorted([*(run.job for run in runs), *others], key=lambda job: job.started):
         found.setdefault(job.name, []).append(job)

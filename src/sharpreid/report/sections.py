@@ -190,7 +190,7 @@ def _choose_soft_and_sharp(runs: Sequence[Run]) -> tuple[Run, Run]:
 
 
 def ranked_section(data: str, runs: Sequence[Run], images: int, figures: Path) -> Section:
-    """Draw what a run ranks first for some queries; this embeds the whole gallery."""
+    """Draw the images that a run ranks first for some queries; this embeds the whole gallery."""
     run = choose_run(runs)
     if run is None:
         raise ValueError("no run has its checkpoint")
@@ -212,7 +212,7 @@ def choose_run(runs: Sequence[Run]) -> Run | None:
     """Choose the run to show, without looking at its scores; None if no run has its checkpoint.
 
     Runs that are comparable with the paper come first, then plain sharp blocks, then the lowest seed, then
-    the newest run. The best run would be chosen on the test set.
+    the newest run. Taking the best run would be a choice on the test set.
     """
     available = [run for run in runs if run.checkpoint.is_file()]
     methods = {method: place for place, method in enumerate(_PREFERRED_METHODS)}

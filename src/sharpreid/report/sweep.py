@@ -1,6 +1,6 @@
 """Summarise a sweep again: ``python -m sharpreid.report.sweep DIR --baseline 'model.blocks=[]'``.
 
-A Hydra multirun does this at its end by itself, see `sharpreid.sweep.summary_callback`.
+A Hydra multirun writes its summary when it ends, see `sharpreid.sweep.summary_callback`.
 """
 
 import argparse
@@ -18,7 +18,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="output folder of the sweep")
     parser.add_argument("--baseline", help="override that marks the baseline, e.g. 'model.blocks=[]'")
     parser.add_argument("--title", default="", help="heading of the page and the figure")
-    parser.add_argument("--label", type=_parse_label, action="append", default=[], metavar="VALUE=LABEL")
+    parser.add_argument(
+        "--label",
+        type=_parse_label,
+        action="append",
+        default=[],
+        metavar="VALUE=LABEL",
+        help="label of an override value; may be repeated",
+    )
     parser.add_argument("--by-held-out", action="store_true", help="rank by mAP on held-out identities")
     given = parser.parse_args(arguments)
     if given.baseline and not _has_baseline(given.folder, given.baseline):
