@@ -9,9 +9,14 @@ JOBS ?= 2
 SIDE_BY_SIDE := hydra/launcher=local hydra.launcher.jobs_at_once=$(JOBS)
 # The paper leaves the gradient through the mask open. The figure of the README was made without this gradient.
 GRADIENT := model.sampler.gradient=none
+# Test files side by side, one on each core. A test that needs more processes starts them itself.
+PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile
+# Pytest's status 5: ARGS named only tests of the other kind.
+NONE_IS_FINE = $(if $(ARGS),|| [ $$? = 5 ])
 
 .DEFAULT_GOAL := help
-.PHONY: help setup ablation report test test-hosts test-slurm bench bench-growth soak check docs format clean
+.PHONY: help setup ablation report check lint test test-fast test-slow test-hosts test-slurm bench bench-growth \
+	soak docs format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -35,8 +40,22 @@ report: $(READY) ## train the demo runs and show them beside the paper's tables 
 	$(BIN)/python -m sharpreid.train +experiment=methods method=sab_cu,sab_cu_tv,sigmoid_gate,residual_attention $(SIDE_BY_SIDE) $(ARGS)
 	$(BIN)/python -m sharpreid.report
 
-test: $(READY) ## run all tests except those that change the machine (test-hosts, test-slurm)
-	$(BIN)/python -m pytest $(ARGS)
+# CI runs `make check test`: in one call make runs test-fast, which both need, once.
+check: lint test-fast ## lint and the fast tests
+
+lint: $(READY) ## ruff, format, types and the pages
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(MAKE) docs
+
+test: test-fast test-slow ## all tests but those that change the machine (test-hosts, test-slurm)
+
+test-fast: $(READY) ## tests of a few seconds at most, and doctests
+	$(PYTEST) -m "not slow and not gpu" $(ARGS) $(NONE_IS_FINE)
+
+test-slow: $(READY) ## tests that train, start processes or need a GPU
+	$(PYTEST) -m "slow or gpu" $(ARGS) $(NONE_IS_FINE)
 
 test-hosts: $(READY) ## test a training on two hosts, one of which is lost; Linux, as root: 2 minutes
 	$(BIN)/python -m pytest -rs -m hosts tests/test_hosts.py $(ARGS)
@@ -55,13 +74,6 @@ test-slurm: $(READY) ## test a sweep on a local SLURM cluster; installs Debian's
 
 docs: $(READY) ## build the pages and the Python reference into site/; fails on a broken link: 10 seconds
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-
-check: $(READY) ## check lint, format, types, pages, fast tests and doctests, as CI does
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
-	$(BIN)/mypy
-	$(MAKE) docs
-	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 format: $(READY) ## apply ruff's automatic fixes
 	$(BIN)/ruff check --fix

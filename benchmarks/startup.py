@@ -56,6 +56,7 @@ def measure(*, repeats: int = 3, root: Path | None = None) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         market = root or write_market(Path(folder) / "market")
         data = ["data=market1501", f"data.source.root={market}", f"data.cache={folder}/cache"]
+        data += ["data.source.allow_subset=true"] if root else []
         prepare(data)
         commands = {
             TORCH: ["-c", "import torch"],

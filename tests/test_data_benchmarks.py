@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from benchmarks import training
+from benchmarks.market import write_market, write_small_market
 from benchmarks.process import Cost
 from benchmarks.training import WARM_UP, FinishedError, StepTimer, flops_per_image
+from sharpreid.data.market1501 import load_market1501
 
 ROOT = Path(__file__).parents[1]
 
@@ -90,5 +92,12 @@ def test_operations_of_resnet50_are_those_known() -> None:
 
 @pytest.mark.slow
 def test_help_and_the_way_to_the_first_batch_are_measured(tmp_path: Path) -> None:
-    rows = measured(tmp_path, "benchmarks.startup")
+    images = write_small_market(tmp_path / "market", 256)  # 64 x 4: a batch
+    rows = measured(tmp_path, "benchmarks.startup", "--root", str(images))
     assert [row["name"] for row in rows] == ["sharpreid.train --help", "sharpreid.train, to the first batch"]
+
+
+@pytest.mark.slow
+def test_the_images_for_the_start_up_are_as_many_as_those_of_market1501(tmp_path: Path) -> None:
+    data = load_market1501(root=write_market(tmp_path / "market"))
+    assert (len(data.train), len(data.query)) == (12_936, 3_368)

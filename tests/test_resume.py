@@ -379,7 +379,7 @@ def test_a_killed_command_ends_as_an_undisturbed_one(
     tiny_overrides: list[str], tmp_path: Path, processes: int, workers: int
 ) -> None:
     """kill -9 in a step, in a save and in a validation; `tests.soak` has a hundred of them."""
-    overrides = [*tiny_overrides, "trainer.max_epochs=20", f"data.num_workers={workers}"]
+    overrides = [*tiny_overrides, "trainer.max_epochs=12", f"data.num_workers={workers}"]
     overrides += ["data.validation_identities=2"]
     undisturbed = Command(overrides, tmp_path / "whole", processes)
     undisturbed.finish()
@@ -404,7 +404,7 @@ def test_a_killed_command_ends_as_an_undisturbed_one(
     assert values == wanted_values
     assert losses == wanted_losses
     for command in (disturbed, undisturbed):
-        assert command.epochs_with("train/data_wait") == [str(epoch) for epoch in range(20)]
+        assert command.epochs_with("train/data_wait") == [str(epoch) for epoch in range(12)]
 
 
 @pytest.mark.slow

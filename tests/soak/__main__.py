@@ -55,7 +55,7 @@ def write_images(root: Path) -> None:
 class Training:
     """``python -m sharpreid.train resume=auto`` in a directory of its own."""
 
-    def __init__(self, folder: Path, images: Path, epochs: int) -> None:
+    def __init__(self, folder: Path, images: Path, epochs: int, width: int) -> None:
         self.folder = folder
         self.phase_file = folder.with_suffix(".phase")
         self.output = folder.with_suffix(".log")
@@ -67,6 +67,7 @@ class Training:
             *("data.num_workers=0", "data.cache=null", "data.eval_transform.crops=plain"),
             *("image.height=32", "image.width=16"),
             *("model.trunk.depths=[1,1,1,1]", "model.trunk.weights=none", "objective.margin=2"),
+            *(f"model.trunk.width={width}", f"model.head.in_features={32 * width}"),
             *(f"trainer.max_epochs={epochs}", "trainer.accelerator=cpu", "trainer.devices=1"),
             *("trainer.check_val_every_n_epoch=1", "callbacks.checkpoint.every_n_steps=2"),
             "+callbacks.phase._target_=tests.soak.phase.PhaseMarker",
@@ -159,13 +160,13 @@ def wait_for_step(training: Training, process: subprocess.Popen[bytes], step: in
         time.sleep(0.01)
 
 
-def soak(folder: Path, cycles: int, seed: int) -> dict[str, Any]:
-    """What `main` writes."""
+def soak(folder: Path, cycles: int, seed: int, width: int = 64) -> dict[str, Any]:
+    """What `main` writes. ``width`` is the trunk's: with 64 most of a step is a save."""
     began = time.monotonic()
     epochs = 2 * cycles + 40  # of 2 steps; a cycle gains about 2 and at most 7: all kills come before the end
     write_images(folder / "images")
     undisturbed, disturbed = (
-        Training(folder / name, folder / "images", epochs) for name in ("undisturbed", "killed")
+        Training(folder / name, folder / "images", epochs, width) for name in ("undisturbed", "killed")
     )
     start_up = undisturbed.finish()
     rng = np.random.default_rng(seed)
