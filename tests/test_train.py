@@ -171,7 +171,7 @@ def test_jobs_that_share_a_place_do_not_replace_each_other_in_silence(
     done = run(tmp_path, "--multirun", *tiny_overrides, roots, "score_untrained=false", "name=shared")
     assert done.returncode == 1
     assert "an earlier job of this sweep wrote there" in done.stdout + done.stderr
-    assert "1 of 2 jobs left nothing below" in " ".join(done.stdout.split())  # the console breaks lines
+    assert "1 of 2 jobs left no record below" in " ".join(done.stdout.split())  # the console breaks lines
     assert len([*tmp_path.rglob("scores.json")]) == 1
 
 
