@@ -41,20 +41,20 @@ report: $(READY) ## train the demo runs and show them beside the paper's tables 
 	$(BIN)/python -m sharpreid.report
 
 # CI runs `make check test`: in one call make runs test-fast, which both need, once.
-check: lint test-fast ## lint and the fast tests
+check: lint test-fast ## run lint and the fast tests
 
-lint: $(READY) ## ruff, format, types and the pages
+lint: $(READY) ## run ruff and mypy, and build the pages
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(MAKE) docs
 
-test: test-fast test-slow ## all tests but those that change the machine (test-hosts, test-slurm)
+test: test-fast test-slow ## run all tests except those that change the machine (test-hosts, test-slurm)
 
-test-fast: $(READY) ## tests of a few seconds at most, and doctests
+test-fast: $(READY) ## run the fast tests and the doctests
 	$(PYTEST) -m "not slow and not gpu" $(ARGS) $(NONE_IS_FINE)
 
-test-slow: $(READY) ## tests that train, start processes or need a GPU
+test-slow: $(READY) ## run the tests that train, start processes or need a GPU
 	$(PYTEST) -m "slow or gpu" $(ARGS) $(NONE_IS_FINE)
 
 test-hosts: $(READY) ## test a training on two hosts, one of which is lost; Linux, as root: 2 minutes

@@ -291,6 +291,7 @@ def call(place: list[str], cache: Path) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.own_interpreter
 def test_a_disk_that_takes_no_more_ends_in_one_message_and_nothing_half_written(
     place: list[str], tmp_path: Path
 ) -> None:

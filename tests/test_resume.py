@@ -496,7 +496,9 @@ def test_processes_with_different_checkpoints_are_refused(
 
 @pytest.mark.slow
 @pytest.mark.ddp
-@pytest.mark.parametrize("to", ["torchrun", "one of its processes"])
+@pytest.mark.parametrize(
+    "to", [pytest.param("torchrun", marks=pytest.mark.own_interpreter), "one of its processes"]
+)
 def test_a_signal_to_one_of_several_processes_stops_all_at_one_step(
     tiny_overrides: list[str], tmp_path: Path, to: str
 ) -> None:

@@ -51,6 +51,7 @@ def fitted(cfg: DictConfig, **trainer: Any) -> tuple[pl.Trainer, Any, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.own_interpreter
 def test_a_run_leaves_its_record_and_evaluate_repeats_its_scores(
     tmp_path: Path, tiny_overrides: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

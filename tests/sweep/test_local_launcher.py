@@ -130,6 +130,7 @@ def test_finished_jobs_are_not_run_again(sweep: list[str], one_by_one: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.own_interpreter
 def test_a_failing_job_is_reported_and_the_others_go_on(tmp_path: Path, tiny_overrides: list[str]) -> None:
     """Also with a method in a config directory of one's own, which every job has to be told of."""
     (tmp_path / "own" / "method").mkdir(parents=True)
