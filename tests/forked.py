@@ -245,6 +245,8 @@ def _settle(request: Request, streams: list[int]) -> None:
     """Make a fork what a new interpreter would be."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_DFL)  # whatever the tests before left them at
     if request.new_session:
         os.setsid()
     for number, stream in enumerate(streams):

@@ -59,7 +59,7 @@ def test_a_baseline_has_no_mask_to_change(checkpoint: Path) -> None:
     (checkpoint.parents[1] / "config.yaml").write_text(
         "model: {blocks: [], sampler: {test_mask: noise_free}}\ndata: {num_workers: 0}\n"
     )
-    with pytest.raises(ValueError, match=r"test_mask: the network of .* has no attention block, so no mask"):
+    with pytest.raises(ValueError, match=r"test_mask: the network of .* has no attention block"):
         evaluate([f"checkpoint={checkpoint}", "model.sampler.test_mask=hard"])
 
 

@@ -65,6 +65,7 @@ def test_the_console_script_finds_modules_of_the_working_directory(
     (tmp_path / "own_callback.py").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["sharpreid", "evaluate", "--help"])
+    monkeypatch.delitem(sys.modules, "sharpreid.evaluate", raising=False)  # as in a new process
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", os.getcwd())])
     assert importlib.util.find_spec("own_callback") is None
     with pytest.raises(SystemExit) as ended:
