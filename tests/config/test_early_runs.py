@@ -72,8 +72,8 @@ def test_a_key_is_only_added_where_it_belongs(config: DictConfig) -> None:
 def test_a_frozen_config_of_the_first_version_is_the_same_run_today(composed: Composed) -> None:
     """It was composed by the version before packages were moved, and is not to be edited."""
     root = "data.source.root=${data_root}/Market-1501-v15.09.15"
-    width = "model.trunk.width=64"
-    today = composed("method=sab_cu", root, "data_root=/data", "output_dir=/runs/early", width)
+    width = ["model.trunk.width=64", "model.head.in_features=2048"]
+    today = composed("method=sab_cu", root, "data_root=/data", "output_dir=/runs/early", *width)
     today.callbacks, today.logger = {}, {}
     frozen = Path(__file__).with_name("early_run.yaml")
     assert config_diff(today, frozen).keys() <= {"trainer.check_val_every_n_epoch"}  # the fixture sets it
