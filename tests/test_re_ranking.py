@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from sharpreid.config.paths import CONF_DIR
-from sharpreid.evaluation import KReciprocal, QueryExpansion
+from sharpreid.evaluation.re_ranking import KReciprocal, QueryExpansion
 from sharpreid.run.build import build_data, build_module
 from sharpreid.run.evaluation import evaluate
 from sharpreid.run.records import describe_scores

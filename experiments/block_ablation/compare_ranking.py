@@ -54,7 +54,7 @@ def embed_test_set(checkpoint: Path) -> tuple[Samples, Samples, Protocol]:
     data, module = build_data(cfg), load_network(checkpoint, cfg)
     trainer = build_trainer(cfg, training=False)
     kept = KeepEmbeddings()
-    trainer.callbacks.append(kept)  # type: ignore[attr-defined]
+    trainer.callbacks.append(kept)  # type: ignore[attr-defined]  # a plain attribute that Lightning does not declare
     trainer.test(module, data, verbose=False)
     return kept.select(kept.is_query), kept.select(~kept.is_query), module.test_metric.protocol
 

@@ -1,4 +1,8 @@
-"""Write files completely or not at all."""
+"""Write files completely or not at all.
+
+The standard library does not offer this with a flush to the disk, and the package atomicwrites is no longer
+maintained.
+"""
 
 import csv
 import os

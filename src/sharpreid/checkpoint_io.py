@@ -1,4 +1,8 @@
-"""The checkpoint plugin of the Trainer: atomic writing, a checksum, and safe reading."""
+"""The checkpoint plugin of the Trainer: atomic writing, a checksum, and safe reading.
+
+Lightning's own plugin holds the whole checkpoint in memory a second time, does not flush it to the disk
+before the rename, and has no checksum by which a damaged file is found.
+"""
 
 from collections.abc import Callable
 from pathlib import Path

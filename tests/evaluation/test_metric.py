@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sharpreid.evaluation import Protocol, ReIDMetric, evaluate_ranking
-from sharpreid.evaluation.metric import average_groups
+from sharpreid.evaluation.metric import ReIDMetric, average_groups
+from sharpreid.evaluation.protocol import Protocol
+from sharpreid.evaluation.ranking import evaluate_ranking
 
 PROTOCOL = Protocol.market1501()
 SAMPLES = 53

@@ -11,14 +11,10 @@ from hydra.utils import instantiate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sharpreid.evaluation import (
-    Protocol,
-    average_precision,
-    average_precision_trapezoid,
-    evaluate_ranking,
-    hit_ranks,
-)
 from sharpreid.evaluation.exact import round_for_exact_products
+from sharpreid.evaluation.functional import average_precision, average_precision_trapezoid, hit_ranks
+from sharpreid.evaluation.protocol import Protocol
+from sharpreid.evaluation.ranking import evaluate_ranking
 
 MARKET = Protocol.market1501()
 DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else [])]

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sharpreid.evaluation import (
+from sharpreid.evaluation import exact
+from sharpreid.evaluation.metric import ReIDMetric
+from sharpreid.evaluation.protocol import Protocol
+from sharpreid.evaluation.ranking import evaluate_ranking
+from sharpreid.evaluation.re_ranking import (
     KReciprocal,
-    Protocol,
     QueryExpansion,
-    ReIDMetric,
     average_query_expansion,
-    evaluate_ranking,
-    exact,
     k_reciprocal_distances,
 )
 

@@ -371,9 +371,9 @@ class TritonAttention(torch.autograd.Function):
         separate = not options["SHARED"] and ctx.needs_input_grad[1]
         grad_source = torch.empty_like(source) if separate else grad_trunk
         upstream, of_total = grad_output.contiguous(memory_format=form), grad_total.float().contiguous()
-        table = tau  # placeholder: only ``expected`` reads the table
-        if options["GRADIENT"] == GRADIENT_CODES["expected"]:
-            table = slope_table(float(tau), trunk.device, torch.float32)
+        expected = options["GRADIENT"] == GRADIENT_CODES["expected"]
+        # a kernel argument must be a tensor, also where no code reads it
+        table = slope_table(float(tau), trunk.device, torch.float32) if expected else tau
         results = grad_trunk, grad_source
         with torch.cuda.device_of(trunk):
             backward_kernel[launch.grid](

@@ -52,7 +52,7 @@ class TimedLoader(DataLoader[T_co]):
     waited: float = 0.0
     """Seconds since the loader was made."""
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch names its private iterator
         batches: Iterator[Any] | None = None
         while True:
             start = time.perf_counter()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from yaml import YAMLError  # type: ignore[import-untyped]
+from yaml import YAMLError
 
 from sharpreid.config.early_runs import upgrade_config, upgrade_record
 from sharpreid.config.paths import CONF_DIR, parse_override
