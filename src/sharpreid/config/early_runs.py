@@ -26,8 +26,6 @@ RENAMED_KEYS: Mapping[str, str] = {"data.train_transform.tries": "data.train_tra
 MOVED_TARGETS: Mapping[str, str] = {
     "sharpreid.csv_logger.ContinuedCSVLogger": "sharpreid.loggers.csv.AppendingCSVLogger",
     "sharpreid.evaluation.ranking.Protocol": "sharpreid.evaluation.protocol.Protocol",
-    "sharpreid.search.CheckSearch": "sharpreid.sweep.preflight.SweepPreflight",
-    "sharpreid.sweeps.SweepSummary": "sharpreid.sweep.summary_callback.SweepSummary",
     "sharpreid.wandb_logger.build_wandb_logger": "sharpreid.loggers.wandb.build_wandb_logger",
 }
 """Earlier ``_target_`` of a config -> present path of the class or function."""
