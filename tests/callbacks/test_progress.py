@@ -1,3 +1,4 @@
+import contextlib
 import io
 import pickle
 import re
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from sharpreid.callbacks import progress
-from sharpreid.callbacks.progress import ProgressWithTimeLeft, SweepClock
+from sharpreid.callbacks.progress import ProgressWithTimeLeft
 
 CONTROL = "\x1b"
 
@@ -81,7 +82,7 @@ def loader(batches: int) -> DataLoader[Any]:
 
 @pytest.fixture(autouse=True)
 def fresh_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "_sweep", SweepClock())
+    monkeypatch.setattr(progress, "_trained_jobs", [])
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=CLOCK))
     CLOCK.now = 0.0
     monkeypatch.setenv("TERM", "xterm-256color")
@@ -301,16 +302,19 @@ def test_a_timed_test_pass_counts_as_time_left_of_training() -> None:
     )
 
 
-def test_sweep_clock_counts_trained_jobs_from_start_to_start() -> None:
-    sweep = SweepClock()
-    sweep.begin(1, now=0.0)
-    sweep.trained = True
-    sweep.begin(1, now=50.0)
-    sweep.begin(2, now=100.0)
-    sweep.begin(3, now=101.0)
-    assert sweep.finished == [100.0], "job 2 did not train to its end"
-    sweep.begin(1, now=500.0)
-    assert sweep.finished == [], "an earlier number is another sweep"
+def test_a_job_that_failed_is_no_measure_and_a_first_job_starts_a_new_sweep() -> None:
+    def line_of(job: int, seconds: float, stop_at: int | None = None) -> str:
+        bar, text = plain_bar(job=job, jobs=4)
+        with contextlib.suppress(RuntimeError):
+            module = TinyModule(stop_at=stop_at, seconds=lambda step: seconds)
+            trainer_with(bar, max_epochs=1).fit(module, loader(4))
+        return text.getvalue().splitlines()[2]
+
+    line_of(1, 100)
+    line_of(2, 500, stop_at=3)
+    assert line_of(3, 10).endswith("left 0:10, sweep 6:50"), "job 4 as long as job 1, 400 s"
+    line_of(1, 20)
+    assert line_of(2, 10).endswith("left 0:10, sweep 2:50"), "two jobs as long as job 1, 80 s each"
 
 
 def test_jobs_of_one_process_time_each_other() -> None:
@@ -324,7 +328,9 @@ def test_jobs_of_one_process_time_each_other() -> None:
 
 
 def test_the_last_job_s_sweep_has_no_more_left_than_itself() -> None:
-    assert SweepClock([80.0]).left(10.0, later_jobs=0, now=50.0) == 10.0
+    bar, text = plain_bar(job=2, jobs=2)
+    trainer_with(bar, max_epochs=1).fit(TinyModule(), loader(4))
+    assert re.search(r"step 3/4 .* left 0:10, sweep 0:10$", text.getvalue(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("wrong", [{"job": 1}, {"jobs": 2}, {"job": 3, "jobs": 2}, {"job": 0, "jobs": 2}])
