@@ -202,12 +202,26 @@ def test_two_runs_in_one_place_do_not_write_at_the_same_time(tmp_path: Path) -> 
         pass
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_overrides: list[str]) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    done = run(folder, *tiny_overrides, "score_untrained=false", f"hydra.run.dir={folder / 'run'}")
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+@pytest.fixture
+def finished(trained: Path, tmp_path: Path) -> list[str]:
+    """Overrides of a run whose directory, ``tmp_path / "run"``, has finished files already."""
+    shutil.copytree(trained, tmp_path / "run")
+    return [f"hydra.run.dir={tmp_path / 'run'}", "score_untrained=false"]
+
+
 @pytest.mark.slow
 def test_a_second_run_in_the_same_place_sets_the_first_aside(
-    tmp_path: Path, tiny_overrides: list[str]
+    tmp_path: Path, tiny_overrides: list[str], finished: list[str]
 ) -> None:
-    for _ in range(2):
-        assert run(tmp_path, *tiny_overrides, "score_untrained=false").returncode == 0
+    assert run(tmp_path, *tiny_overrides, *finished).returncode == 0
     assert len([*tmp_path.rglob("previous/1/scores.json")]) == 1
     assert len([*tmp_path.rglob("scores.json")]) == 2
 
@@ -231,9 +245,10 @@ def test_a_sweep_goes_on_where_it_stopped_and_reports_all_of_its_jobs(
 
 
 @pytest.mark.slow
-def test_a_finished_run_of_another_config_is_run_again(tmp_path: Path, tiny_overrides: list[str]) -> None:
-    common = [*tiny_overrides, "score_untrained=false", "skip_finished=true", f"hydra.run.dir={tmp_path}/run"]
-    assert run(tmp_path, *common).returncode == 0
+def test_a_finished_run_of_another_config_is_run_again(
+    tmp_path: Path, tiny_overrides: list[str], finished: list[str]
+) -> None:
+    common = [*tiny_overrides, *finished, "skip_finished=true"]
     assert "not run again" in run(tmp_path, *common, "data.num_workers=1").stdout
     config = tmp_path / "run" / "config.yaml"
     early = config.read_text(encoding="utf-8").replace("  fused: null\n", "")
@@ -247,13 +262,11 @@ def test_a_finished_run_of_another_config_is_run_again(tmp_path: Path, tiny_over
 
 @pytest.mark.slow
 def test_a_run_that_cannot_start_leaves_the_earlier_one_in_its_place(
-    tmp_path: Path, tiny_overrides: list[str]
+    tmp_path: Path, tiny_overrides: list[str], finished: list[str]
 ) -> None:
-    place = f"hydra.run.dir={tmp_path / 'run'}"
-    assert run(tmp_path, *tiny_overrides, "score_untrained=false", place).returncode == 0
     before = (tmp_path / "run" / "scores.json").read_bytes()
     for wrong in ("model.blocks=[5]", "data.source.root=nowhere", "trainer.max_epochs=0", "skip_finished=no"):
-        assert run(tmp_path, *tiny_overrides, place, wrong).returncode == 1
+        assert run(tmp_path, *tiny_overrides, *finished, wrong).returncode == 1
     assert (tmp_path / "run" / "scores.json").read_bytes() == before
     assert not (tmp_path / "run" / "previous").exists()
 

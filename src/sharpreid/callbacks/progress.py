@@ -192,7 +192,7 @@ class ProgressWithTimeLeft(ProgressBar):
 
     def _figures(self, trainer: pl.Trainer) -> list[str]:
         logged = trainer.callback_metrics
-        shown = {key: logged[key] for key in ("train/loss", "val/mAP") if key in logged}
+        shown: dict[str, Any] = {key: logged[key] for key in ("train/loss", "val/mAP") if key in logged}
         shown |= trainer.progress_bar_metrics
         figures = {key.rpartition("/")[2].replace("mAP", "held-out mAP"): float(shown[key]) for key in shown}
         return [f"{key} {100 * v:.1f} %" if "mAP" in key else f"{key} {v:.3g}" for key, v in figures.items()]
