@@ -79,11 +79,13 @@ def swept(path: Path) -> dict[str, str]:
 
 
 def values_of(override: Override) -> list[str]:
-    """The values that an override sweeps; of an interval its ends."""
+    """The values that an override sweeps; of numbers, such as seeds, the first and the last."""
     value = override.value()
     if isinstance(value, IntervalSweep):
         return [str(value.start), str(value.end)]
-    return [*override.sweep_string_iterator()]
+    values = [*override.sweep_string_iterator()]
+    numbers = all(one.replace(".", "", 1).isdigit() for one in values)
+    return [*dict.fromkeys((values[0], values[-1]))] if numbers else values
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)

@@ -59,12 +59,15 @@ def upgrade_config(config: DictConfig) -> DictConfig:
 
 
 def upgrade_record(record: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of a run's scores.json with the field names of this version.
+    """Return the content of a run's scores.json with the field names and the words of this version.
 
-    >>> upgrade_record({"seed": 0, "reduced": "epochs 5 (150)"})
-    {'seed': 0, 'deviations': 'epochs 5 (150)'}
+    >>> upgrade_record({"seed": 0, "reduced": "training identities 128 (None)"})
+    {'seed': 0, 'deviations': 'training identities 128 (all)'}
     """
-    return {RENAMED_FIELDS.get(field, field): value for field, value in record.items()}
+    upgraded = {RENAMED_FIELDS.get(field, field): value for field, value in record.items()}
+    if "deviations" in upgraded:
+        upgraded["deviations"] = str(upgraded["deviations"] or "").replace("(None)", "(all)")
+    return upgraded
 
 
 def _move_targets(node: DictConfig) -> None:
