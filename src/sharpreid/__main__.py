@@ -11,6 +11,7 @@ COMMANDS: Mapping[str, str] = {
     "evaluate": "score a checkpoint again, with other views, masks or re-ranking",
     "visualize": "draw a network's attention masks over photos",
     "prepare": "check a data set and store its decoded pixels",
+    "runs": "list runs with state and scores, or compare the configs of two",
     "report": "write an HTML and a Markdown page with tables and figures of many runs",
     "report.sweep": "write a sweep's tables and figure again",
     "report.record": "write the runs.csv and the per-query files of an experiment folder",
