@@ -190,6 +190,21 @@ def test_data_is_not_there_before_setup(image_tree: Path) -> None:
         _ = module.data
 
 
+@pytest.mark.parametrize("missing", ["train", "query", "gallery"])
+def test_what_a_data_set_lacks_is_refused_only_where_it_is_needed(image_tree: Path, missing: str) -> None:
+    whole = datamodule(image_tree).data
+    module = datamodule(image_tree, stage=None)
+    module.source = lambda: replace(whole, **{missing: ()})
+    with pytest.raises(DataError, match=f"has no {missing} images. A training needs"):
+        module.setup("fit")
+    module.setup("test")
+    if missing == "train":
+        assert len(list(module.test_dataloader())) > 0
+    else:
+        with pytest.raises(DataError, match=f"has no {missing} images"):
+            module.test_dataloader()
+
+
 def test_further_images_of_a_query_come_after_the_gallery_and_know_their_query(image_tree: Path) -> None:
     data = load_market1501(root=image_tree, expected={})
     train = data.train

@@ -1,5 +1,6 @@
 """A folder per identity becomes a data set whose cameras are not known."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,69 @@ def test_an_identity_in_train_and_test_is_refused_by_name(sorted_tree: Path) -> 
     plant(sorted_tree, {"test/anna": ("5.jpg",)})
     with pytest.raises(DataError, match="identities anna are both in train/ and in test/"):
         load_identity_folders(root=sorted_tree, name="shop")
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("test/Zoe\u0308 K", "identities Zoë K are both in train/ and in test/"),
+        ("test/anna ", "identities anna are both in"),
+        ("train/Zoe\u0308 K", r"identity 'Zo\\xeb K' looks like 'Zoe\\u0308 K' in folder train/"),
+        ("test/an\u200bna", r"folder 'an\\u200bna' has an invisible U\+200B"),
+    ],
+)
+def test_folders_that_look_alike_are_refused(sorted_tree: Path, folder: str, message: str) -> None:
+    plant(sorted_tree, {folder: ("5.jpg", "6.jpg")})
+    with pytest.raises(DataError, match=message):
+        load_identity_folders(root=sorted_tree, name="shop")
+
+
+CAMERA = r"\d_c(?P<camera>\w+)\.jpg"
+
+
+def test_the_camera_comes_from_the_file_name(tmp_path: Path) -> None:
+    root = plant(
+        tmp_path,
+        {
+            "train/anna": ("1_cyard.jpg",),
+            "test/bo": ("1_cdoor.jpg", "2_cdoor.jpg", "3_cyard.jpg"),
+            "test/carl": ("1_cdoor.jpg", "2_cdoor.jpg"),
+        },
+    )
+    data = load_identity_folders(root=root, name="shop", camera_pattern=CAMERA)
+    assert [(one.path.name, one.camid) for one in data.query] == [("1_cdoor.jpg", 1), ("3_cyard.jpg", 2)]
+    assert [one.path.name for one in data.gallery if one.path.parent.name == "bo"] == [
+        "2_cdoor.jpg",
+        "3_cyard.jpg",
+    ]
+    assert sum(one.path.parent.name == "carl" for one in data.gallery) == 2
+    assert data.cameras_known
+    assert data.train[0].camid == 2
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        (r"\d_c(\w+)\.jpg", r"camera_pattern=.* has no group \(\?P<camera>"),
+        (r"(?P<camera>", "not a regular expression"),
+        (CAMERA, r"10 file names do not look like .*camera_pattern=.*: bild 1\.png, "),
+    ],
+)
+def test_a_pattern_that_names_no_camera_is_refused(sorted_tree: Path, pattern: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_identity_folders(root=sorted_tree, name="shop", camera_pattern=pattern)
+
+
+def test_cameras_that_look_alike_are_refused(tmp_path: Path) -> None:
+    root = plant(tmp_path, {"train/a": ("1_c1.jpg",), "test/b": ("1_c01.jpg", "2_c2.jpg")})
+    with pytest.raises(DataError, match=r"camera '01' looks like '1' in 1_c1\.jpg"):
+        load_identity_folders(root=root, name="shop", camera_pattern=CAMERA)
+
+
+def test_a_test_set_alone_can_be_scored(sorted_tree: Path) -> None:
+    shutil.rmtree(sorted_tree / "train")
+    data = load_identity_folders(root=sorted_tree, name="shop")
+    assert (len(data.train), len(data.query)) == (0, 2)
 
 
 def test_a_folder_without_images_is_named(sorted_tree: Path) -> None:

@@ -171,6 +171,8 @@ def test_a_file_outside_is_refused_before_it_is_opened(write: Write) -> None:
         ("path,identity,cam,split", r"missing: camera; unknown: cam\)"),
         ("path;identity;camera;split", "missing: path, identity, camera, split"),
         ("path,identity,camera,split,split", r"line 1: the header must be"),
+        (",path,identity,camera,split", r"a column without a title; pandas .* index=False"),
+        ("path,identity,camera,split\u200b", r"unknown: 'split\\u200b' with U\+200B"),
     ],
 )
 def test_a_wrong_header_is_compared_with_the_right_one(write: Write, header: str, message: str) -> None:
@@ -243,10 +245,61 @@ def test_one_image_with_two_boxes_is_two_images(write: Write) -> None:
     assert len(load(write(*lines, *two, header=f"{HEADER},box")).query) == 2
 
 
-@pytest.mark.parametrize("split", ["train", "query", "gallery"])
-def test_a_split_without_lines_is_named(write: Write, split: str) -> None:
-    with pytest.raises(DataError, match=f"no line with split {split}; .*are needed"):
-        load(write(*(line for line in LINES if not line.endswith(split))))
+def test_a_manifest_needs_a_line_but_not_one_of_each_split(write: Write) -> None:
+    for split in ("train", "query", "gallery"):
+        data = load(write(*(line for line in LINES if not line.endswith(split))))
+        assert not getattr(data, split)
+    with pytest.raises(DataError, match="has no images"):
+        load(write())
+
+
+JOSE, DECOMPOSED = "José", "Jose\u0301"
+
+
+def test_a_name_in_two_unicode_forms_is_one_name(tmp_path: Path, write: Write) -> None:
+    (tmp_path / f"{DECOMPOSED}.jpg").write_bytes((write() and tmp_path / "a1.jpg").read_bytes())
+    lines = [f"a1.jpg,{JOSE},Südtür,query", f"{JOSE}.jpg,{DECOMPOSED},door,gallery"]
+    data = load(write(*lines, "a2.jpg,dora,Su\u0308dtu\u0308r,gallery"))
+    assert data.query[0].pid == data.gallery[0].pid
+    assert data.query[0].camid == data.gallery[1].camid
+    assert data.gallery[0].path.name == f"{DECOMPOSED}.jpg"
+    with pytest.raises(DataError, match=r"line 3: identity .* has split gallery here and train in line 2"):
+        load(write(lines[0].replace("query", "train"), lines[1]))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("c1.jpg,an\u200bna,door,query", r"line 2: identity 'an\\u200bna' has an invisible U\+200B"),
+        ("c1.jpg,anna,do\u00ador,query", r"line 2: camera .* invisible U\+00AD \(SOFT HYPHEN\)"),
+        ("c1.jpg,anna,door,\ufeffquery", r"line 2: split .* invisible U\+FEFF"),
+        ("c1.jpg,an\x00na,door,query", r"line 2: identity .* invisible U\+0000"),
+        ("\u202ac1.jpg,anna,door,query", r"line 2: no file .*invisible U\+202A .*position 1"),
+    ],
+)
+def test_an_invisible_character_is_refused_by_its_line(write: Write, line: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load(write(line, *LINES[:4]))
+
+
+@pytest.mark.parametrize("other", ["1.0", "01", "1.", "1\u200d"])
+@pytest.mark.parametrize("kind", ["identity", "camera"])
+def test_names_that_look_alike_are_refused_with_both_lines(write: Write, kind: str, other: str) -> None:
+    lines = [line.replace("anna" if kind == "identity" else "door", "1") for line in LINES]
+    field = f"{other},1" if kind == "identity" else f"dora,{other}"
+    with pytest.raises(DataError, match=rf"line 11: {kind} .* looks like '1' in line 2"):
+        load(write(*lines, f"c3.jpg,{field},gallery"))
+
+
+def test_names_that_differ_otherwise_are_names_of_their_own(
+    write: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    numbers = ("10", "-1", "1", "0", "1e1", "x1", "x01", "ab\u200cc")
+    lines = [f"a1.jpg,{name},1,gallery,{n} 0 9 9" for n, name in enumerate(numbers)]
+    load(write(*lines, header=f"{HEADER},box"))
+    assert not caplog.records
+    load(write("a1.jpg,Anna,1,train", "a2.jpg,anna,1,train"))
+    assert "'Anna' (line 2) and 'anna' (line 3)" in caplog.text
 
 
 def test_a_set_in_which_no_query_has_a_match_is_refused(write: Write) -> None:

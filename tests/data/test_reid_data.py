@@ -1,5 +1,6 @@
 """Validation identities are taken from the training images, once and fairly."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from sharpreid.data.reid_data import (
     Sample,
     check_counts,
     identities,
+    samples_from_names,
     split_validation,
     split_without_cameras,
     subsample_identities,
@@ -139,3 +141,9 @@ def test_distractors_are_images_but_no_identity_of_the_gallery() -> None:
     counts = data.counts()
     assert (counts["gallery_images"], counts["gallery_identities"], counts["distractor_images"]) == (3, 1, 2)
     assert counts["junk_images"] == 3
+
+
+def test_names_without_a_camera_are_refused_by_their_pattern(tmp_path: Path) -> None:
+    (tmp_path / "7.jpg").touch()
+    with pytest.raises(ValueError, match=r"has no group camera.*match_file_names"):
+        samples_from_names(tmp_path, re.compile(r"(?P<pid>\d)\.jpg"), example="7.jpg", layout="")

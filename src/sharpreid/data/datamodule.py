@@ -166,12 +166,20 @@ class ReIDDataModule(pl.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Read the data set, split off the validation identities, and compute the mean image if it is needed.
 
+        Args:
+            stage: ``fit`` needs training images, and query and gallery for the score after the training.
+
         Raises:
-            DataError: ``augment_on`` is ``resident`` and there is no cache of decoded images.
+            DataError: images for the stage are missing, or ``augment_on`` is ``resident`` and there is no
+                cache of decoded images.
         """
         if self._data is not None:
             return
         data = self.source()
+        if stage == "fit" or self.normalise == "per_pixel_mean":
+            _check_has_images(data, "train")
+        if stage == "fit":
+            _check_has_images(data, "query", "gallery")
         if self.training_identities is not None:
             data = subsample_identities(data, self.training_identities, self.seed)
         train: Sequence[Sample] = data.train
@@ -269,7 +277,8 @@ class ReIDDataModule(pl.LightningDataModule):
         return self._eval_loader(self.validation) if len(self.validation) else []
 
     def test_dataloader(self) -> DataLoader[EvalBatch]:
-        """Return this rank's shard of query and gallery."""
+        """Return this rank's shard of query and gallery; raise DataError if one of them has no images."""
+        _check_has_images(self.data, "query", "gallery")
         return self._eval_loader(self.test)
 
     def recalibration_dataloader(self, images: int) -> DataLoader[EvalBatch]:
@@ -306,6 +315,15 @@ class ReIDDataModule(pl.LightningDataModule):
             "pin_memory": torch.cuda.is_available(),
             "generator": torch.Generator().manual_seed(self.seed),  # leaves the global generator alone
         }
+
+
+def _check_has_images(data: ReIDData, *splits: Literal["train", "query", "gallery"]) -> None:
+    missing = [split for split in splits if not getattr(data, split)]
+    if missing:
+        raise DataError(
+            f"{data.name} has no {' and no '.join(missing)} images. A training needs images for train, query "
+            "and gallery, and a score for query and gallery"
+        )
 
 
 def _no_collate(batch: Any) -> Any:

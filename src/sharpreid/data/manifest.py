@@ -1,10 +1,12 @@
 """Loader of a user's own images, listed in a CSV file."""
 
 import csv
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+from sharpreid.data.names import find_invisible, normalise_name, reject_look_alikes
 from sharpreid.data.reid_data import Box, DataError, ReIDData, Sample
 from sharpreid.data.transforms import image_size
 
@@ -33,8 +35,10 @@ def load_manifest(*, manifest: str | Path, name: str, within: str | Path | None 
 
             * ``path``: path of the image, absolute or relative to the manifest's folder.
             * ``identity``: any text. ``distractor`` and ``junk`` are reserved for the gallery.
-            * ``camera``: any text, or empty in all lines if the cameras are unknown.
-            * ``split``: train, query or gallery. No identity may be in both training and test.
+            * ``camera``: any text, or empty in all lines if the cameras are unknown. Names of identities and
+              cameras are compared in Unicode's composed form; see also `reject_look_alikes`.
+            * ``split``: train, query or gallery. No identity may be in both training and test. A split may
+              have no lines; `ReIDDataModule` then refuses what needs it.
             * ``box`` (optional column): ``left upper right lower`` in pixels, right and lower exclusive.
               Empty is the whole image.
         name: name that is printed with scores.
@@ -56,6 +60,11 @@ def load_manifest(*, manifest: str | Path, name: str, within: str | Path | None 
         rows = list(_rows(manifest))
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{manifest}: not a CSV file in UTF-8 ({error}); save it in this format") from error
+    for kind in ("identity", "camera"):
+        places: dict[str, str] = {}
+        for row in rows:
+            places.setdefault(getattr(row, kind), f"line {row.line}")
+        reject_look_alikes(kind, places, manifest)
     _check_places(manifest, rows, manifest.parent if within is None else Path(within).expanduser())
     _check_splits(manifest, rows)
     rows = _check_boxes(manifest, rows)
@@ -78,7 +87,8 @@ def load_manifest(*, manifest: str | Path, name: str, within: str | Path | None 
         junk=sum(row.identity == JUNK for row in rows),
         cameras_known=cameras_known,
     )
-    _check_a_query_matches(manifest, data)
+    if data.query and data.gallery:
+        _check_a_query_matches(manifest, data)
     return data
 
 
@@ -95,21 +105,35 @@ def _rows(manifest: Path) -> Iterator[_Row]:
         lines = csv.reader(file, strict=True)
         header = [title.strip() for title in next(lines, [])]
         _check_header(manifest, header)
+        spelling: dict[str, str] = {}  # of names that are equal in the composed form, the first one is taken
         for fields in lines:
             if any(field.strip() for field in fields):
-                yield _read_row(manifest, lines.line_num, header, fields)
+                row = _read_row(manifest, lines.line_num, header, fields)
+                identity, camera = (
+                    spelling.setdefault(normalise_name(name), name) for name in (row.identity, row.camera)
+                )
+                yield row._replace(identity=identity, camera=camera)
 
 
 def _check_header(manifest: Path, header: Sequence[str]) -> None:
     missing = [title for title in COLUMNS if title not in header]
     unknown = [title for title in header if title not in (*COLUMNS, BOX)]
+    shown = ", ".join(map(_shown, unknown))
     if missing or unknown or len(set(header)) < len(header):
         _wrong(
             manifest,
             1,
             f"the header must be {','.join(COLUMNS)} and optionally {BOX}; got {','.join(header)!r} "
-            f"(missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'})",
+            f"(missing: {', '.join(missing) or 'none'}; unknown: {shown or 'none'})",
         )
+
+
+def _shown(title: str) -> str:
+    """Return a wrong title with the reason why it cannot be seen."""
+    if not title:
+        return "a column without a title; pandas writes its index so unless index=False is given"
+    invisible = find_invisible(title)
+    return f"{title!a} with {invisible}" if invisible else title
 
 
 def _read_row(manifest: Path, line: int, header: Sequence[str], fields: Sequence[str]) -> _Row:
@@ -123,6 +147,9 @@ def _read_row(manifest: Path, line: int, header: Sequence[str], fields: Sequence
     split, identity = given["split"], given["identity"]
     if broken := [title for title, field in given.items() if "\n" in field or "\r" in field]:
         _wrong(manifest, line, f"a line break within {broken[0]}; look for a stray double quote before it")
+    for title in ("identity", "camera", "split"):
+        if invisible := find_invisible(given[title]):
+            _wrong(manifest, line, f"{title} {given[title]!a} has an invisible {invisible}; remove it")
     if split not in SPLITS:
         _wrong(manifest, line, f"split must be one of {', '.join(SPLITS)}; got {split!r}")
     if not identity:
@@ -133,9 +160,16 @@ def _read_row(manifest: Path, line: int, header: Sequence[str], fields: Sequence
         _wrong(manifest, line, f"identity {identity!r}: write {identity.lower()}, or choose another name")
     if identity in (DISTRACTOR, JUNK) and split != "gallery":
         _wrong(manifest, line, f"an image with identity {identity} must have split gallery; got {split}")
-    path = manifest.parent / given["path"]
-    if not given["path"] or not _is_file(path):
-        _wrong(manifest, line, f"no file {path}; paths are absolute or relative to the manifest's folder")
+    path = _find(manifest.parent, given["path"])
+    if not given["path"] or path is None:
+        invisible = find_invisible(given["path"])
+        _wrong(
+            manifest,
+            line,
+            f"no file {manifest.parent / given['path']}"
+            + (f", whose path has an invisible {invisible}" if invisible else "")
+            + "; paths are absolute or relative to the manifest's folder",
+        )
     return _Row(line, path, identity, given["camera"], split, _box(manifest, line, given.get(BOX, "")))
 
 
@@ -150,6 +184,12 @@ def _check_places(manifest: Path, rows: Sequence[_Row], within: Path) -> None:
                 f"the image is {place}, outside of {allowed}. Move it there, or name a folder that contains "
                 "all images by data.source.within=/path",
             )
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    """Return the path of a file in the Unicode form that it has on the disk; None if it does not exist."""
+    forms = (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))
+    return next((path for path in (folder / form for form in forms) if _is_file(path)), None)
 
 
 def _is_file(path: Path) -> bool:
@@ -197,9 +237,8 @@ def _size(manifest: Path, row: _Row) -> tuple[int, int]:
 
 
 def _check_splits(manifest: Path, rows: Sequence[_Row]) -> None:
-    for split in SPLITS:
-        if not any(row.split == split for row in rows):
-            raise DataError(f"{manifest}: no line with split {split}; all of {', '.join(SPLITS)} are needed")
+    if not rows:
+        raise DataError(f"{manifest}: has no images, only a header")
     trained = {row.identity: row.line for row in reversed(rows) if row.split == "train"}
     for row in rows:
         if row.split != "train" and row.identity in trained:

@@ -128,7 +128,7 @@ def split_validation(
         )
     chosen = set(random_stream("hold-out", seed).permutation(eligible)[:count].tolist())
     held = sorted((sample for sample in train if sample.pid in chosen), key=_file_order)
-    query, gallery = (_split_by_camera if cameras_known else split_without_cameras)(held)
+    query, gallery = (split_by_camera if cameras_known else split_without_cameras)(held)
     validation = ReIDData("held-out training identities", (), query, gallery, 0, cameras_known=cameras_known)
     return validation, tuple(sample for sample in train if sample.pid not in chosen)
 
@@ -158,11 +158,18 @@ def _file_order(sample: Sample) -> tuple[object, ...]:
     return (*sample[:3], sample.box or ())
 
 
-def _split_by_camera(samples: Sequence[Sample]) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
+def split_by_camera(samples: Sequence[Sample]) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
+    """Split images into query and gallery: the first image of each identity in each camera is a query.
+
+    All other images are gallery. The only image of an identity in a camera is both: the protocol excludes it
+    from its own ranking. An identity seen by a single camera has no matches and is gallery only.
+    """
+    sizes = Counter((sample.pid, sample.camid) for sample in samples)
+    cameras = Counter(pid for pid, _ in sizes)
     first: dict[tuple[int, int], Sample] = {}
     for sample in samples:
-        first.setdefault((sample.pid, sample.camid), sample)
-    sizes = Counter((sample.pid, sample.camid) for sample in samples)
+        if cameras[sample.pid] > 1:
+            first.setdefault((sample.pid, sample.camid), sample)
     chosen = set(first.values())
     gallery = tuple(s for s in samples if s not in chosen or sizes[s.pid, s.camid] == 1)
     return tuple(first.values()), gallery
@@ -310,7 +317,15 @@ def samples_from_names(
     """Return the images of a folder, with ``pid`` and ``camera`` from their names.
 
     ``pattern`` has groups of these names. Arguments and errors are those of `match_file_names`.
+
+    Raises:
+        ValueError: ``pattern`` lacks one of the groups.
     """
+    if missing := sorted({"pid", "camera"} - pattern.groupindex.keys()):
+        raise ValueError(
+            f"the pattern {pattern.pattern!r} has no group {' and '.join(missing)}, written (?P<pid>...) or "
+            "(?P<camera>...). Without a camera in the names build each Sample from match_file_names"
+        )
     return tuple(
         Sample(folder / match.string, int(match["pid"]), int(match["camera"]))
         for match in match_file_names(folder, pattern, example=example, layout=layout)
