@@ -5,6 +5,7 @@ from typing import Any
 
 import hydra
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
@@ -451,9 +452,20 @@ def test_a_number_of_epochs_that_cannot_be_is_refused_before_anything_runs(epoch
         build_trainer(cfg, training=True)
 
 
-def test_what_lightning_refuses_is_named_with_its_key() -> None:
+def test_what_lightning_refuses_is_named_with_its_key_and_no_other() -> None:
     cfg = composed("output_dir=out", "logger=csv", "~callbacks.progress", "trainer.accelerator=npu")
-    with pytest.raises(ConfigError, match=r"^trainer: .*npu"):
+    with pytest.raises(ConfigError, match=r"^trainer: .*\(it was given accelerator=npu\)$"):
+        build_trainer(cfg, training=True)
+
+
+@pytest.mark.parametrize("accelerator", ["gpu", "cuda"])
+def test_a_gpu_that_is_not_there_is_refused_with_what_to_give(
+    accelerator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    wanted = f"trainer.accelerator={accelerator}"
+    cfg = composed("output_dir=out", "logger=csv", "~callbacks.progress", wanted)
+    with pytest.raises(ValueError, match=rf"{wanted}, .*trainer\.accelerator=cpu"):
         build_trainer(cfg, training=True)
 
 

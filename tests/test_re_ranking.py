@@ -89,7 +89,7 @@ def test_evaluate_re_ranks_a_checkpoint_by_name(checkpoint: Path, capsys: pytest
     assert found["not_re_ranked"] == plain["scores"]
     printed = capsys.readouterr().out
     assert "re-ranking k_reciprocal k1=4 k2=6 lambda=0" in printed
-    assert "not re-ranked" in printed
+    assert "│ re-ranked" in printed
     assert evaluated(checkpoint, "re_ranking=none") == plain
 
 

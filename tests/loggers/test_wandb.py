@@ -11,11 +11,13 @@ import pytest
 from sharpreid.loggers.wandb import build_wandb_logger, has_key
 
 START = """
-import sys
+import os, sys
+mode = os.environ.get("WANDB_MODE", "")
 from sharpreid.loggers.wandb import build_wandb_logger
 made = build_wandb_logger(project="p", group="g", name="n", tags=(), save_dir=sys.argv[1])
 made.experiment.log({"x": 1})
 made.experiment.finish()
+assert os.environ.get("WANDB_MODE", "") == mode, "the next job of a sweep would be told another mode"
 """
 
 LOGIN = "machine {host} login user password 0123456789\n"
@@ -35,6 +37,11 @@ def build(folder: Path) -> Any:
     return build_wandb_logger(
         project="project", group="sweep", name="run", tags=("a", "b"), save_dir=str(folder)
     )
+
+
+def mode_of(made: Any) -> str:
+    """The mode that W&B is started with."""
+    return str(made._wandb_init["mode"])
 
 
 class TestHasKey:
@@ -89,7 +96,7 @@ class TestHasKey:
 class TestBuildWandbLogger:
     def test_is_offline_without_a_key(self, tmp_path: Path) -> None:
         made = build(tmp_path / "deep" / "folder")
-        assert made._offline
+        assert mode_of(made) == "offline"
         assert (tmp_path / "deep" / "folder").is_dir()
 
     @pytest.mark.slow
@@ -109,31 +116,32 @@ class TestBuildWandbLogger:
                     assert b"Enter your choice" not in shown
         os.close(master)
         assert process.returncode == 0, shown
+        assert b"anonymous" not in shown
         assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
 
     def test_is_online_with_a_key(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("WANDB_API_KEY", "0123456789")
-        assert not build(tmp_path)._offline
+        assert mode_of(build(tmp_path)) == "online"
 
     def test_mode_in_the_environment_wins_over_a_key(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("WANDB_API_KEY", "0123456789")
         monkeypatch.setenv("WANDB_MODE", "offline")
-        assert build(tmp_path)._offline
+        assert mode_of(build(tmp_path)) == "offline"
 
     def test_online_without_a_key_is_offline_with_a_warning(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         monkeypatch.setenv("WANDB_MODE", "online")
-        assert build(tmp_path)._offline
+        assert mode_of(build(tmp_path)) == "offline"
         assert "no key is configured" in caplog.text
 
     def test_disabled_mode_is_not_turned_into_an_offline_run(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("WANDB_MODE", "disabled")
-        assert not build(tmp_path)._offline  # Lightning would overwrite WANDB_MODE
+        assert mode_of(build(tmp_path)) == "disabled"
 
     def test_hands_project_group_name_and_tags_on(self, tmp_path: Path) -> None:
         made = build(tmp_path)

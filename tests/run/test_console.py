@@ -6,7 +6,7 @@ from rich.console import Console
 
 from sharpreid.evaluation.protocol import Protocol
 from sharpreid.run.comparability import caveats
-from sharpreid.run.console import print_run_table, protocol_line
+from sharpreid.run.console import error_message, print_run_table, protocol_line
 
 
 def scores(mAP: float) -> dict[str, Any]:
@@ -110,12 +110,35 @@ def test_run_that_the_paper_does_not_compare_with_says_so() -> None:
     assert "synthetic (every 5th identity)" in text
 
 
-def test_re_ranked_scores_stand_above_those_without_and_are_not_the_paper_s() -> None:
+def test_a_job_of_a_sweep_leaves_the_reasons_to_the_sweep_s_table() -> None:
+    text = io.StringIO()
+    run = record(deviations="12 epochs instead of 150")
+    print_run_table(run, Console(file=text, width=80), in_sweep=True)
+    assert line_with(text.getvalue(), "Warning").startswith("Warning: not comparable with the paper")
+    assert "12 epochs" not in text.getvalue()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "unable to allocate shared memory(shm) for file </torch_29_9_0>: No space left on device (28)",
+        "DataLoader worker (pid 7) is killed by signal: Bus error. Raise your shared memory limit",
+        "unable to write to file </torch_18692_1954506624>",
+    ],
+)
+def test_a_full_shared_memory_is_told_with_a_remedy(message: str) -> None:
+    assert message in error_message(RuntimeError(message))
+    assert "--shm-size" in error_message(RuntimeError(message))
+    assert "data.num_workers=0" in error_message(RuntimeError(message))
+    assert "shm" not in error_message(OSError("No space left on device: runs/scores.json"))
+
+
+def test_re_ranked_scores_stand_below_those_without_and_are_not_the_paper_s() -> None:
     run = record(not_re_ranked=scores(0.37))
     run["protocol"]["re_ranking"] = "k_reciprocal k1=20 k2=6 lambda=0.3"
     text = printed(run)
-    assert "41.0" in line_with(text, " trained ")
-    assert "37.0" in line_with(text, " not re-ranked ")
+    assert "37.0" in line_with(text, " trained   ")
+    assert "41.0" in line_with(text, " re-ranked ")
     assert "re-ranking k_reciprocal k1=20 k2=6 lambda=0.3" in line_with(text, "protocol")
     assert "Re-ranked (k_reciprocal k1=20 k2=6 lambda=0.3): not comparable with the paper." in text
     assert "…" not in text

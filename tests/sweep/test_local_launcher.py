@@ -392,6 +392,19 @@ def test_a_search_by_the_test_set_is_refused(context: Callable[..., Any]) -> Non
     SweepPreflight().on_multirun_start(context("data.validation_identities=0")[0])  # nothing is chosen by it
 
 
+def test_a_folder_that_cannot_be_written_is_refused_by_name(
+    context: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    place = tmp_path / "file" / "run"
+    config, _ = context(f"hydra.run.dir={place}", f"hydra.sweep.dir={place}")
+    with pytest.raises(SystemExit, match=rf"hydra.run.dir={place}: cannot be written .*another folder"):
+        SweepPreflight().on_run_start(config)
+    with pytest.raises(SystemExit, match=rf"hydra.sweep.dir={place}: cannot be written"):
+        SweepPreflight().on_multirun_start(config)
+    assert not any(tmp_path.glob("file/*"))
+
+
 def test_a_search_without_its_plugin_names_what_to_install(
     context: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

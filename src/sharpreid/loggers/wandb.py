@@ -66,6 +66,8 @@ def build_wandb_logger(
         tags: Tags of the run.
         save_dir: Folder of the run's files; created if missing.
     """
+    if os.environ.get("WANDB_MODE") == "":
+        del os.environ["WANDB_MODE"]  # W&B refuses it
     mode = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
     if mode == "online" and not has_key():
         log.warning(
@@ -73,14 +75,17 @@ def build_wandb_logger(
             "`wandb sync` uploads later"
         )
         mode = "offline"
-    offline = mode in {"offline", "dryrun"}
-    if offline:
+    mode = {"dryrun": "offline"}.get(mode, mode)  # W&B's earlier name
+    if mode == "offline":
         os.environ.setdefault("WANDB_SILENT", "true")
     Path(save_dir).mkdir(parents=True, exist_ok=True)
     log.info("W&B mode: %s; files are in %s/wandb", mode, save_dir)
-    return FaultTolerantWandbLogger(
-        project=project, group=group, name=name, tags=list(tags), save_dir=save_dir, offline=offline
+    # not offline=True: Lightning then sets WANDB_MODE=dryrun for all later jobs of this process
+    logger = FaultTolerantWandbLogger(
+        project=project, group=group, name=name, tags=list(tags), save_dir=save_dir, mode=mode
     )
+    logger._wandb_init.pop("anonymous", None)  # W&B warns about it, whatever its value
+    return logger
 
 
 def has_key() -> bool:

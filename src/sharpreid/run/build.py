@@ -74,7 +74,10 @@ def _name_key_in_errors(cfg: DictConfig, key: str) -> Iterator[None]:
         inner = re.search(r"^full_key: (\S+)$", str(error), re.MULTILINE)
         place = inner[1] if inner and inner[1].startswith(key) else key
         wrong = "a value is of the wrong type: " if isinstance(cause, TypeError) else ""
-        values = ", ".join(f"{name}={value}" for name, value in _plain_values(cfg, place))
+        given = _plain_values(cfg, place)
+        words = set(re.findall(r"[\w.-]+", str(cause)))
+        meant = [(name, value) for name, value in given if {name, str(value)} & words]
+        values = ", ".join(f"{name}={value}" for name, value in meant or given)
         raise ConfigError(
             f"{place}: {wrong}{cause}" + (f" (it was given {values})" if values else "")
         ) from error
@@ -118,6 +121,11 @@ def build_trainer(cfg: DictConfig, *, training: bool) -> pl.Trainer:
         callbacks, loggers = [ProgressWithTimeLeft(training=False)], []
     settings = cfg.trainer.copy()
     OmegaConf.set_struct(settings, False)
+    if cfg.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"trainer.accelerator={cfg.trainer.accelerator}, but torch {torch.__version__} finds no GPU; use "
+            "trainer.accelerator=cpu, or auto"
+        )
     minutes = settings.pop("timeout_minutes", 10)  # early runs lack it
     with _name_key_in_errors(cfg, "trainer"):
         trainer: pl.Trainer = hydra.utils.instantiate(

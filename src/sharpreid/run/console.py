@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
@@ -15,12 +16,24 @@ from rich.text import Text
 from sharpreid.evaluation.protocol import Protocol
 from sharpreid.run.comparability import caveats, dataset_line
 
+_OUT_OF_SHARED_MEMORY = re.compile(r"shared memory|Bus error|/torch_\d+_", re.IGNORECASE)
+"""Words of torch's errors when its data-loader workers have filled /dev/shm."""
+
 
 def error_message(error: BaseException) -> str:
-    """Return an error's message without the traceback that a data loader's worker puts in front of it."""
-    if "Original Traceback" in str(error):
-        return str(error).rstrip().rpartition("\n")[2].partition(": ")[2]
-    return str(error) or f"{type(error).__name__} without a message"
+    """Return an error's message without the traceback that a data loader's worker puts in front of it.
+
+    If /dev/shm is full, as in a container with Docker's default of 64 MB, the message says what to do.
+    """
+    message = str(error) or f"{type(error).__name__} without a message"
+    if "Original Traceback" in message:
+        message = message.rstrip().rpartition("\n")[2].partition(": ")[2]
+    if _OUT_OF_SHARED_MEMORY.search(message):
+        message += (
+            ". The data loader's workers need more shared memory (/dev/shm): start the container with "
+            "--shm-size=8g, or train with data.num_workers=0"
+        )
+    return message
 
 
 def suppress_lightning_warnings() -> None:
@@ -34,6 +47,8 @@ def suppress_lightning_warnings() -> None:
             "It is recommended to use .self.log.*sync_dist=True",
             UserWarning,
         ),  # our metrics gather
+        ("This DataLoader will create .* worker processes in total", UserWarning),  # more than cores: slower
+        ("The `srun` command is available", UserWarning),  # on a login node, or within salloc
     ):
         warnings.filterwarnings("ignore", message=message, category=category)
 
@@ -97,10 +112,11 @@ def protocol_line(protocol: Mapping[str, Any]) -> str:
 
 
 def _score_table(record: Mapping[str, Any]) -> Table:
+    plain = record.get("not_re_ranked")
     stages = {
         "untrained": record.get("untrained"),
-        "trained": record.get("scores"),
-        "not re-ranked": record.get("not_re_ranked"),
+        "trained": plain or record.get("scores"),
+        "re-ranked": plain and record.get("scores"),
     }
     table = Table(title=Text(str(record.get("name", "run"))), title_justify="left")
     table.add_column("%")
@@ -114,7 +130,7 @@ def _score_table(record: Mapping[str, Any]) -> Table:
             stage,
             *(percent(score_of(scores, metric)) for metric in SCORE_TITLES),
             str(scores.get("num_valid_queries", "-")),
-            style="bold" if stage == "trained" else None,
+            style=None if stage == "untrained" else "bold",
         )
     return table
 
@@ -138,12 +154,15 @@ def hard_pair_line(scores: Mapping[str, Any]) -> str:
     )
 
 
-def print_run_table(record: Mapping[str, Any], console: Console | None = None) -> None:
+def print_run_table(
+    record: Mapping[str, Any], console: Console | None = None, *, in_sweep: bool = False
+) -> None:
     """Print the scores of a run with data set, protocol, seed and warnings.
 
     Args:
         record: Content of the run's ``scores.json``; scores in [0, 1] are shown as percentages.
         console: Console to print on; standard output by default.
+        in_sweep: Whether a table of the sweep follows, which names the reasons of the warnings once.
     """
     console = console or Console()
     console.print(_score_table(record))
@@ -159,7 +178,10 @@ def print_run_table(record: Mapping[str, Any], console: Console | None = None) -
     }
     for title, line in lines.items():
         console.print(Text(f"{title:<10}  ", style="dim").append(line, style="default"), soft_wrap=True)
-    for caveat in caveats(record):
+    reasons = caveats(record)
+    if reasons and in_sweep:
+        reasons = ["not comparable with the paper; the table of the sweep says why."]
+    for caveat in reasons:
         console.print(Text(f"Warning: {caveat}", style="bold yellow"), soft_wrap=True)
 
 

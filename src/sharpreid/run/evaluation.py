@@ -81,7 +81,9 @@ def evaluate(arguments: Sequence[str]) -> "RankingScores":
     output, images = given.pop("output", None), _pop_recalibration(given)
     scores, record = _score(*_override_config(given), images)
     print_run_table(record)
-    if output is not None:
+    if output is None:
+        print("not saved; output=FILE.json saves it")
+    else:
         write_json(Path(str(output)), record)
         print(f"written to {output}")
     return scores

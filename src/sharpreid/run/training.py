@@ -15,6 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from sharpreid.config.sweep_context import planned_jobs
 from sharpreid.config.validation import check_config
 from sharpreid.data.datamodule import ReIDDataModule
 from sharpreid.distributed import explain_lost_processes, is_rank_zero
@@ -139,7 +140,7 @@ def run_job(cfg: DictConfig, output_dir: Path) -> float:
         }
         write_json(output_dir / "scores.json", record)
         write_text(output_dir / "queries.csv", describe_queries(data.data.query, scores))
-        print_run_table(record)
+        print_run_table(record, in_sweep=planned_jobs() is not None)
     return held_out_map(record)
 
 
