@@ -4,13 +4,16 @@ import contextlib
 import csv
 import json
 import logging
+import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import EarlyStopping, Timer
 
 from sharpreid.callbacks.checkpoint import StepCheckpoints
 from sharpreid.checkpoint_files import newest_whole, step_checkpoints, step_of, step_path, verify
@@ -28,7 +32,7 @@ from sharpreid.run.build import build_data, build_module
 from sharpreid.run.console import suppress_lightning_warnings
 from sharpreid.run.records import describe_config, lock_run_dir, move_later_checkpoints_aside
 from sharpreid.run.resume import ChangedConfigError, find_checkpoint
-from sharpreid.signals import EXIT_RESUMABLE
+from sharpreid.signals import EXIT_RESUMABLE, stop_on_sigterm
 from tests.forked import processes_in
 from tests.soak.phase import SAVE, SCORING, START, STEP, VALIDATION, read_phase
 
@@ -38,34 +42,45 @@ class CutError(Exception):
 
 
 class Cut(pl.Callback):
-    """Ends the training before the batch that follows ``step`` optimizer steps."""
+    """Ends the training after ``step`` optimizer steps and a number of batches of the next one."""
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, batches: int = 0) -> None:
         self.step = step
+        self.batches = batches
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == self.step:
-            raise CutError
+            if not self.batches:
+                raise CutError
+            self.batches -= 1
 
 
 def fit(
-    cfg: DictConfig, folder: Path, quiet: dict[str, Any], cut: int | None = None, resume: Path | None = None
+    cfg: DictConfig,
+    folder: Path,
+    quiet: dict[str, Any],
+    cut: int | Cut | None = None,
+    resume: Path | None = None,
+    callbacks: Sequence[pl.Callback] = (),
+    every_n_steps: int = 1,
 ) -> dict[str, Any]:
     """The last checkpoint of a training over 3 epochs of 2 batches."""
     suppress_lightning_warnings()
     pl.seed_everything(0, verbose=False)
-    callbacks: list[pl.Callback] = [StepCheckpoints(folder=str(folder), every_n_steps=1, keep=2)]
+    cuts = [] if cut is None else [Cut(cut) if isinstance(cut, int) else cut]
     trainer = pl.Trainer(
-        **{**quiet, "enable_checkpointing": True},
-        max_epochs=3,
-        limit_val_batches=0,
+        **{"max_epochs": 3, "limit_val_batches": 0, **quiet, "enable_checkpointing": True},
         plugins=[SafeCheckpointIO()],
-        callbacks=callbacks + ([] if cut is None else [Cut(cut)]),
+        callbacks=[
+            StepCheckpoints(folder=str(folder), every_n_steps=every_n_steps, keep=2),
+            *cuts,
+            *callbacks,
+        ],
     )
     with contextlib.suppress(CutError):
         trainer.fit(build_module(cfg), build_data(cfg), ckpt_path=resume, weights_only=True)
     newest = newest_whole(folder)
-    assert newest is not None
+    assert newest is not None, "no checkpoint"
     return SafeCheckpointIO().load_checkpoint(newest)
 
 
@@ -112,6 +127,95 @@ def test_a_cut_training_ends_as_an_uncut_one(
         assert earlier["global_step"] == step
         assert differing(earlier, whole)  # the comparison is one that can fail
         assert differing(fit(cfg, folder, quiet, resume=step_path(folder, step)), whole) == []
+
+
+@pytest.mark.parametrize(("batches", "step"), [(3, 2), (4, 3)])
+def test_a_training_cut_between_two_steps_ends_as_an_uncut_one(
+    cfg: DictConfig, tmp_path: Path, quiet: dict[str, Any], batches: int, step: int
+) -> None:
+    """An epoch has a step of two batches and one of the last batch, or two steps of two batches each."""
+    cfg.data.identities_per_batch = 2
+    options = {**quiet, "accumulate_grad_batches": 2, "limit_train_batches": batches}
+    whole = fit(cfg, tmp_path / "whole", options)
+    assert whole["global_step"] == 6
+    with pytest.raises(AssertionError, match="no checkpoint"):
+        fit(cfg, tmp_path / "cut", options, cut=Cut(0, batches=1))
+    assert fit(cfg, tmp_path / "cut", options, cut=Cut(step, batches=1))["global_step"] == step
+    resumed = fit(cfg, tmp_path / "cut", options, resume=step_path(tmp_path / "cut", step))
+    assert differing(resumed, whole) == []
+
+
+class BatchTimer(Timer):
+    """Lightning's callback of ``trainer.max_time``, with a clock that counts batches."""
+
+    def __init__(self, batches: int) -> None:
+        super().__init__(timedelta(seconds=batches))
+        self.batches = 0
+
+    def time_elapsed(self, stage: str = "train") -> float:
+        return self.batches + self._offset
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        self.batches += 1
+        super().on_train_batch_end(trainer)
+
+
+NO_GAIN = {"monitor": "train/loss", "min_delta": math.inf}
+
+
+@pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint")
+@pytest.mark.parametrize(
+    ("end", "end_options", "steps"),
+    [
+        (EarlyStopping(**NO_GAIN, patience=2, check_on_train_epoch_end=True), {}, 4),
+        (EarlyStopping(**NO_GAIN, patience=4, check_on_train_epoch_end=False), {"val_check_interval": 1}, 3),
+        (BatchTimer(5), {}, 3),
+        (None, {"max_steps": 2}, 2),
+    ],
+    ids=["early stopping", "early stopping within an epoch", "max_time", "max_steps"],
+)
+def test_a_training_that_ended_early_goes_on_as_an_uncut_one(
+    cfg: DictConfig,
+    tmp_path: Path,
+    quiet: dict[str, Any],
+    end: pl.Callback | None,
+    end_options: dict[str, Any],
+    steps: int,
+) -> None:
+    """At the end of an epoch, within one, and between two steps, where the next step is the last."""
+    cfg.data.identities_per_batch = cfg.data.validation_identities = 2
+    options = {**quiet, "accumulate_grad_batches": 2, "limit_val_batches": 1.0, **end_options}
+    whole = fit(cfg, tmp_path / "whole", {**options, "max_steps": -1})
+    assert whole["global_step"] == 6
+    ended = fit(cfg, tmp_path, options, callbacks=[end] if end else [], every_n_steps=100)
+    assert ended["global_step"] == steps
+    options["max_steps"] = 6 if "max_steps" in options else -1
+    more: dict[type, list[pl.Callback]] = {BatchTimer: [BatchTimer(99)]}
+    resume = step_path(tmp_path, steps)
+    resumed = fit(cfg, tmp_path, options, resume=resume, callbacks=more.get(type(end), []))
+    different = [place for place in differing(resumed, whole) if "Timer" not in place]
+    assert [place for place in different if ".val_loop." not in place] == []
+
+
+def test_early_stopping_of_a_resumed_training_has_its_own_patience(
+    cfg: DictConfig, tmp_path: Path, quiet: dict[str, Any]
+) -> None:
+    for patience, steps in ((2, 4), (9, 6)):
+        stopping = EarlyStopping(**NO_GAIN, patience=patience, check_on_train_epoch_end=True)
+        resume = newest_whole(tmp_path)
+        ended = fit(cfg, tmp_path, quiet, resume=resume, callbacks=[stopping], every_n_steps=100)
+        assert ended["global_step"] == steps
+
+
+def test_a_training_in_a_thread_finishes(cfg: DictConfig, tmp_path: Path, quiet: dict[str, Any]) -> None:
+    """As in W&B's agent, Ray or a notebook: Python sets signal handlers in the main thread only."""
+
+    def train() -> int:
+        with stop_on_sigterm():
+            return int(fit(cfg, tmp_path, quiet)["global_step"])
+
+    with ThreadPoolExecutor() as threads:
+        assert threads.submit(train).result() == 6
 
 
 @pytest.mark.slow
@@ -195,6 +299,23 @@ def test_a_changed_config_is_refused_key_by_key(stopped: tuple[DictConfig, Path]
     with pytest.raises(ChangedConfigError, match=r"objective.margin: was .*, is 7\n(?!  seed)"):
         find_checkpoint(cfg, folder)
     cfg.allow_changed = ["seed", "objective.margin"]
+    assert find_checkpoint(cfg, folder) is not None
+
+
+def test_a_run_that_early_stopping_ended_goes_on_without_it_if_allowed(
+    stopped: tuple[DictConfig, Path],
+) -> None:
+    cfg, folder = stopped
+    stopping = {"_target_": "pytorch_lightning.callbacks.EarlyStopping", "monitor": "val/mAP"}
+    ours = {"_target_": "sharpreid.callbacks.data_wait.DataWait"}
+    ended = OmegaConf.merge(cfg, {"callbacks": {"stopping": stopping, "wait": ours}})
+    assert isinstance(ended, DictConfig)
+    (folder / "config.yaml").write_text(describe_config(ended), encoding="utf-8")
+    message = r"stopping.monitor: was 'val/mAP', is None
+.*'allow_changed=\[(callbacks.stopping.\w+,?){2}\]'"
+    with pytest.raises(ChangedConfigError, match=message):
+        find_checkpoint(cfg, folder)
+    cfg.allow_changed = [f"callbacks.stopping.{key}" for key in stopping]
     assert find_checkpoint(cfg, folder) is not None
 
 

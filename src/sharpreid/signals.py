@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -53,19 +53,26 @@ def outlive_stop_signals(worker: int) -> None:
         signal.signal(number, linger)
 
 
+def set_signal_handlers(handlers: Mapping[signal.Signals, Any]) -> dict[signal.Signals, Any]:
+    """Set signal handlers and return the earlier ones.
+
+    Outside of the main thread, where Python cannot set signal handlers, nothing changes and the result is
+    empty: a training in a thread (W&B's agent, Ray, a notebook) does not save its state at a signal.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.signal(number, handler) for number, handler in handlers.items()}
+
+
 @contextmanager
 def stop_on_sigterm() -> Iterator[None]:
     """Raise Lightning's SIGTERMException, a SystemExit, at the first SIGTERM or SIGUSR1 in the block.
 
-    Further signals are ignored until the process ends, so that they do not change its exit status. Outside of
-    the main thread, where Python cannot set signal handlers, nothing changes.
+    Further signals are ignored until the process ends, so that they do not change its exit status.
 
     Lightning's own handler sets a flag that the next evaluation or training loop clears. It would lose a
     signal that arrives while the untrained network is scored, and before the first loop there is no handler.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     owner, stopping = os.getpid(), False
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -76,12 +83,11 @@ def stop_on_sigterm() -> Iterator[None]:
             stopping = True
             raise SIGTERMException
 
-    before: dict[signal.Signals, Any] = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
+    before = set_signal_handlers(dict.fromkeys(STOP_SIGNALS, stop))
     try:
         yield
     except SystemExit:
-        before = dict.fromkeys(STOP_SIGNALS, signal.SIG_IGN)
+        before = dict.fromkeys(before, signal.SIG_IGN)
         raise
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        set_signal_handlers(before)

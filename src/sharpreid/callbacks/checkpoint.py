@@ -5,17 +5,19 @@ import random
 import signal
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.apply_func import convert_tensors_to_scalars
 from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.loops.loop import _Loop
+from pytorch_lightning.trainer.states import TrainerFn
 
 from sharpreid.checkpoint_files import remove_unfinished, step_checkpoints, step_path
 from sharpreid.loggers.csv import AppendingCSVLogger
-from sharpreid.signals import STOP_SIGNALS, StoppedAtStepError
+from sharpreid.signals import STOP_SIGNALS, StoppedAtStepError, set_signal_handlers
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +26,9 @@ class StepCheckpoints(Checkpoint):
     """Callback that saves a checkpoint every few steps and keeps the newest ones.
 
     A training that resumes from such a checkpoint continues exactly. Within an epoch a checkpoint is written
-    after a step, at its end after the validation. There is always one after the last step. SIGTERM and
+    after an optimizer step, at its end after the validation. Between two steps, where accumulated gradients
+    would be lost, nothing is saved. There is always a checkpoint after the last step, also if early stopping
+    or a time limit ends the training; ``trainer.should_stop`` takes effect at the next step. SIGTERM and
     SIGUSR1 set a flag. At the next of these points all processes agree to stop, save, and raise
     `StoppedAtStepError`.
 
@@ -48,19 +52,24 @@ class StepCheckpoints(Checkpoint):
         self._stop: Path | None = None
         self._unflushed = False
         self._saved_at: int | None = None
+        self._steps = 0
+        self._accumulating = False
+        self._ends_at_next_step = False
         self._handlers: dict[signal.Signals, Any] = {}
         self._random: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restore the random states of a resumed training, and install the signal handlers."""
         self._restore_random_states(trainer)
+        self._steps = trainer.global_step
+        _begin_next_epoch(trainer)
         if trainer.is_global_zero:
             remove_unfinished(self.folder)
 
         def note(number: int, frame: FrameType | None) -> None:
             self._signal = number
 
-        self._handlers = {number: signal.signal(number, note) for number in STOP_SIGNALS}
+        self._handlers = set_signal_handlers(dict.fromkeys(STOP_SIGNALS, note))
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -71,15 +80,37 @@ class StepCheckpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if a checkpoint is due, except at an epoch's last batch, whose validation is still to come."""
+        """Save after a step if a checkpoint is due.
+
+        At an epoch's last batch the validation is still to come, so `on_train_epoch_end` saves.
+        """
+        self._accumulating, self._steps = trainer.global_step == self._steps, trainer.global_step
+        if self._accumulating:
+            self._postpone_end(trainer)
+            return
+        if self._ends_at_next_step:
+            trainer.should_stop, self._ends_at_next_step = True, False
         self._due = self._due or trainer.global_step % self.every_n_steps == 0
-        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        if not trainer.fit_loop.epoch_loop._num_ready_batches_reached():
             self._save_and_stop(trainer, row=trainer.fit_loop.epoch_loop._batches_that_stepped)
 
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save if a validation within an epoch ends the training, as early stopping may."""
+        within_epoch = not trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+        if trainer.state.fn == TrainerFn.FITTING and within_epoch and _is_over(trainer):
+            if self._accumulating:
+                self._postpone_end(trainer)
+            elif self._saved_at != trainer.global_step:
+                self._save_and_stop(trainer, row=None)
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save if a checkpoint is due or this was the last epoch."""
-        self._due = self._due or trainer.current_epoch + 1 == trainer.max_epochs
-        self._save_and_stop(trainer, row=trainer.fit_loop.epoch_loop._batches_that_stepped - 1)
+        """Save if a checkpoint is due or this was the last epoch.
+
+        Lightning also ends an epoch that was cut short. Its last step is saved already, and a checkpoint
+        written here would count the rest of the epoch as trained.
+        """
+        if trainer.fit_loop.epoch_loop._num_ready_batches_reached():
+            self._save_and_stop(trainer, row=trainer.fit_loop.epoch_loop._batches_that_stepped - 1)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restore the signal handlers, and stop if a signal came, even during the last save."""
@@ -106,6 +137,14 @@ class StepCheckpoints(Checkpoint):
         torch.distributed.all_gather_object(states, mine)
         return {"random": states}
 
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep the patience of this run's early stopping; Lightning would restore that of the checkpoint."""
+        for callback in trainer.early_stopping_callbacks:
+            if state := checkpoint.get("callbacks", {}).get(callback.state_key):
+                state["patience"] = callback.patience
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Store the random states until the training starts; building the data loaders changes them."""
         self._random = state_dict
@@ -116,23 +155,28 @@ class StepCheckpoints(Checkpoint):
             _set_random_states(states[trainer.global_rank])
 
     def _restore_handlers(self) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        set_signal_handlers(self._handlers)
         self._handlers = {}
 
-    def _save_and_stop(self, trainer: pl.Trainer, *, row: int) -> None:
-        """Save if a checkpoint is due or a signal came.
+    def _postpone_end(self, trainer: pl.Trainer) -> None:
+        """Let the training end after the next step: a checkpoint holds no accumulated gradients."""
+        self._ends_at_next_step = self._ends_at_next_step or trainer.should_stop
+        trainer.should_stop = False
+
+    def _save_and_stop(self, trainer: pl.Trainer, *, row: int | None) -> None:
+        """Save if a checkpoint is due, the training is over or a signal came.
 
         Args:
             trainer: The trainer.
-            row: Step under which Lightning will log the pending metrics.
+            row: Step under which Lightning will log the pending metrics; None if it has logged them.
         """
         stop = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
-        if not (self._due or stop):
+        if not (self._due or stop or _is_over(trainer)):
             return
         self._due = False
         path = step_path(self.folder, trainer.global_step)
-        _write_pending_row(trainer, row)
+        if row is not None:
+            _write_pending_row(trainer, row)
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:
             for old in step_checkpoints(self.folder)[self.keep :]:
@@ -149,6 +193,28 @@ class StepCheckpoints(Checkpoint):
                 logger.save()
         if self._stop is not None:
             raise StoppedAtStepError(trainer.global_step, self._stop)
+
+
+def _begin_next_epoch(trainer: pl.Trainer) -> None:
+    """Begin the next epoch where a training with ``max_steps`` resumes from the end of an epoch.
+
+    Lightning would skip that epoch: it takes each resume of such a training for one within an epoch.
+    """
+    loop = trainer.fit_loop
+    if loop.restarted_on_epoch_end:
+        loop.epoch_progress.increment_completed()
+        loop.reset_restart_stage()
+        _Loop.restarting.fset(loop, False)  # type: ignore[attr-defined]  # the setter of _FitLoop keeps it True
+
+
+def _is_over(trainer: pl.Trainer) -> bool:
+    """Return whether Lightning ends the training here, after a step or at the end of an epoch."""
+    loop, epochs = trainer.fit_loop, cast(Any, trainer.fit_loop.epoch_progress.current).processed
+    return bool(
+        (trainer.should_stop and loop._can_stop_early)
+        or trainer.global_step == trainer.max_steps
+        or epochs == trainer.max_epochs
+    )
 
 
 def _write_pending_row(trainer: pl.Trainer, step: int) -> None:

@@ -245,7 +245,8 @@ class ReIDDataModule(pl.LightningDataModule):
             loop = trainer.fit_loop  # after a resume, trainer.current_epoch is not yet up to date here
             current: Any = loop.epoch_progress.current
             batches.set_epoch(current.processed)
-            batches.start_at(loop.epoch_loop.batch_progress.current.ready % len(batches))
+            if current.ready > current.processed:  # within an epoch
+                batches.start_at(loop.epoch_loop.batch_progress.current.ready % len(batches))
         if self.augment_on == "worker":
             return TimedLoader(self.train, batch_sampler=batches, **self._worker_options())
         if self.augment_on == "resident" and self._resident is None:

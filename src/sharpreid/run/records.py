@@ -203,15 +203,24 @@ def flatten_config(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def result_config(config: Any) -> dict[str, Any]:
-    """Return the part of a run's config that its scores depend on."""
+    """Return the part of a run's config that its scores depend on.
+
+    Of the callbacks it keeps those that are not the package's: one may stop the training early.
+    """
     content: Any = OmegaConf.to_container(config)
+    callbacks = (content.get("callbacks") or {}).items()
+    others = {name: one for name, one in callbacks if one and not _is_own(one)}
     for key in _WITHOUT_EFFECT_ON_SCORES:
         *path, last = key.split(".")
         node = content
         for part in path:
             node = node.get(part, {})
         node.pop(last, None)
-    return dict(content)
+    return {**content, **({"callbacks": others} if others else {})}
+
+
+def _is_own(node: Any) -> bool:
+    return isinstance(node, dict) and str(node.get("_target_")).startswith("sharpreid.")
 
 
 def describe_scores(

@@ -30,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from sharpreid.config.paths import parse_override
 from sharpreid.config.resolvers import run_label
 from sharpreid.run.records import CONSOLE_LOG, held_out_map, lock_run_dir, move_earlier_run_aside, write_json
-from sharpreid.signals import EXIT_RESUMABLE, STOP_SIGNALS
+from sharpreid.signals import EXIT_RESUMABLE, STOP_SIGNALS, set_signal_handlers
 
 log = logging.getLogger(__name__)
 
@@ -203,12 +203,11 @@ def _collecting_stop_signals() -> Iterator[list[signal.Signals]]:
 
     collected = (*STOP_SIGNALS, signal.SIGINT, signal.SIGHUP)
     handled = [number for number in collected if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, collect) for number in handled}
+    before = set_signal_handlers(dict.fromkeys(handled, collect))
     try:
         yield received
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        set_signal_handlers(before)
 
 
 def _run_all(jobs: Sequence[Job], gpus: Sequence[str], at_once: int) -> dict[int, float]:
