@@ -46,7 +46,7 @@ def datamodule(root: Path, *, stage: str | None = "fit", **changes: Any) -> ReID
 def attach(module: ReIDDataModule, *, rank: int = 0, world_size: int = 1, epoch: int = 0) -> ReIDDataModule:
     """As if a trainer with so many processes held it."""
     loop = SimpleNamespace(
-        epoch_progress=SimpleNamespace(current=SimpleNamespace(processed=epoch)),
+        epoch_progress=SimpleNamespace(current=SimpleNamespace(ready=epoch, processed=epoch)),
         epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(ready=0))),
     )
     trainer: Any = SimpleNamespace(global_rank=rank, world_size=world_size, fit_loop=loop)
