@@ -20,16 +20,20 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import EarlyStopping, Timer
 
 from sharpreid.callbacks.checkpoint import StepCheckpoints
 from sharpreid.checkpoint_files import newest_whole, step_checkpoints, step_of, step_path, verify
 from sharpreid.checkpoint_io import SafeCheckpointIO
+from sharpreid.config.paths import CONF_DIR
 from sharpreid.data.pixel_cache import build_cache
 from sharpreid.models.weights import WeightsError
 from sharpreid.run.build import build_data, build_module
 from sharpreid.run.console import suppress_lightning_warnings
+from sharpreid.run.job import Job
 from sharpreid.run.records import describe_config, lock_run_dir, move_later_checkpoints_aside
 from sharpreid.run.resume import ChangedConfigError, find_checkpoint
 from sharpreid.signals import EXIT_RESUMABLE, stop_on_sigterm
@@ -395,6 +399,48 @@ def test_a_missing_file_is_refused(stopped: tuple[DictConfig, Path], tmp_path: P
     cfg.resume = str(tmp_path / "no.ckpt")
     with pytest.raises(FileNotFoundError, match="expected auto, none or a checkpoint"):
         find_checkpoint(cfg, folder)
+
+
+def job_of(
+    folder: Path, tiny_overrides: list[str], monkeypatch: pytest.MonkeyPatch, *overrides: str, in_sweep: bool
+) -> Job:
+    """The job of a command, or the first of a sweep."""
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        number = "hydra.job.num=" + ("0" if in_sweep else "???")
+        cfg = compose("train", [*tiny_overrides, number, *overrides], return_hydra_config=True)
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", cfg)
+    return Job(cfg, folder)
+
+
+def test_a_wandb_id_from_outside_is_that_of_a_single_run(
+    tmp_path: Path,
+    tiny_overrides: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def ids(*, in_sweep: bool, resume: Path | None = None) -> tuple[str, str, str]:
+        """The id on record, and the id and the W&B sweep that W&B sees."""
+        job = job_of(tmp_path, tiny_overrides, monkeypatch, in_sweep=in_sweep)
+        job.start(resume)
+        with job.running():
+            seen = os.environ["WANDB_RUN_ID"], os.environ.get("WANDB_SWEEP_ID", "")
+        return json.loads((tmp_path / "job.json").read_text(encoding="utf-8"))["wandb_id"], *seen
+
+    for name in ("WANDB_RUN_ID", "WANDB_SWEEP_ID"):
+        monkeypatch.setenv(name, "given")
+    caplog.set_level(logging.WARNING, "sharpreid")
+    assert ids(in_sweep=False) == ("given", "given", "given")
+    assert not caplog.text
+    own, seen, sweep = ids(in_sweep=True)
+    assert own == seen != "given"
+    assert sweep == ""
+    assert "WANDB_RUN_ID=given is ignored" in caplog.text
+    assert os.environ["WANDB_RUN_ID"] == os.environ["WANDB_SWEEP_ID"] == "given"
+    checkpoint = step_path(tmp_path / "checkpoints", 7)
+    assert ids(in_sweep=False, resume=checkpoint)[0] == "given"
+    monkeypatch.delenv("WANDB_RUN_ID")
+    assert ids(in_sweep=False, resume=checkpoint)[0] == "given"
+    assert ids(in_sweep=False)[0] not in ("given", own)
 
 
 class Command:

@@ -1,4 +1,5 @@
 import contextlib
+import json
 import os
 import pty
 import subprocess
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 
 from sharpreid.loggers.wandb import build_wandb_logger, has_key
 
@@ -149,6 +151,66 @@ class TestBuildWandbLogger:
         assert made._wandb_init["group"] == "sweep"
         assert made._wandb_init["name"] == "run"
         assert made._wandb_init["tags"] == ["a", "b"]
+
+    def test_each_run_of_a_process_has_the_id_that_was_set_for_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """W&B reads WANDB_RUN_ID once; of a trial of its own sweep it takes no id as an argument."""
+        given = []
+        monkeypatch.setattr(wandb, "init", lambda **options: given.append(options["id"]))
+        for number in ("first", "second"):
+            monkeypatch.setenv("WANDB_RUN_ID", number)
+            _ = build(tmp_path).experiment
+        monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
+        _ = build(tmp_path).experiment
+        assert given == ["first", "second", None]
+
+
+AGENT = """
+import sys, wandb
+from wandb.agents import pyagent
+from wandb.apis.public import sweeps
+from sharpreid.train import main
+
+overrides, left = sys.argv[1:], [("trial1", {"seed": 1, "model.blocks": [1, 2]}), ("trial2", {"seed": 2})]
+
+def heartbeat(api, agent, metrics, running):
+    if running or not left:
+        return []
+    run_id, values = left.pop(0)
+    return [{"type": "run", "run_id": run_id, "args": {key: {"value": one} for key, one in values.items()}}]
+
+def trial():
+    with wandb.init() as run:
+        sys.argv[1:] = [*overrides, *(f"{key}={value}" for key, value in run.config.items())]
+        main()
+
+wandb.Api = type("Api", (), {})
+sweeps._register_agent = lambda *args, **options: {"id": "agent"}
+sweeps._agent_heartbeat = heartbeat
+pyagent.Agent.HEARTBEAT_SLEEP_SECONDS = 0.1
+pyagent.pyagent("sweep", trial, "entity", "project", count=2)
+"""
+"""W&B's agent, whose calls of the server are answered here."""
+
+
+@pytest.mark.slow
+def test_each_trial_of_wandb_s_agent_is_a_training_of_its_own(
+    tmp_path: Path, tiny_overrides: list[str]
+) -> None:
+    overrides = [*tiny_overrides, "logger=wandb", "callbacks.masks.images=0", "score_untrained=false"]
+    done = subprocess.run(
+        [sys.executable, "-c", AGENT, *overrides],
+        cwd=tmp_path,
+        env={**os.environ, "WANDB_MODE": "offline"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    jobs = [json.loads(path.read_text(encoding="utf-8")) for path in tmp_path.rglob("job.json")]
+    told = {(job["wandb_id"], job["overrides"][-1], job["status"]) for job in jobs}
+    assert told == {("trial1", "model.blocks=[1, 2]", "done"), ("trial2", "seed=2", "done")}, done.stderr
+    assert len([*tmp_path.rglob("run-trial?.wandb")]) == 2
 
 
 END_WANDB = """

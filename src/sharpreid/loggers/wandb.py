@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+from lightning_fabric.loggers.logger import rank_zero_experiment
 from pytorch_lightning.loggers import WandbLogger
 
 from sharpreid.distributed import rank_zero_only
@@ -23,6 +24,18 @@ class FaultTolerantWandbLogger(WandbLogger):
     A scheduler's signal to all processes of a job ends that of W&B at once
     (https://github.com/wandb/wandb/issues/9963), while the training completes its step and saves it.
     """
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """Run of W&B, started at the first use.
+
+        Its id is that of ``WANDB_RUN_ID``. W&B itself reads the variable only once in a process, and would
+        give all jobs of a sweep the first one's. Of a trial of W&B's own sweeps it accepts no other id.
+        """
+        if self._experiment is None and not os.environ.get("WANDB_SWEEP_ID"):
+            self._wandb_init["id"] = os.environ.get("WANDB_RUN_ID") or None
+        return super().experiment
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import secrets
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +29,10 @@ from sharpreid.run.records import (
 log = logging.getLogger(__name__)
 
 _KEPT_ON_RESUME = ("started", "wandb_id", "resumed_at")
-"""Fields of job.json that survive a resume."""
+"""Fields of job.json that survive a resume; a W&B id given from outside replaces the recorded one."""
+
+_WANDB_SWEEP = ("WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH")
+"""Variables by which W&B's agent makes the next W&B run a trial of its sweep."""
 
 
 class Job:
@@ -44,6 +48,7 @@ class Job:
         self._resume = str(cfg.resume)
         in_sweep = not OmegaConf.is_missing(HydraConfig.get().job, "num")
         self._is_of_sweep = in_sweep
+        self._given_wandb_id = _given_wandb_id(in_sweep)
         self.fields: dict[str, Any] = {
             "status": "running",
             "started": time.time(),
@@ -52,7 +57,7 @@ class Job:
             "number": HydraConfig.get().job.num if in_sweep else None,
             "error": None,
             "process": process_token(),
-            "wandb_id": secrets.token_hex(4),
+            "wandb_id": self._given_wandb_id or secrets.token_hex(4),
             **describe_code(),
         }
 
@@ -96,7 +101,7 @@ class Job:
     def running(self) -> Iterator[None]:
         """Record whether the training failed or is done; until then W&B uses the run id in job.json."""
         try:
-            with _wandb_run_id(self.fields["wandb_id"]):
+            with _wandb_run_id(self.fields["wandb_id"], own_sweep=self._is_of_sweep):
                 yield
         except BaseException as error:
             self._record_failure(error)
@@ -118,7 +123,8 @@ class Job:
         self.fields["resumed_at"] = [*earlier.get("resumed_at", []), step]
 
     def _fields_to_keep(self) -> dict[str, Any]:
-        return {key: value for key, value in self._read().items() if key in _KEPT_ON_RESUME}
+        given = {"wandb_id"} if self._given_wandb_id else set[str]()
+        return {key: value for key, value in self._read().items() if key in {*_KEPT_ON_RESUME} - given}
 
     def _read(self) -> dict[str, Any]:
         """Return the fields on disk; empty if there is no readable job.json."""
@@ -144,15 +150,33 @@ class Job:
             log.warning("%s could not be written (%s)", self.output_dir / "job.json", second)
 
 
+def _given_wandb_id(in_sweep: bool) -> str | None:
+    """Return the id of the active W&B run or of ``WANDB_RUN_ID``; None in a sweep, which has several runs."""
+    active = getattr(sys.modules.get("wandb"), "run", None)
+    given = active.id if active else os.environ.get("WANDB_RUN_ID") or None
+    if given and in_sweep:
+        log.warning(
+            "WANDB_RUN_ID=%s is ignored: each job of a sweep is a W&B run of its own. Start a single "
+            "training to use it, for example as a trial of W&B's agent",
+            given,
+        )
+        return None
+    return given
+
+
 @contextmanager
-def _wandb_run_id(run_id: str) -> Iterator[None]:
-    """Give W&B's next run this id, so that a resumed run continues the same one."""
-    before = os.environ.get("WANDB_RUN_ID")
+def _wandb_run_id(run_id: str, *, own_sweep: bool) -> Iterator[None]:
+    """Give W&B's next run this id, so that a resumed run continues the same one.
+
+    Args:
+        run_id: The id.
+        own_sweep: Whether the run is a job of a sweep of this package, and so no trial of one of W&B's.
+    """
+    names = ("WANDB_RUN_ID", *(_WANDB_SWEEP if own_sweep else ()))
+    before = {name: os.environ.pop(name) for name in names if name in os.environ}
     os.environ["WANDB_RUN_ID"] = run_id
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["WANDB_RUN_ID"]
-        else:
-            os.environ["WANDB_RUN_ID"] = before
+        del os.environ["WANDB_RUN_ID"]
+        os.environ.update(before)
