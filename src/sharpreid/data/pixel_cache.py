@@ -127,6 +127,13 @@ class PixelCache:
         pixels = self._shards[file.shard][file.offset : file.offset + size]
         return pixels if len(pixels) == size else None
 
+    def digest(self, paths: Sequence[Path]) -> str | None:
+        """Return a digest of the files' content when they were decoded; None if one of them was not."""
+        files = [self._files.get(str(path.absolute())) for path in paths]
+        if None in files:
+            return None
+        return hashlib.sha256("".join(file.sha256 for file in files if file).encode()).hexdigest()[:16]
+
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_shards": {}}
 

@@ -8,13 +8,8 @@ from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from sharpreid.config.early_runs import upgrade_config
-from sharpreid.config.paths import CONF_DIR
+from sharpreid.config.paths import CONF_DIR, PATH_KEYS
 from sharpreid.config.resolvers import register_resolvers
-
-PATH_KEYS = (
-    *("checkpoint", "images", "output", "data_root"),
-    *("data.source.root", "data.source.manifest", "data.source.within", "data.source.images"),
-)
 
 
 class UsageError(ValueError):
@@ -37,7 +32,7 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
 def _value(key: str, text: str) -> Any:
     if not text:
         raise UsageError(f"{key}= has no value")
-    if key in PATH_KEYS:  # a path may look like YAML: "[run 1]/a.jpg", "0012"
+    if key in PATH_KEYS and text != "null":  # a path may look like YAML: "[run 1]/a.jpg", "0012"
         return text
     try:
         return OmegaConf.from_dotlist([f"value={text}"]).value

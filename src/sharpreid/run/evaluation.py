@@ -15,8 +15,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sharpreid.config.paths import CONF_DIR
-from sharpreid.run.arguments import PATH_KEYS, UsageError, load_config, load_re_ranking, parse_arguments
+from sharpreid.config.paths import CONF_DIR, PATH_KEYS
+from sharpreid.run.arguments import UsageError, load_config, load_re_ranking, parse_arguments
 from sharpreid.run.console import error_message, print_readings, print_run_table, suppress_lightning_warnings
 from sharpreid.run.fast_import import import_torchmetrics
 from sharpreid.run.records import describe_code, describe_scores, write_json
@@ -50,7 +50,7 @@ _OVERRIDABLE_PREFIXES = (
 )
 
 _FLAGS = ("-m", "--multirun")
-_SINGLE_VALUED = ("experiment", "data.source.distractors", "data.cache", *PATH_KEYS)  # paths may have commas
+_SINGLE_VALUED = ("experiment", *PATH_KEYS)  # paths may have commas
 
 _MASK_SEED = "model.sampler.seed"
 

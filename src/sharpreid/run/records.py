@@ -22,6 +22,7 @@ import sharpreid
 from sharpreid.atomic_io import replacing
 from sharpreid.checkpoint_files import digest_path, step_checkpoints, step_of
 from sharpreid.config.early_runs import upgrade_config, upgrade_record
+from sharpreid.config.paths import make_paths_absolute
 from sharpreid.data.reid_data import ReIDData, Sample
 from sharpreid.distributed import is_rank_zero, rank_zero_only
 from sharpreid.evaluation.protocol import Protocol
@@ -175,12 +176,15 @@ def config_diff(cfg: DictConfig, earlier: Path) -> dict[str, tuple[Any, Any]]:
     """Compare a config with a run's config.yaml, in the keys that scores depend on.
 
     Both are upgraded by `sharpreid.config.early_runs` first. A key that one of them lacks counts as null.
+    Paths are equal if they lead to the same place; records of early versions may have relative ones.
 
     Returns:
         Dotted key -> its value in ``earlier`` and its value in ``cfg``, for each key that differs.
     """
     before, now = (
-        flatten_config(result_config(upgrade_config(cast(DictConfig, config))))
+        flatten_config(
+            result_config(make_paths_absolute(upgrade_config(cast(DictConfig, config)), resolve_links=True))
+        )
         for config in (OmegaConf.load(earlier), OmegaConf.create(describe_config(cfg)))
     )
     keys = sorted(before.keys() | now.keys())
@@ -312,12 +316,10 @@ def describe_config(cfg: DictConfig) -> str:
     References between keys (image size, seed, data folder) stay references. Values that only Hydra can
     resolve are resolved.
     """
-    written: DictConfig = cfg.copy()
+    written = make_paths_absolute(cfg)  # the run can be evaluated from any directory
     for key in ("output_dir", "data_root", "callbacks", "logger"):
         value = cfg[key]
         written[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-    # absolute, so that the run can be evaluated from any directory
-    written.data_root = str(Path(cfg.data_root).expanduser().absolute())
     return OmegaConf.to_yaml(written)
 
 

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from sharpreid.checkpoint_files import digest_path, newest_whole, step_checkpoints, step_of, verify
 from sharpreid.distributed import is_rank_zero
+from sharpreid.run.fingerprint import SPLITS, Fingerprint, describe_change, read_fingerprint
 from sharpreid.run.records import config_diff, is_run_dir_locked
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,30 @@ def find_checkpoint(cfg: DictConfig, output_dir: Path) -> Path | None:
         verify(checkpoint)
     _reject_changed_config(cfg, checkpoint)
     return checkpoint
+
+
+def reject_changed_data(cfg: DictConfig, checkpoint: Path, now: Fingerprint) -> None:
+    """Check that the data set is that of the run that wrote the checkpoint.
+
+    Args:
+        cfg: Config of the run; ``data`` in ``allow_changed`` accepts any change.
+        checkpoint: Checkpoint to resume from.
+        now: Fingerprint of the data that the run would read.
+
+    Raises:
+        ChangedConfigError: The data set has changed; the message says what.
+    """
+    data = {split: now[split] for split in SPLITS}  # the checkpoint has its own weights
+    change = describe_change(read_fingerprint(checkpoint.resolve().parents[1]), data)
+    if change is None:
+        return
+    if "data" in cfg.allow_changed:
+        log.warning("the data set has changed since %s: %s", checkpoint, change)
+        return
+    raise ChangedConfigError(
+        f"{checkpoint} belongs to a run on other data: {change}\nRestore the data set, or start anew with "
+        "resume=none, or allow it with 'allow_changed=[data]'"
+    )
 
 
 def agree_on_checkpoint(trainer: pl.Trainer, checkpoint: Path | None) -> None:
@@ -126,8 +151,17 @@ def _suggest_stopped_run(cfg: DictConfig, output_dir: Path) -> None:
                 stopped.append((differing, run))
         except Exception as error:  # another run's damaged files must not end this one
             log.debug("%s: its config cannot be read (%s)", run, error)
-    if stopped:
-        differing, run = min(stopped, key=lambda one: len(one[0]))
+    if not stopped:
+        return
+    differing, run = min(stopped, key=lambda one: len(one[0]))
+    if not differing:
+        log.warning(
+            "this run starts anew. An unfinished run with the same config is in %s; to resume that one give "
+            "hydra.run.dir=%s",
+            run,
+            run,
+        )
+    else:
         keys = ", ".join(f"{key} {before!r} -> {now!r}" for key, (before, now) in list(differing.items())[:5])
         log.warning(
             "this config has no checkpoint, so the run starts anew. The most similar unfinished run, %s, "

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
@@ -29,6 +30,7 @@ from sharpreid.run.build import (
 )
 from sharpreid.run.comparability import logged_settings
 from sharpreid.run.console import error_message, print_run_table, suppress_lightning_warnings
+from sharpreid.run.fingerprint import describe_change, read_fingerprint, take_fingerprint
 from sharpreid.run.job import Job
 from sharpreid.run.loading import score
 from sharpreid.run.records import (
@@ -43,7 +45,7 @@ from sharpreid.run.records import (
     write_json,
     write_text,
 )
-from sharpreid.run.resume import agree_on_checkpoint, find_checkpoint
+from sharpreid.run.resume import agree_on_checkpoint, find_checkpoint, reject_changed_data
 from sharpreid.signals import EXIT_RESUMABLE, StoppedAtStepError, stop_on_sigterm
 
 log = logging.getLogger(__name__)
@@ -91,18 +93,17 @@ def run_job(cfg: DictConfig, output_dir: Path) -> float:
     job = Job(cfg, output_dir)
     with job.preparing():
         check_config(cfg)
+        data = build_data(cfg)
         if cfg.skip_finished or cfg.resume == "auto":
-            finished = load_finished_record(output_dir, cfg)
+            finished = _find_finished(cfg, output_dir, data)
             if finished is not None:
-                commit = finished.get("commit")
-                log.info(
-                    "%s: already finished with the same config (commit %s); not run again", output_dir, commit
-                )
                 return held_out_map(finished)
         checkpoint = find_checkpoint(cfg, output_dir)
         seed_everything(cfg)
-        data = build_data(cfg)
         data.setup("fit")
+        job.fields["data"] = take_fingerprint(cfg, data)
+        if checkpoint is not None:
+            reject_changed_data(cfg, checkpoint, job.fields["data"])
         module = build_module(cfg)
         trainer = build_trainer(cfg, training=True)
         reject_incompatible_options(cfg, trainer)
@@ -142,6 +143,31 @@ def run_job(cfg: DictConfig, output_dir: Path) -> float:
         write_text(output_dir / "queries.csv", describe_queries(data.data.query, scores))
         print_run_table(record, in_sweep=planned_jobs() is not None)
     return held_out_map(record)
+
+
+def _find_finished(cfg: DictConfig, output_dir: Path, data: ReIDDataModule) -> dict[str, Any] | None:
+    """Return the finished record of the same config on the same data; None if the run is to be trained.
+
+    The data are not compared if they cannot be read any more: the scores are still those of this config.
+    """
+    finished = load_finished_record(output_dir, cfg)
+    if finished is None:
+        return None
+    before = read_fingerprint(output_dir)
+    change = None
+    if before is not None:
+        try:
+            data.setup("fit")
+        except OSError as error:
+            log.warning("the data set of the finished run cannot be compared: %s", error)
+        else:
+            change = describe_change(before, take_fingerprint(cfg, data))
+    if change is not None:
+        log.warning("%s: finished, but on other data, so it runs again: %s", output_dir, change)
+        return None
+    commit = finished.get("commit")
+    log.info("%s: already finished with the same config (commit %s); not run again", output_dir, commit)
+    return finished
 
 
 def _score_untrained(
