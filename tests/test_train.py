@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from sharpreid.attention.mask import MaskParams, MaskSampler
@@ -24,7 +24,7 @@ from sharpreid.module import NonFiniteLossError
 from sharpreid.run.arguments import load_config
 from sharpreid.run.build import build_data, build_module
 from sharpreid.run.evaluation import evaluate, evaluate_sweep
-from sharpreid.run.records import lock_run_dir
+from sharpreid.run.records import config_diff, describe_config, lock_run_dir
 from sharpreid.signals import EXIT_RESUMABLE, stop_on_sigterm
 
 QUIET: dict[str, Any] = {
@@ -258,6 +258,59 @@ def test_a_finished_run_of_another_config_is_run_again(
     assert not (tmp_path / "run" / "previous").exists()
     assert "not run again" not in run(tmp_path, *common, "optimizer.lr=0.01").stdout
     assert (tmp_path / "run" / "previous" / "1" / "scores.json").exists()
+
+
+@pytest.mark.slow
+def test_a_finished_run_on_data_that_have_changed_since_is_run_again(
+    tmp_path: Path, tiny_overrides: list[str], tiny_market: Path
+) -> None:
+    shutil.copytree(tiny_market, tmp_path / "Market")
+    place = (f"data.source.root={tmp_path / 'Market'}", f"hydra.run.dir={tmp_path / 'run'}")
+    common = [*tiny_overrides, *place, "score_untrained=false", "skip_finished=true"]
+    assert run(tmp_path, *common).returncode == 0
+    assert "not run again" in run(tmp_path, *common).stdout
+    for path in (tmp_path / "Market" / "bounding_box_train").glob("0001_*"):
+        path.unlink()
+    again = run(tmp_path, *common)
+    assert "28 images of 7 identities now" in again.stdout
+    assert "not run again" not in again.stdout
+    assert (tmp_path / "run" / "previous" / "1" / "scores.json").exists()
+    shutil.rmtree(tmp_path / "Market")
+    assert "not run again" in run(tmp_path, *common).stdout, "what cannot be compared is kept"
+
+
+def test_a_record_has_absolute_paths_and_an_early_one_with_relative_paths_is_the_same_run(
+    tmp_path: Path, composed: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cfg = composed(f"output_dir={tmp_path}")
+    cfg.callbacks = cfg.logger = {}
+    cfg.data_root, cfg.data.source.root, cfg.data.cache = "d", "shop/images", "~/cache"
+    assert OmegaConf.create(describe_config(cfg)).model.trunk.weights == "none", "a word is no path"
+    cfg.model.trunk.weights = "w.pth"
+    written = OmegaConf.create(describe_config(cfg))
+    assert written.data_root == str(tmp_path / "d")
+    assert written.data.source.root == str(tmp_path / "shop" / "images")
+    assert written.data.cache == str(Path.home() / "cache")
+    assert written.model.trunk.weights == str(tmp_path / "w.pth")
+    written.data.source.root, written.model.trunk.weights = "shop/images", "./w.pth"  # as version 0.1 did
+    OmegaConf.save(written, tmp_path / "config.yaml")
+    assert config_diff(cfg, tmp_path / "config.yaml") == {}
+    cfg.data.source.root = "shop/others"
+    assert config_diff(cfg, tmp_path / "config.yaml").keys() == {"data.source.root"}
+
+
+@pytest.mark.slow
+def test_other_spellings_of_the_overrides_lead_to_the_same_run(
+    tmp_path: Path, tiny_overrides: list[str]
+) -> None:
+    common = [*tiny_overrides, "score_untrained=false", "skip_finished=true"]
+    assert run(tmp_path, *common, "model.blocks=[1, 2]", "optimizer.lr=1e-3").returncode == 0
+    others = ["optimizer.lr=0.0010", "model.blocks=[1,2]", "data.source.allow_subset=True"]
+    assert "not run again" in run(tmp_path, *common, *others).stdout
+    swept = run(tmp_path, *common, "--multirun", "model.blocks=[1,2],[3]", "optimizer.lr=0.001")
+    assert swept.stdout.count("not run again") == 1
+    assert len([*tmp_path.rglob("scores.json")]) == 2
 
 
 @pytest.mark.slow

@@ -59,7 +59,8 @@ def name_job(overrides: Sequence[Override], excluded: Collection[str], data: str
     'default'
     """
     left_out = (f"data={data}", f"data.source.name={data}")
-    named = (canonical_override(one) for one in overrides if one.key_or_group not in excluded)
+    last = {one.get_key_element(): canonical_override(one) for one in overrides}  # the last of a key counts
+    named = (text for key, text in last.items() if key.lstrip("+~") not in excluded)
     return _portable(",".join(sorted(one for one in named if one not in left_out)))
 
 
