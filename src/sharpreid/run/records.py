@@ -318,7 +318,7 @@ def describe_config(cfg: DictConfig) -> str:
     """
     written = make_paths_absolute(cfg)  # the run can be evaluated from any directory
     for key in ("output_dir", "data_root", "callbacks", "logger"):
-        value = cfg[key]
+        value = written[key]
         written[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     return OmegaConf.to_yaml(written)
 
