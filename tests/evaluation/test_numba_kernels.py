@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -222,3 +223,35 @@ def test_fewer_items_than_neighbours_are_re_ranked_too(monkeypatch: pytest.Monke
     wanted = k_reciprocal_distances(*embeddings, k1=20, k2=30, lambda_value=0.3)
     monkeypatch.setattr(numba_kernels, "MIN_PAIRS", 0)
     assert torch.equal(k_reciprocal_distances(*embeddings, k1=20, k2=30, lambda_value=0.3), wanted)
+
+
+@pytest.mark.parametrize("failing", ["__init__", "load_overload", "save_overload"])
+def test_a_cache_that_fails_costs_one_warning_and_no_result(
+    failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("no locator") if failing == "__init__" else OSError("no space left")
+
+    kernels = importlib.import_module("sharpreid.evaluation.numba_kernels.kernels")
+    monkeypatch.setattr(kernels, "_warned", [])
+    monkeypatch.setattr(kernels.FunctionCache, failing, fail)
+    monkeypatch.setattr(kernels.numba.config, "CACHE_DIR", str(tmp_path))
+    for add in (lambda x: x + 1, lambda x: x + 2):
+        assert kernels._compile(add)(1) == add(1)
+    assert len(caplog.records) == 1
+    assert "NUMBA_CACHE_DIR" in caplog.text
+
+
+def test_without_a_numba_that_works_ranks_are_those_of_torch(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: str) -> Any:
+        raise ImportError("needs another NumPy")
+
+    wanted = ranks_by(monkeypatch, case(), Protocol.market1501(), by_numba=False)
+    numba_kernels._can_import_kernels.cache_clear()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(importlib, "import_module", fail)
+        assert torch.equal(ranks_by(monkeypatch, case(), Protocol.market1501(), by_numba=True), wanted)
+    numba_kernels._can_import_kernels.cache_clear()
+    assert "needs another NumPy" in caplog.text

@@ -4,11 +4,16 @@ They share one file because Numba caches a compiled function until its file chan
 change in another file whose function it has inlined. Equation numbers are those of Zhong et al. (2017).
 """
 
+import functools
+import logging
 from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 import numpy.typing as npt
+from numba.core.caching import FunctionCache
+
+log = logging.getLogger(__name__)
 
 Float32s = npt.NDArray[np.float32]
 Float64s = npt.NDArray[np.float64]
@@ -59,12 +64,48 @@ class Labels(NamedTuple):
     end: Int64s
 
 
-def _compile(function: Any) -> Any:
-    """Compile a function, cache it on the disk, and release the global interpreter lock in it."""
-    return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+_warned: list[str] = []
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"reassoc"})
+def _warn_of_cache(reason: str) -> None:
+    """Warn once that compiled code cannot be kept."""
+    if not _warned:
+        log.warning(
+            "compiled code cannot be kept on the disk (%s), so every process compiles it again, which takes "
+            "some seconds. Name a writable folder by NUMBA_CACHE_DIR=/path to avoid this",
+            reason,
+        )
+    _warned.append(reason)
+
+
+class _OptionalCache(FunctionCache):  # type: ignore[misc]  # Numba has no types
+    """Numba's cache on the disk, whose failure costs the time of the compiler but not the result."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception as error:  # a damaged file may raise anything when it is unpickled
+            _warn_of_cache(str(error))
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except Exception as error:  # for example a full disk, or a damaged index
+            _warn_of_cache(str(error))
+
+
+def _compile(function: Any, *, error_model: str = "numpy", **options: Any) -> Any:
+    """Compile a function that releases the interpreter lock, and cache it on the disk if that is possible."""
+    compiled = numba.njit(nogil=True, error_model=error_model, **options)(function)
+    try:
+        compiled._cache = _OptionalCache(function)  # as cache=True does, which raises without a place
+    except (RuntimeError, OSError) as error:
+        _warn_of_cache(str(error))
+    return compiled
+
+
+@functools.partial(_compile, error_model="python", fastmath={"reassoc"})
 def exact_dot(x: Float64s, row: int, y: Float64s, other: int) -> float:
     """Compute the dot product of two rows of `exact_embeddings`, exact in any order of addition."""
     product = 0.0
