@@ -4,7 +4,6 @@ They share one file because Numba caches a compiled function until its file chan
 change in another file whose function it has inlined. Equation numbers are those of Zhong et al. (2017).
 """
 
-import functools
 import logging
 from typing import Any, NamedTuple
 
@@ -78,34 +77,39 @@ def _warn_of_cache(reason: str) -> None:
     _warned.append(reason)
 
 
-class _OptionalCache(FunctionCache):  # type: ignore[misc]  # Numba has no types
+class _OptionalCache(FunctionCache):
     """Numba's cache on the disk, whose failure costs the time of the compiler but not the result."""
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
-            return super().load_overload(sig, target_context)
+            return super().load_overload(sig, target_context)  # type: ignore[no-untyped-call]
         except Exception as error:  # a damaged file may raise anything when it is unpickled
             _warn_of_cache(str(error))
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
         try:
-            super().save_overload(sig, data)
+            super().save_overload(sig, data)  # type: ignore[no-untyped-call]
         except Exception as error:  # for example a full disk, or a damaged index
             _warn_of_cache(str(error))
 
 
-def _compile(function: Any, *, error_model: str = "numpy", **options: Any) -> Any:
-    """Compile a function that releases the interpreter lock, and cache it on the disk if that is possible."""
-    compiled = numba.njit(nogil=True, error_model=error_model, **options)(function)
+def _cache(compiled: Any) -> Any:
+    """Cache a compiled function on the disk if that is possible; Numba's own ``cache=True`` raises if not."""
     try:
-        compiled._cache = _OptionalCache(function)  # as cache=True does, which raises without a place
+        compiled._cache = _OptionalCache(compiled.py_func)  # type: ignore[no-untyped-call]
     except (RuntimeError, OSError) as error:
         _warn_of_cache(str(error))
     return compiled
 
 
-@functools.partial(_compile, error_model="python", fastmath={"reassoc"})
+def _compile(function: Any) -> Any:
+    """Compile a function, cache it on the disk, and release the global interpreter lock in it."""
+    return _cache(numba.njit(nogil=True, error_model="numpy")(function))
+
+
+@_cache
+@numba.njit(nogil=True, fastmath={"reassoc"})
 def exact_dot(x: Float64s, row: int, y: Float64s, other: int) -> float:
     """Compute the dot product of two rows of `exact_embeddings`, exact in any order of addition."""
     product = 0.0
