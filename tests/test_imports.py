@@ -17,7 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("atomic_io", "distributed", "signals", "checkpoint_files"),
     ),
     ("models", "data"),
-    ("module", "checkpoint_io", "loggers", "visualization"),
+    ("module", "checkpoint_io", "loggers", "visualization", "serving"),
     ("callbacks",),
     ("run",),
     ("report",),

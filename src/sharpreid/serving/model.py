@@ -1,0 +1,358 @@
+"""A trained network in a folder of its own: weights, config.json and a README that describes it.
+
+The folder needs nothing of the run that it comes from. `load_model` reads it without Hydra, Lightning or a
+network connection, and runs no code from it: the weights are safetensors, and config.json names parts of this
+package and numbers only.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.torch
+import torch
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
+
+from sharpreid.atomic_io import replacing
+from sharpreid.attention.block import Combine
+from sharpreid.attention.context import ContextUnit, Strides
+from sharpreid.attention.mask import MaskSampler
+from sharpreid.attention.soft import ResidualAttentionMask, SigmoidConvGate, SigmoidGate
+from sharpreid.checkpoint_files import compute_sha256
+from sharpreid.data.reid_data import DataError
+from sharpreid.data.transforms import Crops, EvalTransform, Normalise, read_image
+from sharpreid.models.network import EmbeddingHead, SharpAttentionNetwork
+from sharpreid.models.trunk import ResNetTrunk
+
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+"""Files of a model folder."""
+
+_MEAN = "preprocessing.mean"
+"""Key of the mean image in the weights file, if the pixels' own means were subtracted in training."""
+
+PARTS: Mapping[str, type[nn.Module]] = {
+    part.__name__: part
+    for part in (MaskSampler, SigmoidGate, SigmoidConvGate, nn.Identity, ContextUnit, ResidualAttentionMask)
+}
+"""Classes that config.json may name as mask sampler or context unit."""
+
+ImageLike = str | Path | Image.Image | npt.NDArray[np.uint8]
+"""Path of an image file, an image, or its pixels: RGB, uint8, (H, W, 3)."""
+
+
+class ModelError(ValueError):
+    """Error for a model folder that is damaged, or not of this format."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+_Size = Annotated[int, Field(ge=1, le=65536)]
+
+
+class Trunk(_Strict):
+    """Arguments of `ResNetTrunk`."""
+
+    depths: Annotated[list[Annotated[int, Field(ge=1, le=200)]], Field(min_length=4, max_length=4)]
+    width: Annotated[int, Field(ge=1, le=1024)]
+    strides: Strides
+
+
+class Head(_Strict):
+    """Arguments of `EmbeddingHead`."""
+
+    in_features: _Size
+    hidden_features: _Size
+    embedding_dim: _Size
+
+
+class Part(_Strict):
+    """A mask sampler or a context unit: the name of its class, one of `PARTS`, and its arguments."""
+
+    name: str
+    arguments: dict[str, str | int | float]
+
+    def factory(self) -> partial[Any]:
+        """Return a function that builds the part.
+
+        Raises:
+            ModelError: The name is not in `PARTS`.
+        """
+        if self.name not in PARTS:
+            raise ModelError(f"{self.name}: no part of a network; known are {', '.join(PARTS)}")
+        return partial(PARTS[self.name], **self.arguments)
+
+
+class Architecture(_Strict):
+    """Arguments of `SharpAttentionNetwork`."""
+
+    trunk: Trunk
+    head: Head
+    blocks: list[int]
+    context_blocks: list[int]
+    combine: Combine
+    sampler: Part
+    context_unit: Part
+
+    def build(self) -> SharpAttentionNetwork:
+        """Build the network on torch's meta device, that is without memory for its weights.
+
+        Raises:
+            ModelError: A part is unknown, or has a wrong argument.
+        """
+        try:
+            with torch.device("meta"):
+                return SharpAttentionNetwork(
+                    trunk=ResNetTrunk(**self.trunk.model_dump(), weights="none"),
+                    head=EmbeddingHead(**self.head.model_dump(), init_std=0.0),
+                    blocks=self.blocks,
+                    context_blocks=self.context_blocks,
+                    sampler=self.sampler.factory(),
+                    context_unit=self.context_unit.factory(),
+                    combine=self.combine,
+                )
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"{CONFIG} describes no network of this package: {error}") from error
+
+
+class Preprocessing(_Strict):
+    """From an image to the input of the network.
+
+    The image is resized to ``height`` x ``width`` (bilinear, antialiased, as Pillow does) and divided by 255.
+    ImageNet's mean colour, or the mean image in the weights file, is subtracted. The result is divided by
+    ImageNet's standard deviation.
+    """
+
+    height: Annotated[int, Field(ge=1, le=4096)]
+    width: Annotated[int, Field(ge=1, le=4096)]
+    crops: Crops
+    normalise: Normalise
+
+
+class Threshold(_Strict):
+    """Distance up to which a gallery image is taken for the person of a query."""
+
+    distance: Annotated[float, Field(ge=0)]
+    false_positive_rate: Annotated[float, Field(gt=0, lt=1)]
+    """Rate at which a person who is not in the gallery is taken for someone in it, as chosen."""
+    interval: tuple[float, float]
+    """95 % interval of that rate on the identities that the threshold was chosen on."""
+    gallery_identities: int
+    """Number of people in the gallery of the calibration; the rate grows with the gallery."""
+
+
+class ModelConfig(_Strict):
+    """Content of config.json."""
+
+    format: Literal["sharpreid-model-1"]
+    architecture: Architecture
+    preprocessing: Preprocessing
+    channels_last: bool
+    distance: Literal["euclidean"]
+    weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    threshold: Threshold | None = None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what embeddings depend on; embeddings of two models must not be compared."""
+        parts = self.model_dump(mode="json", exclude={"threshold"})
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+class Embedder:
+    """A trained network that embeds images.
+
+    Args:
+        network: the network; it is put into evaluation mode.
+        config: content of config.json.
+        mean: mean image, float32, (3, height, width); None for ImageNet's mean colour.
+        card: text of the model's README.md.
+    """
+
+    def __init__(
+        self,
+        network: SharpAttentionNetwork,
+        config: ModelConfig,
+        *,
+        mean: Tensor | None = None,
+        card: str = "",
+    ) -> None:
+        self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+        movable: Any = network.eval()
+        self.network: SharpAttentionNetwork = movable.to(memory_format=self.memory_format)
+        self.config = config
+        self.card = card
+        size = config.preprocessing
+        self.transform = EvalTransform(height=size.height, width=size.width, crops=size.crops)
+        self.transform.mean = mean
+
+    @property
+    def dim(self) -> int:
+        """D, dimensions of an embedding."""
+        return self.config.architecture.head.embedding_dim
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 that identifies the model, see `ModelConfig.digest`."""
+        return self.config.digest
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(self.network.parameters()).device
+
+    def to(self, device: str | torch.device) -> "Embedder":
+        """Move the network to a device such as ``cuda`` and return the embedder."""
+        self.network.to(device)
+        return self
+
+    def embed(
+        self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = 64, workers: int = 2
+    ) -> npt.NDArray[np.float32]:
+        """Embed images, each of one person; the nearer two embeddings (Euclidean), the more alike the people.
+
+        Args:
+            images: paths, Pillow images or RGB pixels (uint8, (H, W, 3)), of any size; or one of these.
+            batch_size: images per pass of the network, > 0.
+            workers: threads that decode and resize, > 0.
+
+        Returns:
+            Embeddings, float32, (B, D), not normalised, in the order of the images.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        several = [images] if isinstance(images, (str, Path, Image.Image, np.ndarray)) else images
+        found = [*self.embed_batches(several, batch_size=batch_size, workers=workers)]
+        return np.concatenate(found) if found else np.empty((0, self.dim), np.float32)
+
+    def embed_batches(
+        self, images: Iterable[ImageLike], *, batch_size: int = 64, workers: int = 2
+    ) -> Iterator[npt.NDArray[np.float32]]:
+        """Embed images batch by batch; decoding runs beside the network. See `embed`.
+
+        Yields:
+            Embeddings of up to ``batch_size`` images, float32, (B, D).
+        """
+        if batch_size < 1 or workers < 1:
+            raise ValueError(f"batch_size and workers must be > 0, got {batch_size} and {workers}")
+        with ThreadPoolExecutor(workers) as pool:
+            waiting = iter(images)
+            ahead = [pool.submit(self.read_views, one) for one in islice(waiting, 2 * batch_size)]
+            while ahead:
+                batch, ahead = ahead[:batch_size], ahead[batch_size:]
+                views = torch.stack([one.result() for one in batch])
+                ahead += [pool.submit(self.read_views, one) for one in islice(waiting, batch_size)]
+                yield self.embed_views(views).numpy()
+
+    def read_views(self, image: ImageLike) -> Tensor:
+        """Return the views of an image as the network sees them, float32, (V, 3, H, W).
+
+        Raises:
+            DataError: the image cannot be read, or the array is not RGB pixels.
+        """
+        if isinstance(image, (str, Path)):
+            return self.transform(read_image(Path(image)))
+        if isinstance(image, np.ndarray):
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+                raise DataError(
+                    f"pixels must be RGB, uint8, (height, width, 3); got {image.dtype}, {image.shape}"
+                )
+            image = Image.fromarray(image)
+        return self.transform(image.convert("RGB"))
+
+    @torch.inference_mode()
+    def embed_views(self, views: Tensor) -> Tensor:
+        """Return the mean embedding over the views of each image.
+
+        Args:
+            views: normalised views, float, (B, V, 3, H, W).
+
+        Returns:
+            Embeddings, float32, (B, D), on the CPU.
+        """
+        images = views.flatten(0, 1).to(self.device, memory_format=self.memory_format)
+        embeddings = self.network(images, views=views.shape[1]).embedding.float()
+        return cast(Tensor, embeddings.view(*views.shape[:2], -1).mean(1)).cpu()
+
+
+def save_model(embedder: Embedder, folder: Path) -> None:
+    """Write a model folder: weights, config.json and the card, each file completely or not at all."""
+    state = embedder.network.state_dict()
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    if embedder.transform.mean is not None:
+        tensors[_MEAN] = embedder.transform.mean
+    with replacing(folder / WEIGHTS) as temporary:
+        temporary.write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))
+    config = embedder.config.model_copy(update={"weights_sha256": compute_sha256(folder / WEIGHTS)})
+    for name, text in ((CONFIG, config.model_dump_json(indent=2) + "\n"), (CARD, embedder.card)):
+        with replacing(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def load_model(folder: str | Path) -> Embedder:
+    """Load a model folder, on the CPU.
+
+    Args:
+        folder: the folder, or the directory of the run that wrote it.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or a file is missing in it.
+        ModelError: a file is damaged, or describes no network of this package.
+    """
+    place = Path(folder).expanduser()
+    if (place / "model" / CONFIG).is_file():
+        place /= "model"
+    for name in (CONFIG, WEIGHTS):
+        if not (place / name).is_file():
+            raise FileNotFoundError(
+                f"{place / name}: no such file; expected a model folder with {CONFIG} and {WEIGHTS}, or the "
+                "directory of a run that has one in model/"
+            )
+    config = _read_config(place / CONFIG)
+    found = compute_sha256(place / WEIGHTS)
+    if found != config.weights_sha256:
+        raise ModelError(
+            f"{place / WEIGHTS}: damaged, or not the file of this {CONFIG} (SHA-256 {found[:12]}..., "
+            f"expected {config.weights_sha256[:12]}...); copy the folder again"
+        )
+    try:
+        tensors = safetensors.torch.load_file(place / WEIGHTS)
+    except safetensors.SafetensorError as error:
+        raise ModelError(f"{place / WEIGHTS}: no readable safetensors file ({error})") from error
+    mean = tensors.pop(_MEAN, None)
+    if (mean is not None) != (config.preprocessing.normalise == "per_pixel_mean"):
+        raise ModelError(f"{place / WEIGHTS}: the mean image does not fit preprocessing.normalise")
+    network = config.architecture.build()
+    wanted = {key: value.shape for key, value in network.state_dict().items()}
+    if wrong := [key for key in wanted.keys() | tensors.keys() if wanted.get(key) != _shape(tensors, key)]:
+        raise ModelError(f"{place / WEIGHTS}: not the network of {CONFIG}; these keys differ: {wrong[:3]}")
+    network.load_state_dict(tensors, assign=True)
+    card = place / CARD
+    return Embedder(
+        network, config, mean=mean, card=card.read_text(encoding="utf-8") if card.is_file() else ""
+    )
+
+
+def _shape(tensors: Mapping[str, Tensor], key: str) -> torch.Size | None:
+    return tensors[key].shape if key in tensors else None
+
+
+def _read_config(path: Path) -> ModelConfig:
+    try:
+        return ModelConfig.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "content"
+        raise ModelError(f"{path}: {place}: {first['msg']}; expected the config of a model folder") from error
