@@ -122,9 +122,9 @@ model = sharpreid.load("this folder")
 embeddings = model.embed(["photo.jpg", "another.jpg"])  # (2, {architecture.head.embedding_dim}), float32
 ```
 
-- Architecture: ResNet with {depths} bottlenecks per stage and {architecture.trunk.width} channels in the stem,
+- Architecture: ResNet, {depths} bottlenecks per stage, {architecture.trunk.width} channels in the stem,
   attention after the stages {blocks}, embeddings of {architecture.head.embedding_dim} dimensions.
-- Input: RGB, {size.height} x {size.width} pixels. Views of an image: `{size.crops}`; their embeddings are averaged.
+- Input: RGB, {size.height} x {size.width} pixels. Views of an image: `{size.crops}`, averaged as embeddings.
 - Distance: Euclidean.
 
 ## Scores
