@@ -32,8 +32,12 @@ def describe_model(cfg: DictConfig) -> ModelConfig:
     Raises:
         ValueError: The network has a part that is not of this package.
     """
-    model: Any = OmegaConf.to_container(upgrade_config(cfg.copy()), resolve=True)
-    data, model = model["data"], model["model"]
+    cfg = upgrade_config(cfg.copy())
+    model: Any = OmegaConf.to_container(cfg.model, resolve=True)
+    size = cfg.data.eval_transform
+    for name, known in (("trunk", "ResNetTrunk"), ("head", "EmbeddingHead")):
+        if (target := target_name(model[name])) != known:
+            raise ValueError(f"the network cannot be saved as a model folder: its {name} is a {target}")
     parts = {
         name: {
             "name": target_name(model[name]),
@@ -51,7 +55,6 @@ def describe_model(cfg: DictConfig) -> ModelConfig:
         **{key: model[key] for key in ("blocks", "context_blocks", "combine")},
         **parts,
     }
-    size = data["eval_transform"]
     try:
         return ModelConfig.model_validate(
             {
@@ -59,7 +62,7 @@ def describe_model(cfg: DictConfig) -> ModelConfig:
                 "architecture": architecture,
                 "preprocessing": {
                     **{key: size[key] for key in ("height", "width", "crops")},
-                    "normalise": data["normalise"],
+                    "normalise": cfg.data.normalise,
                 },
                 "channels_last": cfg.channels_last,
                 "distance": "euclidean",

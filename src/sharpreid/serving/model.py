@@ -292,7 +292,7 @@ def save_model(embedder: Embedder, folder: Path) -> None:
     state = embedder.network.state_dict()
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     if embedder.transform.mean is not None:
-        tensors[_MEAN] = embedder.transform.mean
+        tensors[_MEAN] = embedder.transform.mean.contiguous()
     with replacing(folder / WEIGHTS) as temporary:
         temporary.write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))
     config = embedder.config.model_copy(update={"weights_sha256": compute_sha256(folder / WEIGHTS)})
