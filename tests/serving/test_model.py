@@ -100,7 +100,7 @@ def test_paths_images_and_pixels_are_embedded_alike(
     from_path = model.embed(photos[0])
     image = Image.open(photos[0])
     both = model.embed([image, np.asarray(image)])
-    np.testing.assert_allclose(both, np.concatenate([from_path, from_path]), rtol=1e-5)
+    np.testing.assert_allclose(both, np.concatenate([from_path, from_path]), atol=1e-4)
     assert model.embed([]).shape == (0, model.dim)
     for wrong in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)):
         with pytest.raises(DataError, match="RGB, uint8"):
