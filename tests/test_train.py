@@ -18,6 +18,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+import sharpreid
 from sharpreid.attention.mask import MaskParams, MaskSampler
 from sharpreid.data.reid_data import random_stream
 from sharpreid.module import NonFiniteLossError
@@ -78,6 +79,7 @@ def test_a_run_leaves_its_record_and_evaluate_repeats_its_scores(
     monkeypatch.chdir(tmp_path)
     checkpoint = f"checkpoint={record_path.parent / record['checkpoint']}"
     assert evaluate([checkpoint]).as_dict() == record["scores"]
+    assert sharpreid.load(record_path.parent).config.preprocessing.height == 32
     evaluate([checkpoint, f"output={tmp_path / 'again.json'}"])
     again = json.loads((tmp_path / "again.json").read_text())
     assert all(again[key] == record[key] for key in ("scores", "protocol", "dataset", "deviations", "seed"))

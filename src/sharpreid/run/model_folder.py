@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from sharpreid.config.early_runs import upgrade_config
+from sharpreid.distributed import rank_zero_only
 from sharpreid.module import ReIDModule
 from sharpreid.run.comparability import caveats, dataset_line, method_of, target_name
 from sharpreid.run.console import SCORE_TITLES, percent, protocol_line, score_of
@@ -75,6 +76,7 @@ def describe_model(cfg: DictConfig) -> ModelConfig:
         ) from error
 
 
+@rank_zero_only
 def write_model(
     folder: Path, cfg: DictConfig, module: ReIDModule, *, mean: Tensor | None, record: Mapping[str, Any]
 ) -> None:

@@ -33,6 +33,7 @@ from sharpreid.run.console import error_message, print_run_table, suppress_light
 from sharpreid.run.fingerprint import describe_change, read_fingerprint, take_fingerprint
 from sharpreid.run.job import Job
 from sharpreid.run.loading import score
+from sharpreid.run.model_folder import write_model
 from sharpreid.run.records import (
     describe_config,
     describe_environment,
@@ -139,8 +140,12 @@ def run_job(cfg: DictConfig, output_dir: Path) -> float:
             "parameters": sum(parameter.numel() for parameter in module.network.parameters()),
             "checkpoint": str(FINAL_CHECKPOINT),
         }
-        write_json(output_dir / "scores.json", record)
         write_text(output_dir / "queries.csv", describe_queries(data.data.query, scores))
+        try:
+            write_model(output_dir / "model", cfg, module, mean=data.eval_transform.mean, record=record)
+        except ValueError as error:
+            log.warning("%s is not written: %s", output_dir / "model", error)
+        write_json(output_dir / "scores.json", record)
         print_run_table(record, in_sweep=planned_jobs() is not None)
     return held_out_map(record)
 
