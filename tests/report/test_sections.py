@@ -45,11 +45,11 @@ def test_a_list_has_ten_ranks_whatever_junk_stands_before_them() -> None:
 def test_the_run_that_is_shown_is_not_the_best_one(
     composed: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
-    def made(name: str, mAP: float, *, method: str = "sab", seed: int = 0, deviations: str = "") -> Run:
+    def made(name: str, mAP: float, *, method: str = "sab", seed: int = 0, **changed: object) -> Run:
         folder = tmp_path / name
         (folder / "checkpoints").mkdir(parents=True)
         (folder / "checkpoints" / "final.ckpt").touch()
-        record = {"scores": {"mAP": mAP}, "dataset": {"name": "a"}, "protocol": {}, "deviations": deviations}
+        record = {"scores": {"mAP": mAP}, "dataset": {"name": "a"}, "protocol": {}, "iterations": 9, **changed}
         job = Job(folder, name, "done", 0.0, (f"seed={seed}",), None, {**record, "seed": seed})
         return Run(job, record, composed(f"method={method}"), method)
 
@@ -60,3 +60,6 @@ def test_the_run_that_is_shown_is_not_the_best_one(
     usual.checkpoint.unlink()
     assert choose_run([best_of_all, other_seed, other_method, usual]) is other_seed
     assert choose_run([]) is None
+    smoke = made("smoke", 0.6, seed=0, epochs=1, iterations=2)
+    assert choose_run([smoke, other_seed]) is other_seed, "a short trial does not replace a whole training"
+    assert choose_run([smoke, other_method]) is other_method

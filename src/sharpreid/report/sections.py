@@ -4,7 +4,7 @@ A function that makes a section raises OSError, ValueError, RuntimeError or Omeg
 figures cannot be drawn, for instance because a checkpoint or an image is gone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -172,20 +172,18 @@ def soft_and_sharp_section(data: str, runs: Sequence[Run], images: int, figures:
 
 def _choose_soft_and_sharp(runs: Sequence[Run]) -> tuple[Run, Run]:
     """Choose a soft and a sharp run of the same recipe, with the same seed if there are such runs."""
-    for method in ("sab", "sab_cu", "sab_cu_tv"):
-        for soft in (run for run in runs if run.method == "sigmoid_gate"):
-            alike = [
-                run
-                for run in runs
-                if run.method == method
-                and run.record["dataset"] == soft.record["dataset"]
-                and run.record.get("deviations") == soft.record.get("deviations")
-                and run.config.image == soft.config.image
-            ]
-            same_seed = [run for run in alike if run.job.seed == soft.job.seed]
-            first, sharp = choose_run([soft]), choose_run(same_seed) or choose_run(alike)
-            if first is not None and sharp is not None:
-                return first, sharp
+    for soft in _in_order_of_choice(run for run in runs if run.method == "sigmoid_gate"):
+        alike = [
+            run
+            for run in runs
+            if run.method in ("sab", "sab_cu", "sab_cu_tv")
+            and run.record["dataset"] == soft.record["dataset"]
+            and run.record.get("deviations") == soft.record.get("deviations")
+            and run.config.image == soft.config.image
+        ]
+        sharp = choose_run([run for run in alike if run.job.seed == soft.job.seed]) or choose_run(alike)
+        if sharp is not None:
+            return soft, sharp
     raise ValueError("needs checkpoints of method=sigmoid_gate and of a sharp method, of the same recipe")
 
 
@@ -211,20 +209,26 @@ def ranked_section(data: str, runs: Sequence[Run], images: int, figures: Path) -
 def choose_run(runs: Sequence[Run]) -> Run | None:
     """Choose the run to show, without looking at its scores; None if no run has its checkpoint.
 
-    Runs that are comparable with the paper come first, then plain sharp blocks, then the lowest seed, then
-    the newest run. Taking the best run would be a choice on the test set.
+    Runs that are comparable with the paper come first, then those with the most iterations, so that a short
+    trial never replaces a whole training. Among equals the order is plain sharp blocks, the lowest seed, the
+    newest run. Taking the best run would be a choice on the test set.
     """
-    available = [run for run in runs if run.checkpoint.is_file()]
+    return next(iter(_in_order_of_choice(runs)), None)
+
+
+def _in_order_of_choice(runs: Iterable[Run]) -> list[Run]:
+    """Sort the runs that have their checkpoint, see `choose_run`."""
     methods = {method: place for place, method in enumerate(_PREFERRED_METHODS)}
-    return min(
-        available,
+    return sorted(
+        (run for run in runs if run.checkpoint.is_file()),
         key=lambda run: (
             bool(caveats(run.record)),
+            -(run.record.get("iterations") or 0),
+            -(run.record.get("epochs") or 0),  # early records have no iterations
             methods.get(run.method, len(methods)),
             int(run.job.seed or 0),
             -run.job.started,
         ),
-        default=None,
     )
 
 
@@ -315,7 +319,12 @@ def top_ranked(
 
 def _describe(run: Run) -> str:
     score = score_of(run.record.get("not_re_ranked") or run.record["scores"], "mAP")
-    return f"{run.job.name}, method {run.method}, seed {run.job.seed}: mAP {percent(score)} %."
+    lengths = {"epochs": run.record.get("epochs"), "iterations": run.record.get("iterations")}
+    length = ", ".join(f"{count} {name}" for name, count in lengths.items() if count is not None)
+    return (
+        f"Run {run.job.folder}: method {run.method}, {length or 'length unknown'}, seed {run.job.seed}, "
+        f"mAP {percent(score)} %."
+    )
 
 
 def _svg_and_png(figures: Path, name: str) -> list[Path]:
