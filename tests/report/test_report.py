@@ -21,9 +21,9 @@ from sharpreid.report.paper_tables import (
     TABLES,
     comparable_runs,
     gains_table,
-    incomparable_runs_table,
     paper_table,
     read_paper,
+    run_tables,
 )
 from sharpreid.report.runs import distinct_runs, load_runs, read_experiment
 from sharpreid.run.comparability import method_of
@@ -111,10 +111,47 @@ def test_only_runs_by_the_papers_rules_stand_beside_its_numbers(
     assert empty.cells["mAP"].ours == "-"
     assert empty.missing == "not run"
     assert empty.command == "python -m sharpreid.train +experiment=table1 data=market1501 method=sab_cu"
-    own = incomparable_runs_table(runs)
+    comparable = [one for one in run_tables(runs) if not one.caveats]
+    assert [(one.title, len(one.rows)) for one in comparable] == [
+        ("duke, by the paper's rules", 1),
+        ("market1501, by the paper's rules", 1),
+    ]
+    others = [one for one in run_tables(runs) if one.caveats]
+    assert all("not comparable with the paper" in one.title for one in others)
+    own = [line for one in others for line in one.rows]
     assert len(own) == 8
-    assert all("not comparable with the paper" in line["why not comparable"] for line in own)
     assert {line["mAP"] for line in own} == {"90.0"}
+
+
+def test_a_table_states_once_what_its_runs_share(composed: Callable[..., DictConfig], tmp_path: Path) -> None:
+    record(tmp_path / "a", composed("method=sab"), mAP=0.7, deviations="epochs 5 (150), P 8 (64)")
+    record(tmp_path / "b", composed("method=sab"), mAP=0.6, seed=1, deviations="epochs 5 (150), P 8 (64)")
+    record(tmp_path / "c", composed("method=sab_cu"), mAP=0.5, deviations="epochs 5 (150), mu 1 (0.1)")
+    runs, _ = load_runs([tmp_path])
+    (shown,) = run_tables(runs)
+    (caveat,) = shown.caveats
+    assert "epochs 5 (150); in some runs P 8 (64), mu 1 (0.1)" in caveat
+    assert [line["own settings"] for line in shown.rows] == ["P 8 (64)", "mu 1 (0.1)"]
+    assert [line["seeds"] for line in shown.rows] == ["0, 1", "0"]
+    assert "crops ten_crop" in shown.protocol
+
+
+def test_the_page_begins_with_the_runs_and_ends_with_commands(
+    composed: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    record(tmp_path / "runs" / "a", composed("method=sab"), mAP=0.7)
+    (tmp_path / "runs" / "b").mkdir()
+    stopped = {"status": "running", "started": 1.0, "overrides": ["seed=1", "model.blocks=[1, 2]"]}
+    (tmp_path / "runs" / "b" / "job.json").write_text(json.dumps(stopped))
+    page = write_report([tmp_path / "runs"], tmp_path / "report", images=0).read_text()
+    headings = re.findall(r"<h[23][^>]*>([^<]*)<", page)
+    assert headings[:2] == ["What was run", "market1501, by the paper&#39;s rules"]
+    papers = headings.index("The paper's tables")
+    assert headings[papers + 1 : papers + 3] == ["Table I: components", "What is missing"]
+    _, _, end = page.partition('id="missing"')
+    assert "sharpreid.train +experiment=table1 data=duke method=sab\n" in end
+    assert "sharpreid.train" not in page.partition('id="missing"')[0]
+    assert "sharpreid.train seed=1 &#39;model.blocks=[1, 2]&#39; resume=auto<" in end
 
 
 def test_runs_by_other_rules_do_not_share_a_mean(composed: Callable[..., DictConfig], tmp_path: Path) -> None:
@@ -153,7 +190,7 @@ def test_a_row_with_another_total_variation_says_where_its_runs_are(
     assert "not comparable" in row.missing
     assert row.command.endswith("method=sab_cu_tv objective=tv_as_printed")
     assert rows["Baseline + SAB + CU + TV", "duke"].missing == "not run"
-    assert [line["method"] for line in incomparable_runs_table(runs)] == ["sab_cu_tv"]
+    assert [line["method"] for one in run_tables(runs) for line in one.rows] == ["sab_cu_tv"]
 
 
 def test_gains_are_over_the_baseline_by_the_same_rules(
@@ -223,13 +260,14 @@ def test_a_run_at_full_size_that_the_paper_does_not_have_is_not_lost(
     record(tmp_path / "msmt17", composed("method=sab"), mAP=0.3, seed=1, dataset={"name": "msmt17"})
     record(tmp_path / "table1", composed("method=sab"), mAP=0.7)
     runs, _ = load_runs([tmp_path])
-    lines = incomparable_runs_table(runs)
-    assert [(line["data"], line["method"]) for line in lines] == [
+    lines = [(one.title, line) for one in run_tables(runs) for line in one.rows]
+    assert [(title.partition(",")[0], line["method"]) for title, line in lines if line["own settings"]] == [
         ("market1501", "residual_attention"),
         ("market1501", "sigmoid_gate"),
         ("msmt17", "sab"),
     ]
-    assert {line["why not comparable"] for line in lines} == {"The paper has no number for it."}
+    notes = {line["own settings"] for _, line in lines}
+    assert notes == {"", "the paper has no number for it"}
 
 
 @pytest.mark.parametrize(
@@ -267,10 +305,10 @@ def test_one_damaged_run_is_said_and_the_others_are_shown(
     text = (tmp_path / "report" / "report.md").read_text()
     assert "71.0" in text
     if said.startswith(r"metrics\.csv"):  # what else the sweep has is shown
-        assert re.search(said, text.partition("## Sweep")[2].partition("## Missing")[0])
+        assert re.search(said, text.partition("## Sweep")[2].partition("## What is missing")[0])
         assert "figures/sweep-" in text
     else:
-        assert re.search(said, text.partition("## Missing")[2])
+        assert re.search(said, text.partition("## What is missing")[2])
 
 
 def test_every_row_of_the_paper_that_can_be_run_is_in_a_table() -> None:
@@ -336,7 +374,7 @@ def test_what_cannot_be_drawn_is_said(composed: Callable[..., DictConfig], tmp_p
     }
     (tmp_path / "runs" / "b" / "job.json").write_text(json.dumps(failed))
     page = write_report([tmp_path / "runs"], tmp_path / "report", images=1).read_text()
-    assert "failed: <code>seed=1</code> no memory" in page
+    assert re.search(r"failed: <code>[^<]*</code><br>no memory<pre>.* seed=1 resume=auto<", page)
     assert "Attention on market1501: " in page.partition('id="missing"')[2]
     assert "<script>" not in page
     assert "http://" not in page.replace("http://www.w3.org", "")
@@ -368,7 +406,6 @@ def test_the_report_has_every_figure_and_needs_no_other_file(written: Path) -> N
     page = (written / "index.html").read_text()
     for title in (
         "Sweep methods",
-        "Gains: over the baseline, in percentage points (Fig. 5, Sec. IV-D)",
         "Fig. 2 and 6 on market1501",
         "Ranked lists on market1501",
     ):

@@ -49,7 +49,13 @@ def test_the_run_that_is_shown_is_not_the_best_one(
         folder = tmp_path / name
         (folder / "checkpoints").mkdir(parents=True)
         (folder / "checkpoints" / "final.ckpt").touch()
-        record = {"scores": {"mAP": mAP}, "dataset": {"name": "a"}, "protocol": {}, "iterations": 9, **changed}
+        record = {
+            "scores": {"mAP": mAP},
+            "dataset": {"name": "a"},
+            "protocol": {},
+            "iterations": 9,
+            **changed,
+        }
         job = Job(folder, name, "done", 0.0, (f"seed={seed}",), None, {**record, "seed": seed})
         return Run(job, record, composed(f"method={method}"), method)
 

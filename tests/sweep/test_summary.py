@@ -381,7 +381,7 @@ def test_figure_shows_differences_and_names_its_baseline_and_data(
 def bars_of(
     monkeypatch: pytest.MonkeyPatch, path: Path, jobs: list[Job], baseline: str
 ) -> list[list[tuple[float, bool]]]:
-    """Of each panel the height of every bar and whether it is filled."""
+    """Of each panel the length of every bar and whether it is filled."""
     seen: list[list[tuple[float, bool]]] = []
     save = Figure.savefig
 
@@ -389,7 +389,7 @@ def bars_of(
         save(figure, *args, **settings)
         for axes in figure.findobj(Axes):
             bars = [bar for container in axes.containers for bar in container if isinstance(bar, Rectangle)]
-            seen.append([(bar.get_height(), bar.get_facecolor()[3] > 0) for bar in bars])
+            seen.append([(bar.get_width(), bar.get_facecolor()[3] > 0) for bar in bars])
 
     monkeypatch.setattr(Figure, "savefig", spy)
     draw_sweep(compare_jobs(jobs, baseline), path)
@@ -418,8 +418,8 @@ def test_a_bar_of_one_run_is_hollow_and_one_of_several_is_filled(
         [(pytest.approx(8.0), False), (pytest.approx(-12.0), True)],
     ]
     shown = texts_of_figure(monkeypatch, tmp_path / "summary.png", jobs, "k=a")
-    assert "Hollow bars" in shown
-    assert "rank-1 on hard pairs (baseline: 62.0 %)" in shown
+    assert "Hollow bars: one seed" in shown
+    assert "rank-1 on hard pairs\n(baseline: 62.0 %)" in shown
 
 
 def test_hard_pairs_have_columns_where_the_data_set_knows_them(tmp_path: Path) -> None:

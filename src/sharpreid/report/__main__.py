@@ -12,9 +12,9 @@ from sharpreid.report.paper_tables import (
     GAINS_TITLE,
     TABLES,
     gains_table,
-    incomparable_runs_table,
     paper_table,
     read_paper,
+    run_tables,
 )
 from sharpreid.report.runs import Job, Run, group_sweeps, load_runs
 from sharpreid.run.fast_import import import_torchmetrics
@@ -89,12 +89,12 @@ def write_report(folders: Sequence[Path], output: Path, *, images: int) -> Path:
     report = Report(
         folders=folders,
         runs=len(runs),
+        run_tables=run_tables(runs),
+        sections=sections,
         tables={
             **{f"{place}: {title}": paper_table(place, runs, paper) for place, title in TABLES.items()},
             GAINS_TITLE: gains_table(runs, paper),
         },
-        incomparable=incomparable_runs_table(runs),
-        sections=sections,
         unfinished=others,
         absent=absent,
     )
@@ -109,18 +109,16 @@ def _section_makers(
     import_torchmetrics()
     from sharpreid.report import sections  # slow to import, and not needed for a refused call
 
-    yield "Schedule of tau", partial(sections.schedule_section, figures)
     for name, jobs in group_sweeps(runs, others).items():
         yield f"Sweep {name}", partial(sections.sweep_section, name, jobs, figures)
-    if not images:
-        return
     by_data: dict[str, list[Run]] = {}
-    for run in runs:
+    for run in runs if images else []:
         by_data.setdefault(run.data, []).append(run)
     for data, some in by_data.items():
         yield f"Attention on {data}", partial(sections.attention_section, data, some, images, figures)
         yield f"Fig. 2 and 6 on {data}", partial(sections.soft_and_sharp_section, data, some, images, figures)
         yield f"Ranked lists on {data}", partial(sections.ranked_section, data, some, images, figures)
+    yield "Schedule of tau", partial(sections.schedule_section, figures)
 
 
 if __name__ == "__main__":

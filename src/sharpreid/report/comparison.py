@@ -1,5 +1,6 @@
 """Compare the jobs of a sweep with each other and with their baseline."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
@@ -208,10 +209,11 @@ def _label(settings: Mapping[str, str], keys: Sequence[str], labels: Mapping[str
         given = labels.get(f"{key}={value}", labels.get(value))
         if given is not None:
             return given
-        shown = value or "default"
-        return shown if len(keys) == 1 else f"{key.rpartition('.')[2]}={shown}"
+        if len(keys) == 1:
+            return value or "default"
+        return f"{key.rpartition('.')[2]}={value}" if value else ""
 
-    return ", ".join(map(label, keys)) or name
+    return ", ".join(filter(None, map(label, keys))) or ("default" if keys else name)
 
 
 @dataclass(frozen=True)
@@ -277,9 +279,44 @@ def _merge(protocols: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def collect_caveats(rows: Sequence[Row]) -> list[str]:
-    """Return the distinct reasons why some of these rows are not comparable with the paper."""
-    records = [row.job.record for row in rows if row.job.record is not None]
-    return list(dict.fromkeys(caveat for record in records for caveat in caveats(record)))
+    """Return the reasons why some of these rows are not comparable with the paper, see `merge_caveats`."""
+    return merge_caveats([row.job.record for row in rows if row.job.record is not None])
+
+
+def merge_caveats(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the distinct reasons why runs are not comparable with the paper.
+
+    The deviations from the paper's recipe become one reason, which names those of all runs and then those of
+    some of them.
+
+    >>> merge_caveats([{"deviations": "epochs 5 (150), P 8 (64)"}, {"deviations": "epochs 5 (150)"}])
+    ["Not the paper's recipe (epochs 5 (150); in some runs P 8 (64)): not comparable with the paper."]
+    """
+    deviations = [split_deviations(record) for record in records]
+    shared = [one for one in (deviations or [[]])[0] if all(one in some for some in deviations)]
+    partial = dict.fromkeys(one for some in deviations for one in some if one not in shared)
+    parts = [", ".join(shared), f"in some runs {', '.join(partial)}" if partial else ""]
+    merged = caveats({"deviations": "; ".join(filter(None, parts))})
+    others = (caveat for record in records for caveat in caveats({**record, "deviations": ""}))
+    return [*dict.fromkeys(others), *merged]
+
+
+def split_deviations(record: Mapping[str, Any]) -> list[str]:
+    """Return the deviations of a run from the paper's recipe as a list, see `recipe_deviations`."""
+    return list(filter(None, str(record.get("deviations") or "").strip().rstrip(".").split(", ")))
+
+
+def shorten_caveat(caveat: str, longest: int = 120) -> str:
+    """Replace the list in the brackets of a long caveat by the number of its entries.
+
+    >>> shorten_caveat("Not the paper's recipe (epochs 5 (150), P 8 (64)): not comparable.", longest=20)
+    "Not the paper's recipe (2 differences): not comparable."
+    """
+    start, end = caveat.find("("), caveat.rfind(")")
+    if len(caveat) <= longest or start < 0:
+        return caveat
+    count = len(re.split(r"[,;] ", caveat[start:end]))
+    return f"{caveat[: start + 1]}{count} differences{caveat[end:]}"
 
 
 def job_names(rows: Sequence[Row]) -> str:

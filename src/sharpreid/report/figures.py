@@ -21,6 +21,7 @@ from sharpreid.report.comparison import (
     group_by_data,
     job_names,
     keys_within,
+    shorten_caveat,
 )
 from sharpreid.report.markdown import format_points
 from sharpreid.report.runs import HARD_PAIRS
@@ -38,16 +39,31 @@ _DASHES = ("-", "--", ":", "-.")
 _LETTERS_PER_INCH = 12
 """Approximate width of matplotlib's default font at ten points."""
 
+_NARROW = 5.2
+"""Width in inches of a figure that fits on the screen of a phone with letters that can be read."""
+
+_LABEL = 40
+"""Letters in a line of a bar's label."""
+
+_LEGEND_HANDLE = 8
+"""Width, in letters, of the line and the gaps beside a label of a legend."""
+
+_FEW_POINTS = 12
+"""A curve of at most so many points shows them."""
+
+_UNIT_RANGE = ("train/decided_block", "train/entropy_block")
+"""Start of the names of quantities whose panel shows all of [0, 1], so that blocks can be compared."""
+
 
 def draw_sweep(
     rows: Sequence[Row], path: Path, *, title: str = "", labels: Mapping[str, str] | None = None
 ) -> None:
-    """Draw mAP and rank-1 of a sweep as differences to the baseline, as in Fig. 5 (a, b).
+    """Draw mAP and rank-1 of a sweep as differences to the baseline, the scores of Fig. 5 (a, b).
 
     The bars are plain scores if no baseline has a score. A bar is the mean over seeds and test splits, with
-    whiskers from the lowest to the highest; the bar of a single run is hollow. A job without a score keeps
-    its place, which shows its status. Each data set and protocol has its own row of panels. Rank-1 on hard
-    pairs is a further panel if the data set names such pairs.
+    whiskers from the lowest to the highest; the bar of one seed is hollow. A job without a score keeps its
+    place, which shows its status. Each data set and protocol has its own row of panels. Rank-1 on hard pairs
+    is a further panel if the data set names such pairs.
 
     Args:
         rows: see `compare_jobs`.
@@ -55,33 +71,42 @@ def draw_sweep(
         title: title of the figure; by default the name of the jobs.
         labels: see `group_by_configuration`.
     """
-    from matplotlib.figure import Figure  # slow to import
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
     parts = group_by_data(rows)
-    most = max(len(group_by_configuration(part, labels)) for part in parts)
+    names = [_wrapped(one.label, _LABEL) for part in parts for one in group_by_configuration(part, labels)]
+    letters = max(len(line) for name in names for line in name.split("\n"))
     panels = max(len(compared_metrics(part)) for part in parts)
-    width = min(max(4.5 * panels, panels * (1.2 + 0.62 * most)), 24.0)
+    width = max(6.4, letters / _LETTERS_PER_INCH + 2.6 * panels)
     warnings = [
-        textwrap.fill(caveat, int(0.85 * _LETTERS_PER_INCH * width)) for caveat in collect_caveats(rows)
+        _wrapped(shorten_caveat(caveat), int(0.9 * _LETTERS_PER_INCH * width))
+        for caveat in collect_caveats(rows)
     ]
     lines = sum(1 + warning.count("\n") for warning in warnings)
-    head = 0.5 + (0.25 + 0.18 * lines if lines else 0)
-    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08)
-    figure = Figure(figsize=(width, head + 4.4 * len(parts)), dpi=130, layout=layout, facecolor="white")
-    grid = figure.add_gridspec(1 + len(parts), 1, height_ratios=[head] + [4.4] * len(parts))
+    head = 0.45 + (0.25 + 0.18 * lines if lines else 0)
+    heights = [_part_height(part, labels, width) for part in parts]
+    figure = _new_figure(width, head + sum(heights))
+    grid = figure.add_gridspec(1 + len(parts), 1, height_ratios=[head, *heights])
     bands = [figure.add_subfigure(cell) for cell in (grid[line, 0] for line in range(1 + len(parts)))]
     bands[0].text(
         0.5, 1 - 0.12 / head, title or job_names(rows), ha="center", va="top", fontsize=14, weight="bold"
     )
     if warnings:
         frame = {"boxstyle": "round,pad=0.4", "facecolor": AMBER, "alpha": 0.35, "edgecolor": AMBER}
-        bands[0].text(
-            0.5, 0.12 / head, "\n".join(warnings), ha="center", va="bottom", fontsize=10, bbox=frame
-        )
+        bands[0].text(0.5, 0.12 / head, "\n".join(warnings), ha="center", va="bottom", fontsize=9, bbox=frame)
     for band, part in zip(bands[1:], parts, strict=True):
         _draw_part(band, part, labels, width)
     _save(figure, [path])
+
+
+def _wrapped(text: str, letters: int) -> str:
+    return textwrap.fill(text, letters, break_on_hyphens=False)
+
+
+def _part_height(part: Sequence[Row], labels: Mapping[str, str] | None, inches: float) -> float:
+    compared = group_by_configuration(part, labels)
+    relative = any(row.delta for row in part)
+    bars = [one for one in compared if not (relative and one.is_baseline)]
+    lines = sum(1 + 0.5 * _wrapped(one.label, _LABEL).count("\n") for one in bars)
+    return 1.5 + 0.34 * max(lines, 1) + 0.17 * len(_notes(compared, relative, inches))
 
 
 def _draw_part(
@@ -93,15 +118,18 @@ def _draw_part(
     panels = figure.subplots(1, len(metrics), sharey=True)
     keys = keys_within(part)
     for axes, metric in zip(panels, metrics, strict=True):
-        _draw_panel(axes, compared, metric, relative=relative, inches=inches / len(metrics) - 0.6)
-        axes.set_xlabel(keys[0] if len(keys) == 1 and not labels else "")
-    panels[0].set_ylabel("difference to the baseline\n(percentage points)" if relative else "score (%)")
-    figure.suptitle(textwrap.fill(describe_data(part), int(_LETTERS_PER_INCH * inches)), fontsize=10)
-    figure.supxlabel("\n".join(_notes(compared, relative)), fontsize=9, color=GREY)
+        _draw_panel(axes, compared, metric, relative=relative)
+        axes.set_xlabel("percentage points" if relative else "score (%)", fontsize=9)
+    panels[0].set_ylabel(keys[0] if len(keys) == 1 and not labels else "")
+    shown = f"{'difference to the baseline; ' if relative else ''}{describe_data(part)}"
+    figure.suptitle(_wrapped(shown, int(_LETTERS_PER_INCH * inches)), fontsize=9)
+    figure.supxlabel("\n".join(_notes(compared, relative, inches)), fontsize=9, color=GREY)
 
 
-def _notes(compared: Sequence[Configuration], relative: bool) -> list[str]:
+def _notes(compared: Sequence[Configuration], relative: bool, inches: float) -> list[str]:
+    """Return the lines that explain the bars."""
     repeats = max(len(one.done) for one in compared)
+    baselines = [one for one in compared if one.is_baseline]
     notes = []
     if repeats > 1:
         band = "; grey band: range of the baseline" if relative else ""
@@ -110,15 +138,17 @@ def _notes(compared: Sequence[Configuration], relative: bool) -> list[str]:
             f"whiskers: lowest to highest{band}."
         )
     if any(len(one.done) == 1 for one in compared if not (relative and one.is_baseline)):
-        notes.append("Hollow bars: a single run, whose error can be as large as the difference of two seeds.")
-    if not relative and any(one.is_baseline for one in compared):
+        notes.append("Hollow bars: one seed, whose error can be as large as the difference of two seeds.")
+    if relative and any(len(one.done) == 1 for one in baselines):
+        notes.append("The baseline is one seed, whose error is part of every bar.")
+    if not relative and baselines:
         notes.append("The baseline has no score, so the bars are scores, not differences.")
-    return notes
+    return list(
+        chain.from_iterable(textwrap.wrap(note, int(1.1 * _LETTERS_PER_INCH * inches)) for note in notes)
+    )
 
 
-def _draw_panel(
-    axes: "Axes", compared: Sequence[Configuration], metric: str, *, relative: bool, inches: float
-) -> None:
+def _draw_panel(axes: "Axes", compared: Sequence[Configuration], metric: str, *, relative: bool) -> None:
     title = (COMPARED | HARD_PAIRS)[metric]
     baselines = [one for one in compared if one.is_baseline]
     bars = [one for one in compared if not (relative and one.is_baseline)]
@@ -126,19 +156,24 @@ def _draw_panel(
     means = [100 * fmean(scores) for one in baselines if (scores := one.scores(metric))]
     if relative and means:
         value = f"{min(means):.1f} %" if len(means) == 1 else f"{min(means):.1f} to {max(means):.1f} %"
-        axes.set_title(f"{title} (baseline: {value})", fontsize=11)
+        axes.set_title(
+            f"{title} (baseline: {value})".replace("rank-1 on hard pairs (", "rank-1 on hard pairs\n("),
+            fontsize=10,
+        )
         spread = [delta for one in baselines for delta in one.deltas(metric)]
-        axes.axhspan(min(spread), max(spread), color=GREY, alpha=0.2, linewidth=0, zorder=0)
+        axes.axvspan(min(spread), max(spread), color=GREY, alpha=0.2, linewidth=0, zorder=0)
     else:
-        axes.set_title(title, fontsize=11)
-    axes.axhline(0, color="black", linewidth=1, zorder=4)
-    _label_bars(axes, [one.label for one in bars], int(13 * inches / max(len(bars), 1)) - 1)
-    axes.set_xlim(-0.6, max(len(bars), 1) - 0.4)
-    axes.margins(y=0.18)
-    axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+        axes.set_title(title, fontsize=10)
+    axes.axvline(0, color="black", linewidth=1, zorder=4)
+    axes.set_yticks(range(len(bars)), [_wrapped(one.label, _LABEL) for one in bars], fontsize=9)
+    axes.set_ylim(max(len(bars), 1) - 0.4, -0.6)
+    axes.margins(x=0.32)
+    axes.locator_params(axis="x", nbins=5)
+    axes.grid(axis="x", color="#DDDDDD", linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.spines[["top", "right", "bottom"]].set_visible(False)
-    axes.tick_params(axis="x", length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", labelsize=9)
 
 
 def _draw_bars(axes: "Axes", compared: Sequence[Configuration], metric: str, relative: bool) -> None:
@@ -146,9 +181,7 @@ def _draw_bars(axes: "Axes", compared: Sequence[Configuration], metric: str, rel
         values = one.deltas(metric) if relative else [100 * score for score in one.scores(metric)]
         if not values:
             word = "no baseline" if one.done else one.rows[0].job.status
-            axes.text(
-                position, 0, f" {word} ", rotation=90, ha="center", va="bottom", color=GREY, style="italic"
-            )
+            axes.text(0, position, f" {word} ", ha="left", va="center", color=GREY, style="italic")
             continue
         mean, low, high = fmean(values), min(values), max(values)
         up = mean >= 0
@@ -156,31 +189,20 @@ def _draw_bars(axes: "Axes", compared: Sequence[Configuration], metric: str, rel
         style = (
             {"color": colour} if repeated else {"facecolor": "none", "edgecolor": colour, "linewidth": 1.6}
         )
-        axes.bar(position, mean, width=0.62, zorder=2, **style)
+        axes.barh(position, mean, height=0.62, zorder=2, **style)
         if repeated:
             whiskers = ([mean - low], [high - mean])
-            axes.errorbar(position, mean, yerr=whiskers, fmt="none", ecolor="black", capsize=4, zorder=3)
-            axes.plot([position] * len(values), values, "o", color="black", markersize=3, zorder=3)
+            axes.errorbar(mean, position, xerr=whiskers, fmt="none", ecolor="black", capsize=4, zorder=3)
+            axes.plot(values, [position] * len(values), "o", color="black", markersize=3, zorder=3)
         axes.annotate(
             (format_points(mean) if relative else f"{mean:.1f}").replace("-", "\N{MINUS SIGN}"),
-            (position, max(high, 0.0) if up else min(low, 0.0)),
-            xytext=(0, 3 if up else -3),
+            (max(high, 0.0) if up else min(low, 0.0), position),
+            xytext=(4 if up else -4, 0),
             textcoords="offset points",
-            ha="center",
-            va="bottom" if up else "top",
+            ha="left" if up else "right",
+            va="center",
             fontsize=9,
         )
-
-
-def _label_bars(axes: "Axes", names: Sequence[str], letters: int) -> None:
-    """Label the bars: horizontally if ``letters`` letters per bar are enough, else tilted."""
-    level = [textwrap.fill(name, letters, break_long_words=False, break_on_hyphens=False) for name in names]
-    if max((len(line) for name in level for line in name.split("\n")), default=0) <= letters:
-        axes.set_xticks(range(len(names)), level, fontsize=9)
-        return
-    axes.set_xticks(range(len(names)), [textwrap.shorten(name, 60) for name in names])
-    for label in axes.get_xticklabels():
-        label.set(rotation=35, ha="right", rotation_mode="anchor", fontsize=9)
 
 
 def read_curve(folder: Path, quantity: str) -> list[tuple[int, float]]:
@@ -212,36 +234,47 @@ def read_curve(folder: Path, quantity: str) -> list[tuple[int, float]]:
 def draw_curves(
     runs: Mapping[str, Sequence[Path]], panels: Mapping[str, str], paths: Sequence[Path], *, title: str
 ) -> bool:
-    """Draw logged quantities by epoch, a panel each.
+    """Draw logged quantities by epoch, a panel each, in two columns.
 
-    A curve is the mean over runs, with a band from the lowest to the highest.
+    A curve is the mean over runs, with a band from the lowest to the highest. The legend gives the number of
+    runs. Single epochs are marked if there are few.
 
     Args:
         runs: label -> output folders of the runs to average.
-        panels: quantity -> heading of its panel.
+        panels: quantity -> heading of its panel. Shares and entropies have the same axis in all panels.
         paths: where to write; the suffix, ``.svg`` or ``.png``, gives the format.
         title: title of the figure.
 
     Returns:
         False, without writing a file, if none of the quantities was logged.
     """
+    from matplotlib.ticker import MaxNLocator
+
     curves = {
         quantity: {
-            label: [read_curve(folder, quantity) for folder in folders] for label, folders in runs.items()
+            _with_count(label, len(folders)): [read_curve(folder, quantity) for folder in folders]
+            for label, folders in runs.items()
         }
         for quantity in panels
     }
     curves = {quantity: labelled for quantity, labelled in curves.items() if any(map(any, labelled.values()))}
     if not curves:
         return False
-    columns = min(3, len(curves))
-    lines = math.ceil(len(curves) / columns)
-    figure = _new_figure(4.6 * columns, 0.6 + 3 * lines)
-    figure.suptitle(title, fontsize=11)
+    labels = [_with_count(label, len(folders)) for label, folders in runs.items()]
+    letters = int(1.6 * _LETTERS_PER_INCH * _NARROW)
+    entry = min(max(map(len, labels)), letters - _LEGEND_HANDLE) + _LEGEND_HANDLE
+    columns, lines = max(1, letters // entry), math.ceil(len(curves) / 2)
+    entries = math.ceil(len(labels) / columns) * (1 + (max(map(len, labels)) + _LEGEND_HANDLE) // letters)
+    heading = _wrapped(title, int(1.1 * _LETTERS_PER_INCH * _NARROW))
+    height = 0.4 + 0.15 * heading.count("\n") + 1.7 * lines + 0.16 * entries
+    figure = _new_figure(_NARROW, height)
+    figure.suptitle(heading, fontsize=9)
     shown: dict[str, Any] = {}
-    places = figure.subplots(lines, columns, squeeze=False).flatten()
+    places = figure.subplots(lines, 2, squeeze=False).flatten()
     for axes in places[len(curves) :]:
         axes.remove()
+    for axes in places[: len(curves)][-2:]:
+        axes.set_xlabel("epoch", fontsize=8)
     for axes, (quantity, labelled) in zip(places, curves.items(), strict=False):
         for number, (label, several) in enumerate(labelled.items()):
             values: dict[int, list[float]] = {}
@@ -253,17 +286,30 @@ def draw_curves(
             style = _DASHES[number // len(_COLOURS) % len(_DASHES)]
             epochs = sorted(values)
             means = [fmean(values[epoch]) for epoch in epochs]
-            marker = "o" if len(epochs) == 1 else None
-            (shown[label],) = axes.plot(epochs, means, style, color=colour, label=label, marker=marker)
+            marker = "o" if len(epochs) <= _FEW_POINTS else None
+            (shown[label],) = axes.plot(
+                epochs, means, style, color=colour, label=label, marker=marker, markersize=4, linewidth=1.2
+            )
             if len(several) > 1:
                 low, high = ([limit(values[epoch]) for epoch in epochs] for limit in (min, max))
                 axes.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
-        axes.set_title(panels[quantity], fontsize=10)
-        axes.set_xlabel("epoch")
+        axes.set_title(panels[quantity], fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.ticklabel_format(axis="y", useOffset=False)
+        if quantity.startswith(_UNIT_RANGE):
+            axes.set_ylim(-0.03, 1.03)
         axes.grid(color="#DDDDDD", linewidth=0.8)
-    figure.legend(shown.values(), shown, fontsize=7, loc="outside lower center", ncols=4, frameon=False)
+    wrapped = [_wrapped(label, letters - _LEGEND_HANDLE) for label in shown]
+    figure.legend(
+        shown.values(), wrapped, fontsize=7, loc="outside lower center", ncols=columns, frameon=False
+    )
     _save(figure, paths)
     return True
+
+
+def _with_count(label: str, count: int) -> str:
+    return f"{label} ({count} seed{'s' if count > 1 else ''})"
 
 
 def draw_schedules(
@@ -276,7 +322,7 @@ def draw_schedules(
         epochs: number of epochs.
         paths: see `draw_curves`.
     """
-    figure = _new_figure(6, 3.4)
+    figure = _new_figure(_NARROW, 3.2)
     axes = figure.subplots()
     for (name, tau), colour in zip(schedules.items(), _COLOURS, strict=False):
         axes.plot(range(epochs), [tau(epoch) for epoch in range(epochs)], color=colour, label=name)
@@ -294,17 +340,17 @@ def draw_histogram(masks: Mapping[str, "Tensor"], paths: Sequence[Path], *, titl
         paths: see `draw_curves`.
         title: title of the figure.
     """
-    figure = _new_figure(6, 3.4)
+    figure = _new_figure(_NARROW, 3.2)
     axes = figure.subplots()
     edges = [bin / 20 for bin in range(21)]
-    for (name, values), colour in zip(masks.items(), _COLOURS, strict=False):
+    for (name, values), colour, style in zip(masks.items(), _COLOURS, _DASHES * 2, strict=False):
         counts = values.float().flatten().histc(bins=20, min=0, max=1)
-        axes.stairs(
-            (100 * counts / counts.sum()).tolist(), edges, color=colour, label=name, fill=True, alpha=0.45
-        )
-        axes.stairs((100 * counts / counts.sum()).tolist(), edges, color=colour, linewidth=1.4)
+        shares = (100 * counts / counts.sum()).tolist()
+        axes.stairs(shares, edges, color=colour, linewidth=1.6, linestyle=style, label=name)
+        axes.stairs(shares, edges, color=colour, fill=True, alpha=0.15)
     axes.set(xlabel="mask value", ylabel="% of values", title=title)
-    axes.legend(frameon=False)
+    axes.title.set_fontsize(10)
+    axes.legend(frameon=False, loc="upper center")
     _save(figure, paths)
 
 

@@ -1,18 +1,20 @@
 """Put recorded runs beside the numbers of the paper's tables.
 
-Only runs that are comparable with the paper enter these tables. All other runs have a table of their own.
+Only runs that are comparable with the paper enter these tables. `run_tables` lists all runs.
 """
 
 import csv
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 
+from sharpreid.report.comparison import merge_caveats, split_deviations
 from sharpreid.report.markdown import format_points
 from sharpreid.report.runs import Run, distinct_runs
-from sharpreid.run.comparability import averaging_rules, caveats, open_choices
+from sharpreid.run.comparability import averaging_rules, caveats, dataset_line, open_choices
 from sharpreid.run.console import mean_and_range, protocol_line
 from sharpreid.run.paper_recipe import PAPER_DATA
 
@@ -88,6 +90,23 @@ class PaperRow:
     protocol: str
     missing: str
     command: str
+
+
+@dataclass(frozen=True)
+class RunTable:
+    """A table of the runs on a data set.
+
+    Args:
+        title: data set, and whether the runs are comparable with the paper.
+        caveats: why they are not; empty if they are.
+        protocol: rules of the protocol that all runs share.
+        rows: column title -> text.
+    """
+
+    title: str
+    caveats: Sequence[str]
+    protocol: str
+    rows: Sequence[Mapping[str, str]]
 
 
 def read_paper(path: Path = PAPER) -> list[dict[str, str]]:
@@ -173,29 +192,62 @@ def gains_table(runs: Sequence[Run], paper: Sequence[Mapping[str, str]]) -> list
     return rows
 
 
-def incomparable_runs_table(runs: Sequence[Run]) -> list[dict[str, str]]:
-    """Return the runs that are not comparable with a number of the paper, averaged over seeds, and why."""
-    groups: dict[tuple[str, str, str], list[Run]] = {}
-    paper_rows = {(METHODS.get(line["row"]), line["dataset"]) for line in read_paper()}
+def run_tables(runs: Sequence[Run]) -> list[RunTable]:
+    """Return all runs, averaged over seeds, in a table for each data set.
+
+    Runs that are comparable with the paper have a table of their own, which comes first.
+    """
+    parts: dict[tuple[bool, str], list[Run]] = {}
     for run in runs:
-        reasons = " ".join(caveats(run.record))
-        if not reasons and (run.method, run.data) not in paper_rows:
-            reasons = "The paper has no number for it."
-        if reasons:
-            groups.setdefault((run.data, run.method, reasons), []).append(run)
-    return [
-        {
-            "data": data,
-            "method": method,
-            "mAP": mean_and_range(_percents(same, "mAP"), "{:.1f}".format),
-            "rank-1": mean_and_range(_percents(same, "rank1"), "{:.1f}".format),
-            "runs": str(len(same)),
-            "why not comparable": why,
-            "protocol": describe_protocols(same),
-        }
-        for (data, method, why), alike in sorted(groups.items())
+        parts.setdefault((bool(caveats(run.record)), dataset_line(run.record["dataset"])), []).append(run)
+    return [_run_table(data, parts[unlike, data]) for unlike, data in sorted(parts)]
+
+
+def _run_table(data: str, runs: Sequence[Run]) -> RunTable:
+    """Make the table of one data set; ``own settings`` are those that not all its runs share."""
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.method, " ".join(caveats(run.record))), []).append(run)
+    lines = [
+        (method, same)
+        for (method, _), alike in sorted(groups.items())
         for same in group_by_protocol(distinct_runs(alike))
     ]
+    settings = [split_deviations(same[0].record) for _, same in lines]
+    rules = [describe_protocols(same).split(", ") for _, same in lines]
+    masks = {rule for some in rules for rule in some if rule.startswith("mask ")} - {"mask none"}
+    if len(masks) == 1:  # the baseline has no mask, which is no difference in the protocol
+        rules = [[min(masks) if rule == "mask none" else rule for rule in some] for some in rules]
+    reasons = merge_caveats([run.record for run in runs])
+    in_paper = {(METHODS.get(line["row"]), line["dataset"]) for line in read_paper()}
+    rows = []
+    for (method, same), *own in zip(lines, _without_shared(settings), _without_shared(rules), strict=True):
+        note = [] if reasons or (method, same[0].data) in in_paper else ["the paper has no number for it"]
+        rows.append(
+            {
+                "method": method,
+                "mAP": mean_and_range(_percents(same, "mAP"), "{:.1f}".format),
+                "rank-1": mean_and_range(_percents(same, "rank1"), "{:.1f}".format),
+                "runs": str(len(same)),
+                "seeds": _distinct(run.job.seed for run in same),
+                "epochs": _distinct(str(run.record.get("epochs", "")) for run in same),
+                "own settings": ", ".join(chain(*own, note)),
+            }
+        )
+    title = f"{data}, not comparable with the paper" if reasons else f"{data}, by the paper's rules"
+    return RunTable(
+        title, reasons, ", ".join(one for one in rules[0] if all(one in some for some in rules)), rows
+    )
+
+
+def _without_shared(lists: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return each list without the entries that all lists have."""
+    return [[one for one in some if not all(one in other for other in lists)] for some in lists]
+
+
+def _distinct(texts: Iterable[str]) -> str:
+    """Return the distinct texts in the order of numbers, in one cell."""
+    return ", ".join(sorted(set(texts), key=lambda text: (len(text), text)))
 
 
 def comparable_runs(runs: Sequence[Run], method: str | None, dataset: str) -> list[Run]:
@@ -245,7 +297,7 @@ def _cell(paper: str, ours: Sequence[float], shown: Callable[[float], str] = "{:
 def _gap(runs: Sequence[Run], method: str, dataset: str, arguments: str) -> tuple[str, str]:
     """Return why a row has no run, and the command that fills it."""
     others = [run for run in runs if (run.method, run.data) == (method, dataset)]
-    reason = "not run" if not others else "only runs that are not comparable, see below"
+    reason = "not run" if not others else "only runs that are not comparable"
     return reason, _command(arguments, method)
 
 

@@ -26,6 +26,7 @@ from sharpreid.report.comparison import (
     describe_data,
     group_by_configuration,
     group_by_data,
+    merge_caveats,
 )
 from sharpreid.report.figures import draw_curves, draw_histogram, draw_schedules, draw_sweep
 from sharpreid.report.page import DRAWING_ERRORS, Picture, Section, identifier
@@ -59,8 +60,9 @@ _CURVES = {
     "train/tau": "temperature",
 }
 _SHARPNESS = {
-    **{f"train/decided_block{block}": f"decided, block {block}" for block in range(1, 5)},
-    **{f"train/entropy_block{block}": f"entropy (bit), block {block}" for block in (1, 4)},
+    f"train/{quantity}_block{block}": f"{title}, block {block}"
+    for block in range(1, 5)
+    for quantity, title in (("decided", "decided share"), ("entropy", "entropy (bit)"))
 }
 """Logged quantity -> heading of its panel."""
 
@@ -95,33 +97,35 @@ def sweep_section(name: str, jobs: Sequence[Job], figures: Path) -> Section:
     shown = "differences to the baseline" if any(row.delta for row in rows) else "scores"
     section.pictures.append(Picture(paths[0], f"{name}: {shown}"))
     folders = _configuration_folders(rows)
-    bands = "; bands: lowest to highest seed" if any(len(some) > 1 for some in folders.values()) else ""
+    repeated = any(len(some) > 1 for some in folders.values())
+    bands = "; bands: lowest to highest seed" if repeated else "; one seed each"
     for kind, panels, caption in (
         ("curves", _CURVES, "learning curves"),
         (
             "sharpness",
             _SHARPNESS,
-            "sharpness of the masks (as in Fig. 2b): share of values below 0.1 or above 0.9, and entropy",
+            "sharpness of the masks (as in Fig. 2b): decided share of values, below 0.1 or above 0.9, and "
+            "mean entropy",
         ),
     ):
         paths, title = _svg_and_png(figures, f"sweep {name} {kind}"), f"{name}: {caption}{bands}"
         try:
-            drawn = draw_curves(folders, panels, paths, title=title)
+            drawn = draw_curves(folders, panels, paths, title=title.partition(" (")[0].partition(";")[0])
         except DRAWING_ERRORS as error:
-            section.warnings.append(f"Without {caption}: {error}")
+            section.texts.append(f"Without {caption}: {error}")
         else:
             section.pictures += [Picture(paths[0], title)] if drawn else []
     return section
 
 
 def _configuration_folders(rows: Sequence[Row]) -> dict[str, list[Path]]:
-    """Return label of a configuration -> output folders of its seeds and splits."""
+    """Return label of a configuration -> output folders of its seeds and splits, finished ones if any."""
     parts = group_by_data(rows)
     found: dict[str, list[Path]] = {}
     for part in parts:
         data = f" ({describe_data(part).partition(';')[0]})" if len(parts) > 1 else ""
         for one in group_by_configuration(part):
-            found.setdefault(one.label + data, []).extend(row.job.folder for row in one.rows)
+            found.setdefault(one.label + data, []).extend(row.job.folder for row in one.done or one.rows)
     return found
 
 
@@ -166,7 +170,7 @@ def soft_and_sharp_section(data: str, runs: Sequence[Run], images: int, figures:
     values = {name: attention[0].mask for name, attention in both.items()}
     draw_histogram(values, paths, title=f"Mask values of block 1, soft and sharp, {data}")
     pictures.append(Picture(paths[0], "values of a soft and a sharp mask (as in Fig. 2b)"))
-    warnings = list(dict.fromkeys(caveats(soft.record) + caveats(sharp.record)))
+    warnings = merge_caveats([soft.record, sharp.record])
     return Section(f"Fig. 2 and 6 on {data}", [_describe(soft), _describe(sharp)], warnings, pictures)
 
 
@@ -334,4 +338,4 @@ def _svg_and_png(figures: Path, name: str) -> list[Path]:
 def _save_photos(sheet: Image.Image, path: Path, caption: str) -> Picture:
     with replacing(path) as temporary:
         sheet.save(temporary)
-    return Picture(path, caption, photos=True)
+    return Picture(path, caption)
