@@ -42,8 +42,8 @@ def test_masks_of_the_test_set_are_drawn_beside_the_config(
     output = visualize([f"checkpoint={checkpoint}", "count=2", "channels=1"])
     assert output == checkpoint.parents[1] / "masks.png"
     with Image.open(output) as sheet:
-        lines = sheet.height / 178  # a picture, its caption, a gap
-    assert 4 <= lines < 4.1, "two images, two blocks"
+        lines = sheet.height / 200  # a picture, its caption, a gap
+    assert 4 <= lines < 4.3, "two images, and a channel of each block below them"
     printed = capsys.readouterr().out
     assert "block 1: " in printed
     assert "block 3: " in printed
@@ -62,7 +62,7 @@ def test_a_photo_of_any_mode_and_a_folder_of_photos_are_drawn(
     for place, count, drawn in ((photos / "grey.png", 4, 1), (photos, 4, 3), (photos, 2, 2)):
         visualize([f"checkpoint={checkpoint}", f"images={place}", f"output={output}", f"count={count}"])
         with Image.open(output) as sheet:
-            assert sheet.height // 178 == drawn
+            assert sheet.height // 200 == drawn
 
 
 def test_the_mask_at_test_time_can_be_chosen(run: Callable[..., Path], tmp_path: Path) -> None:
@@ -82,6 +82,7 @@ def test_the_mask_at_test_time_can_be_chosen(run: Callable[..., Path], tmp_path:
         (["images="], "images= has no value"),
         (["output=x.gif"], r"output=x\.gif: the name must end in \.png, \.jpg or \.webp"),
         (["count=0"], "count must be a whole number, at least 1; got 0"),
+        (["channels=-1"], "channels must be a whole number, at least 0; got -1"),
         (["chanels=3"], "chanels: no such argument; known are checkpoint, images"),
         (["test_mask=soft"], "test_mask must be one of noise_free"),
         (["count=[2"], r"count=\[2: the value is not YAML"),

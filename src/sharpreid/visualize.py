@@ -17,14 +17,15 @@ from sharpreid.run.fast_import import import_torchmetrics
 USAGE = """\
 usage: python -m sharpreid.visualize checkpoint=RUN/checkpoints/final.ckpt [images=PLACE] [key=value ...]
 
-Draws each attention block's mask over the photo: its mean over the channels, then the channels with the
-largest mask values. A caption gives the share of mask values below 0.1 or above 0.9.
+Draws a row for each photo: the photo, and over it the mean mask of each attention block. A caption gives
+the share of mask values below 0.1 or above 0.9 ("decided"). channels=3 adds a row for each of the three
+channels of a block with the most attention.
 
   images=PHOTO.jpg | images=FOLDER       photos to draw; by default the first queries of the run's test set
   hard_pair=knapsack                     or two test people who differ in this detail only (synthetic data)
   beside=RUN/checkpoints/final.ckpt      a second network, whose masks are drawn beside those of the first
   count=4                                number of images from a folder or test set
-  channels=3                             number of single channels
+  channels=0                             number of single channels below each mean mask
   output=masks.png                       picture file; by default masks.png beside config.yaml of the run
   test_mask=sample                       noise_free | expected | hard | sample; by default the run's
   data_root=/path                        folder of all data sets; by default the run's
@@ -64,9 +65,8 @@ def visualize(arguments: Sequence[str]) -> Path:
     if "checkpoint" not in given:
         raise UsageError("checkpoint=... is missing")
     checkpoint = Path(str(given["checkpoint"]))
-    count, channels = (
-        _positive_integer(name, given.get(name, default)) for name, default in (("count", 4), ("channels", 3))
-    )
+    count = _whole_number("count", given.get("count", 4), least=1)
+    channels = _whole_number("channels", given.get("channels", 0), least=0)
     cfg = _override(load_config(checkpoint), checkpoint, given)
     output = Path(str(given.get("output", checkpoint.resolve().parents[1] / "masks.png")))
     if output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
@@ -119,9 +119,9 @@ def _mask_kind(cfg: DictConfig) -> str:
     return "sharp" if str(cfg.model.sampler.get("_target_", "")).endswith(".MaskSampler") else "soft"
 
 
-def _positive_integer(name: str, value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a whole number, at least 1; got {value!r}")
+def _whole_number(name: str, value: object, *, least: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be a whole number, at least {least}; got {value!r}")
     return value
 
 

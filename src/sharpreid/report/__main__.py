@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         type=Path,
         default=[Path("outputs")],
         metavar="DIR",
-        help="output folders of runs; by default outputs/",
+        help="output folders of runs, or the folder of one run; by default outputs/",
     )
     parser.add_argument(
         "--output",

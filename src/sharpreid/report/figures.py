@@ -39,7 +39,7 @@ _DASHES = ("-", "--", ":", "-.")
 _LETTERS_PER_INCH = 12
 """Approximate width of matplotlib's default font at ten points."""
 
-_NARROW = 5.2
+_NARROW = 4.4
 """Width in inches of a figure that fits on the screen of a phone with letters that can be read."""
 
 _LABEL = 40
@@ -87,11 +87,11 @@ def draw_sweep(
     grid = figure.add_gridspec(1 + len(parts), 1, height_ratios=[head, *heights])
     bands = [figure.add_subfigure(cell) for cell in (grid[line, 0] for line in range(1 + len(parts)))]
     bands[0].text(
-        0.5, 1 - 0.12 / head, title or job_names(rows), ha="center", va="top", fontsize=14, weight="bold"
+        0.01, 1 - 0.12 / head, title or job_names(rows), ha="left", va="top", fontsize=13, weight="bold"
     )
     if warnings:
         frame = {"boxstyle": "round,pad=0.4", "facecolor": AMBER, "alpha": 0.35, "edgecolor": AMBER}
-        bands[0].text(0.5, 0.12 / head, "\n".join(warnings), ha="center", va="bottom", fontsize=9, bbox=frame)
+        bands[0].text(0.02, 0.12 / head, "\n".join(warnings), va="bottom", fontsize=9, bbox=frame)
     for band, part in zip(bands[1:], parts, strict=True):
         _draw_part(band, part, labels, width)
     _save(figure, [path])
@@ -122,8 +122,8 @@ def _draw_part(
         axes.set_xlabel("percentage points" if relative else "score (%)", fontsize=9)
     panels[0].set_ylabel(keys[0] if len(keys) == 1 and not labels else "")
     shown = f"{'difference to the baseline; ' if relative else ''}{describe_data(part)}"
-    figure.suptitle(_wrapped(shown, int(_LETTERS_PER_INCH * inches)), fontsize=9)
-    figure.supxlabel("\n".join(_notes(compared, relative, inches)), fontsize=9, color=GREY)
+    figure.suptitle(_wrapped(shown, int(_LETTERS_PER_INCH * inches)), x=0.01, ha="left", fontsize=9)
+    figure.supxlabel("\n".join(_notes(compared, relative, inches)), x=0.01, ha="left", fontsize=9, color=GREY)
 
 
 def _notes(compared: Sequence[Configuration], relative: bool, inches: float) -> list[str]:
@@ -261,12 +261,12 @@ def draw_curves(
     if not curves:
         return False
     labels = [_with_count(label, len(folders)) for label, folders in runs.items()]
-    letters = int(1.6 * _LETTERS_PER_INCH * _NARROW)
+    letters = int(1.4 * _LETTERS_PER_INCH * _NARROW)
     entry = min(max(map(len, labels)), letters - _LEGEND_HANDLE) + _LEGEND_HANDLE
     columns, lines = max(1, letters // entry), math.ceil(len(curves) / 2)
     entries = math.ceil(len(labels) / columns) * (1 + (max(map(len, labels)) + _LEGEND_HANDLE) // letters)
     heading = _wrapped(title, int(1.1 * _LETTERS_PER_INCH * _NARROW))
-    height = 0.4 + 0.15 * heading.count("\n") + 1.7 * lines + 0.16 * entries
+    height = 0.4 + 0.15 * heading.count("\n") + 1.7 * lines + 0.18 * entries
     figure = _new_figure(_NARROW, height)
     figure.suptitle(heading, fontsize=9)
     shown: dict[str, Any] = {}
@@ -302,7 +302,7 @@ def draw_curves(
         axes.grid(color="#DDDDDD", linewidth=0.8)
     wrapped = [_wrapped(label, letters - _LEGEND_HANDLE) for label in shown]
     figure.legend(
-        shown.values(), wrapped, fontsize=7, loc="outside lower center", ncols=columns, frameon=False
+        shown.values(), wrapped, fontsize=8, loc="outside lower center", ncols=columns, frameon=False
     )
     _save(figure, paths)
     return True

@@ -89,8 +89,10 @@ def resume_command(job: Job) -> str:
     """Return the command that goes on with an unfinished job, or starts it anew; empty if it is not known."""
     if not job.overrides:
         return ""
-    resume = [] if "resume" in job.settings else ["resume=auto"]
-    return f"python -m sharpreid.train {shlex.join([*job.overrides, *resume])}"
+    added = [] if "resume" in job.settings else ["resume=auto"]
+    if job.number is None and "experiment" not in job.settings:  # a sweep names the folders of its jobs
+        added.append(f'hydra.run.dir="{job.folder}"')
+    return f"python -m sharpreid.train {shlex.join([*job.overrides, *added])}"
 
 
 def render_html(report: Report) -> str:
@@ -151,6 +153,7 @@ def _image(picture: Picture) -> dict[str, Any]:
         "caption": picture.caption,
         "width": width,
         "height": height,
+        "least": round((0.8 if picture.path.suffix == ".svg" else 0.7) * width),  # letters stay readable
     }
 
 

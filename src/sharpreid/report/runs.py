@@ -224,9 +224,16 @@ def distinct_runs(runs: Iterable[Run]) -> list[Run]:
 
 
 def group_sweeps(runs: Sequence[Run], others: Sequence[Job]) -> dict[str, list[Job]]:
-    """Return experiment -> its jobs, sorted by start time, for the experiments with several jobs."""
+    """Return experiment -> its jobs, sorted by start time, for the experiments with several jobs.
+
+    Of repetitions with the same config the newest counts: they are not several seeds.
+    """
+    by_name: dict[str, list[Run]] = {}
+    for run in runs:
+        by_name.setdefault(run.job.name, []).append(run)
+    finished = [run.job for alike in by_name.values() for run in distinct_runs(alike)]
     found: dict[str, list[Job]] = {}
-    for job in sorted([*(run.job for run in runs), *others], key=lambda job: job.started):
+    for job in sorted([*finished, *others], key=lambda job: job.started):
         found.setdefault(job.name, []).append(job)
     return {name: jobs for name, jobs in found.items() if len(jobs) > 1}
 

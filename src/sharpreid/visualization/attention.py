@@ -4,8 +4,10 @@ The sheets are drawn with Pillow, so that the callback that draws them during a 
 import matplotlib.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -19,8 +21,9 @@ from sharpreid.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from sharpreid.models.network import SharpAttentionNetwork
 
 _GAP = 4
-_CAPTION_HEIGHT = 14
-_IMAGE_HEIGHT, _MAX_IMAGE_WIDTH = 160, 640
+_FONT_SIZE, _LINE_HEIGHT = 12, 15
+_IMAGE_HEIGHT, _MAX_IMAGE_WIDTH = 176, 704
+_BAR_WIDTH = 44
 _GREEN, _RED, _GREY, _BLUE = (0, 146, 71), (213, 45, 30), (150, 150, 150), (0, 114, 178)
 
 
@@ -106,9 +109,9 @@ def heatmap(values: Tensor) -> Image.Image:
 
 
 def overlay_mask(picture: Image.Image, values: Tensor) -> Image.Image:
-    """Blend the heatmap of a mask (H', W') in [0, 1] over an image, up-sampled bilinearly."""
+    """Blend the heatmap of a mask (H', W') in [0, 1] over a grey copy of an image, up-sampled bilinearly."""
     warm = heatmap(values).resize(picture.size, Image.Resampling.BILINEAR)
-    return Image.blend(picture.convert("RGB"), warm, 0.55)
+    return Image.blend(picture.convert("L").convert("RGB"), warm, 0.65)
 
 
 def min_max_scale(values: Tensor) -> Tensor:
@@ -132,31 +135,43 @@ def strongest_channels(attended: Tensor, count: int) -> list[int]:
 
 
 def draw_masks(images: Tensor, attention: Sequence[BlockAttention], *, channels: int) -> Image.Image:
-    """Draw a row per image and block: the photo, and over it the mean mask and the strongest channels.
+    """Draw a row per image: the photo, each block's mean mask over it, and the colour bar of the masks.
+
+    The colours of mean masks end at the largest value of the sheet, rounded up to a tenth. Below each mean
+    mask are single channels of its block, whose colours end at 1.
 
     Args:
         images: normalised images, (B, 3, H, W).
         attention: result of `record_attention` for the images.
-        channels: number of single channels, chosen by `strongest_channels`.
+        channels: number of single channels of each block, chosen by `strongest_channels`; a row each.
 
     Raises:
         ValueError: the network has no attention blocks.
     """
     if not attention:
         raise ValueError("this network has no attention blocks (model.blocks=[]), hence no masks to draw")
+    means = [one.mask.mean(1) for one in attention]
+    top = max(0.1, math.ceil(10 * max(mean.max().item() for mean in means) - 1e-6) / 10)
     lines = []
     for number, image in enumerate(images):
         picture = _sized(denormalise(image))
-        for block in attention:
-            mask, attended = block.mask[number], block.attended[number]
-            decided = 100 * share_decided(mask).item()
-            cells = [
-                (picture, f"block {block.block}"),
-                (overlay_mask(picture, mask.mean(0)), f"mean, {decided:.0f}% sharp"),
+        cells = [(picture, "photo")]
+        for one, mean in zip(attention, means, strict=True):
+            decided = 100 * share_decided(one.mask[number]).item()
+            cells.append(
+                (overlay_mask(picture, mean[number] / top), f"block {one.block}\n{decided:.0f}% decided")
+            )
+        lines.append([*cells, (_colour_bar(top), "mean")])
+        chosen = [strongest_channels(one.attended[number], channels) for one in attention]
+        for place in range(channels):
+            cells = [(Image.new("RGB", picture.size, "white"), "")]
+            cells += [
+                (overlay_mask(picture, one.mask[number][some[place]]), f"channel {some[place]}")
+                if place < len(some)
+                else (Image.new("RGB", picture.size, "white"), "")
+                for one, some in zip(attention, chosen, strict=True)
             ]
-            chosen = strongest_channels(attended, channels)
-            cells += [(overlay_mask(picture, mask[c]), f"channel {c}") for c in chosen]
-            lines.append(cells)
+            lines.append([*cells, (_colour_bar(1.0), "single")])
     return _sheet(lines)
 
 
@@ -187,8 +202,8 @@ def draw_mask_comparison(
                 mask = one.mask[number]
                 decided = 100 * share_decided(mask).item()
                 shown = heatmap(mask.mean(0)).resize(picture.size, Image.Resampling.NEAREST)
-                cells.append((shown, f"{network} {one.block}: {decided:.0f}% sharp"))
-        lines.append(cells)
+                cells.append((shown, f"{network}, block {one.block}\n{decided:.0f}% decided"))
+        lines.append([*cells, (_colour_bar(1.0), "mask")])
     return _sheet(lines)
 
 
@@ -210,7 +225,7 @@ def draw_before_and_after(
     lines = []
     for number, image in enumerate(images):
         picture = _sized(denormalise(image))
-        cells = [(picture, "image")]
+        cells = [(picture, "photo")]
         for name, attention in networks.items():
             of_block = [one for one in attention if one.block == block]
             if not of_block:
@@ -223,8 +238,8 @@ def draw_before_and_after(
             }
             for what, values in maps.items():
                 shown = heatmap(values).resize(picture.size, Image.Resampling.NEAREST)
-                cells.append((shown, f"{name}: {what}"))
-        lines.append(cells)
+                cells.append((shown, f"{name}:\n{what}"))
+        lines.append([*cells, (_colour_bar(1.0), "mask")])
     return _sheet(lines)
 
 
@@ -286,18 +301,39 @@ def _framed(picture: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
     return framed
 
 
+def _colour_bar(top: float) -> Image.Image:
+    """Draw the colours of `heatmap` from 0, at the bottom, to 1, with the values that they stand for."""
+    bar = Image.new("RGB", (_BAR_WIDTH, _IMAGE_HEIGHT), "white")
+    colours = heatmap(torch.linspace(1, 0, _IMAGE_HEIGHT)[:, None]).resize((14, _IMAGE_HEIGHT))
+    bar.paste(colours, (2, 0))
+    pen, font = ImageDraw.Draw(bar), ImageFont.load_default(_FONT_SIZE)
+    pen.rectangle((2, 0, 15, _IMAGE_HEIGHT - 1), outline=_GREY)
+    for place, anchor, share in ((0, "lt", 1.0), (0.5, "lm", 0.5), (1.0, "lb", 0.0)):
+        height = round(place * (_IMAGE_HEIGHT - 1))
+        pen.text((20, height), f"{share * top:.2g}", fill="black", font=font, anchor=anchor)
+    return bar
+
+
 def _sheet(lines: Sequence[Sequence[tuple[Image.Image, str]]]) -> Image.Image:
-    """Arrange rows of images on white, each with a caption below it."""
-    font = ImageFont.load_default(10)
-    widths = [[max(p.width, round(font.getlength(text)) + 2) + _GAP for p, text in line] for line in lines]
-    width = max(map(sum, widths))
-    row_height = _IMAGE_HEIGHT + _CAPTION_HEIGHT + _GAP
-    sheet = Image.new("RGB", (width + _GAP, len(lines) * row_height + _GAP), "white")
+    """Arrange rows of images in columns on white, each with a caption below it."""
+    font = ImageFont.load_default(_FONT_SIZE)
+    pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+
+    def width(cell: tuple[Image.Image, str]) -> int:
+        return max(cell[0].width, round(pen.textbbox((0, 0), cell[1], font=font)[2]) + 2) + _GAP
+
+    columns = [max(map(width, filter(None, column))) for column in zip_longest(*lines)]
+    heights = [
+        _IMAGE_HEIGHT + _GAP + _LINE_HEIGHT * max(1 + text.count("\n") for _, text in line) for line in lines
+    ]
+    sheet = Image.new("RGB", (sum(columns) + _GAP, sum(heights) + _GAP), "white")
     pen = ImageDraw.Draw(sheet)
-    for row, (line, places) in enumerate(zip(lines, widths, strict=True)):
-        top, left = _GAP + row * row_height, _GAP
-        for (picture, text), place in zip(line, places, strict=True):
+    top = _GAP
+    for line, height in zip(lines, heights, strict=True):
+        left = _GAP
+        for (picture, text), column in zip(line, columns, strict=False):
             sheet.paste(picture, (left, top))
-            pen.text((left, top + _IMAGE_HEIGHT + 1), text, fill="black", font=font)
-            left += place
+            pen.text((left, top + _IMAGE_HEIGHT + 1), text, fill="black", font=font, spacing=2)
+            left += column
+        top += height
     return sheet
