@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -441,6 +442,48 @@ def test_a_wandb_id_from_outside_is_that_of_a_single_run(
     monkeypatch.delenv("WANDB_RUN_ID")
     assert ids(in_sweep=False, resume=checkpoint)[0] == "given"
     assert ids(in_sweep=False)[0] not in ("given", own)
+
+
+@pytest.mark.parametrize("in_sweep", [False, True])
+def test_an_unfinished_run_that_another_replaces_can_be_brought_back(
+    tmp_path: Path,
+    tiny_overrides: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    in_sweep: bool,
+) -> None:
+    """By the words of the warning; resume=auto says them too."""
+    folder = tmp_path / "a [b]" / "seed=0"
+
+    def start(checkpoint: Path | None) -> Path | None:
+        return job_of(folder, tiny_overrides, monkeypatch, in_sweep=in_sweep).start(checkpoint)
+
+    caplog.set_level(logging.INFO, "sharpreid")
+    folder.mkdir(parents=True)
+    start(None)
+    (folder / "train.log").write_text("stays", encoding="utf-8")
+    SafeCheckpointIO().save_checkpoint({}, step_path(folder / "checkpoints", 7))
+    began = json.loads((folder / "job.json").read_text(encoding="utf-8"))["started"]
+    start(None)
+    moved = step_path(folder / "previous" / "1" / "checkpoints", 7)
+    (told,) = [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
+    assert "last saved step is 7" in told
+    *words, resume = shlex.split(told.partition("python" if in_sweep else "the same command with")[2])
+    assert resume == f"resume={moved}"
+    assert ("hydra.mode=RUN" in words) == (f"hydra.run.dir={folder}" in words) == in_sweep
+    caplog.clear()
+    find_checkpoint(DictConfig({"resume": "auto"}), folder)
+    assert "last saved step is 7. To go on with that instead" in caplog.text
+    assert shlex.quote(f"resume={moved}") in caplog.text
+    assert start(moved) == step_path(folder / "checkpoints", 7)
+    job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    assert (job["started"], job["resumed_at"]) == (began, [7])
+    assert [path.name for path in (folder / "previous").iterdir()] == ["2"]
+    job["status"] = "done"
+    (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
+    caplog.clear()
+    start(None)
+    assert [one.levelno for one in caplog.records] == [logging.INFO]  # nothing to go on with
 
 
 class Command:

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import secrets
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -14,14 +15,16 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from sharpreid.checkpoint_files import step_of
+from sharpreid.checkpoint_files import step_checkpoints, step_of
 from sharpreid.distributed import is_rank_zero
 from sharpreid.loggers.csv import drop_rows_from
 from sharpreid.run.console import error_message
 from sharpreid.run.records import (
+    bring_back,
     describe_code,
     move_earlier_run_aside,
     move_later_checkpoints_aside,
+    previous_runs,
     process_token,
     write_json,
 )
@@ -73,25 +76,31 @@ class Job:
         except Exception as error:
             if self._is_of_sweep:
                 if self._resume == "none":
-                    move_earlier_run_aside(self.output_dir)
+                    self._move_earlier_run_aside()
                 else:
                     self.fields |= self._fields_to_keep()
                 self.fields["asked_for"] = time.time()
                 self._record_failure(error)
             raise
 
-    def start(self, checkpoint: Path | None) -> None:
+    def start(self, checkpoint: Path | None) -> Path | None:
         """Write job.json for a run that starts anew, or for one that resumes from its own ``checkpoint``.
 
-        A new run moves the files of an earlier one to ``previous/<n>``. A resumed run drops the log's rows
-        from the checkpoint's step on and moves later checkpoints aside.
+        A new run moves the files of an earlier one to ``previous/<n>``; a ``checkpoint`` in there brings them
+        back. A resumed run drops the log's rows from the checkpoint's step on and moves later checkpoints
+        aside.
+
+        Returns:
+            The checkpoint, which may have been moved.
         """
-        if self.resumes(checkpoint):
-            assert checkpoint is not None
+        if not self.resumes(checkpoint):
+            self._move_earlier_run_aside()
+            if checkpoint is not None and checkpoint.resolve().parents[2] == previous_runs(self.output_dir):
+                checkpoint = bring_back(self.output_dir, checkpoint)
+        if checkpoint is not None and self.resumes(checkpoint):
             self._continue_from(checkpoint)
-        elif earlier := move_earlier_run_aside(self.output_dir):
-            log.info("an earlier run of this output directory is now in %s", earlier)
         self._write()
+        return checkpoint
 
     def resumes(self, checkpoint: Path | None) -> bool:
         """Return whether ``checkpoint`` is of this directory's run; any other one starts a new run."""
@@ -108,6 +117,31 @@ class Job:
             raise
         self.fields["status"] = "done"
         self._write()
+
+    def _move_earlier_run_aside(self) -> None:
+        """Move the files of an earlier run to ``previous/<n>``; say how to go on with an unfinished one."""
+        saved = step_checkpoints(self.output_dir / "checkpoints")
+        unfinished = bool(saved) and self._read().get("status") != "done"
+        place = move_earlier_run_aside(self.output_dir)
+        if place is None:
+            return
+        if not unfinished:
+            log.info("an earlier run of this output directory is now in %s", place)
+            return
+        log.warning(
+            "the earlier run of this output directory had stopped unfinished; its last saved step is %d. "
+            "This run starts anew, and the earlier one is now in %s. To go on with that instead, stop this "
+            "run and give %s",
+            *(step_of(saved[0]), place, self._command_to_resume(place / "checkpoints" / saved[0].name)),
+        )
+
+    def _command_to_resume(self, checkpoint: Path) -> str:
+        resume = f"resume={checkpoint}"
+        if not self._is_of_sweep:
+            return f"the same command with {shlex.quote(resume)}"
+        job = [one for one in self.fields["overrides"] if not one.startswith("resume=")]
+        place = ["hydra.mode=RUN", f"hydra.run.dir={self.output_dir}"]
+        return "for this job " + shlex.join(["python", "-m", "sharpreid.train", *job, *place, resume])
 
     def _continue_from(self, checkpoint: Path) -> None:
         step = step_of(checkpoint)

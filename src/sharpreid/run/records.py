@@ -120,6 +120,25 @@ def move_earlier_run_aside(output_dir: Path) -> Path | None:
     return _move_aside(output_dir, left)
 
 
+def previous_runs(output_dir: Path) -> Path:
+    """Return the folder of the earlier runs of a run's directory, as an absolute path."""
+    return output_dir.resolve() / "previous"
+
+
+def bring_back(output_dir: Path, checkpoint: Path) -> Path:
+    """Move the files of an earlier run from ``previous/<n>`` back to its directory, which has no other run.
+
+    Returns:
+        The new path of its ``checkpoint``.
+    """
+    earlier = checkpoint.resolve().parents[1]
+    if is_rank_zero():
+        for entry in sorted(earlier.iterdir()):
+            shutil.move(entry, output_dir / entry.name)
+        earlier.rmdir()
+    return output_dir / checkpoint.resolve().relative_to(earlier)
+
+
 def move_later_checkpoints_aside(output_dir: Path, step: int) -> None:
     """Move checkpoints of later steps than ``step`` to ``previous/<n>``, damaged ones included.
 
@@ -134,7 +153,7 @@ def move_later_checkpoints_aside(output_dir: Path, step: int) -> None:
 
 def _move_aside(output_dir: Path, entries: Sequence[Path]) -> Path:
     number = 1
-    while (place := output_dir / "previous" / str(number)).exists():
+    while (place := previous_runs(output_dir) / str(number)).exists():
         number += 1
     place.mkdir(parents=True)
     for entry in entries:

@@ -1,6 +1,7 @@
 """Find the checkpoint that a run resumes from: ``resume=auto`` or ``resume=FILE.ckpt``."""
 
 import logging
+import shlex
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -10,7 +11,7 @@ from omegaconf import DictConfig
 from sharpreid.checkpoint_files import digest_path, newest_whole, step_checkpoints, step_of, verify
 from sharpreid.distributed import is_rank_zero
 from sharpreid.run.fingerprint import SPLITS, Fingerprint, describe_change, read_fingerprint
-from sharpreid.run.records import config_diff, is_run_dir_locked
+from sharpreid.run.records import config_diff, is_run_dir_locked, previous_runs
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def find_checkpoint(cfg: DictConfig, output_dir: Path) -> Path | None:
     if cfg.resume == "auto":
         checkpoint = newest_whole(output_dir / "checkpoints")
         if checkpoint is None:
-            if is_rank_zero():
+            if is_rank_zero() and not _suggest_run_moved_aside(output_dir):
                 _suggest_stopped_run(cfg, output_dir)
             return None
     else:
@@ -130,6 +131,24 @@ def _reject_changed_config(cfg: DictConfig, checkpoint: Path) -> None:
     raise ChangedConfigError(
         f"{checkpoint} belongs to a run with another config; these keys differ:{lines}\n{advice}"
     )
+
+
+def _suggest_run_moved_aside(output_dir: Path) -> bool:
+    """Log the newest unfinished run in ``previous/<n>``, if any; return whether there is one."""
+    earlier = [run for run in previous_runs(output_dir).glob("*") if not (run / "scores.json").is_file()]
+    found = {
+        run.stat().st_mtime: saved for run in earlier if (saved := step_checkpoints(run / "checkpoints"))
+    }
+    if not found:
+        return False
+    newest = found[max(found)][0]
+    log.warning(
+        "this run has no checkpoint, so it starts anew. An earlier run of its directory stopped unfinished; "
+        "its last saved step is %d. To go on with that instead, stop this run and give the same command "
+        "with %s",
+        *(step_of(newest), shlex.quote(f"resume={newest}")),
+    )
+    return True
 
 
 def _suggest_stopped_run(cfg: DictConfig, output_dir: Path) -> None:

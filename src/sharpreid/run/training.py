@@ -16,6 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from sharpreid.checkpoint_files import step_checkpoints, step_of
 from sharpreid.config.sweep_context import planned_jobs
 from sharpreid.config.validation import check_config
 from sharpreid.data.datamodule import ReIDDataModule
@@ -71,7 +72,7 @@ def run(cfg: DictConfig) -> float:
         log.error("stopped by a signal, saved in %s; go on with resume=auto", stop.checkpoint)
         sys.exit(EXIT_RESUMABLE)
     except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns the first into the second
-        log.error("interrupted; what is done so far is in %s", output_dir)
+        log.error("interrupted; %s", _describe_saved(output_dir))
         if isinstance(stop, SIGTERMException):
             sys.exit(EXIT_RESUMABLE if cfg.resume == "auto" else 143)
         sys.exit(130)
@@ -83,6 +84,14 @@ def run(cfg: DictConfig) -> float:
             sys.exit(1)
         log.error("this job failed; the sweep goes on")
         return float("nan")
+
+
+def _describe_saved(output_dir: Path) -> str:
+    """Say how to go on with an interrupted run."""
+    saved = step_checkpoints(output_dir / "checkpoints")
+    if not saved:
+        return f"no step was saved yet, so the same command starts anew; the log is in {output_dir}"
+    return f"go on from the last saved step, {step_of(saved[0])}, by the same command with resume=auto"
 
 
 def run_job(cfg: DictConfig, output_dir: Path) -> float:
@@ -110,8 +119,9 @@ def run_job(cfg: DictConfig, output_dir: Path) -> float:
         reject_incompatible_options(cfg, trainer)
         with explain_lost_processes(cfg.trainer.get("timeout_minutes", 10)):
             agree_on_checkpoint(trainer, checkpoint)
-    job.start(checkpoint)
+    checkpoint = job.start(checkpoint)
     with job.running(), explain_lost_processes(cfg.trainer.get("timeout_minutes", 10)):
+        trainer.strategy.barrier()  # rank 0 has moved files
         start = time.monotonic()
         write_text(output_dir / "config.yaml", describe_config(cfg))
         with _loggers(cfg, trainer, module, data):
