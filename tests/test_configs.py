@@ -138,21 +138,30 @@ def test_a_job_on_slurm_gets_a_process_per_device(accelerator: str, gpus: int | 
     assert own_keys(cfg) == own_keys(composed("+experiment=block_ablation"))
 
 
-def test_slurm_s_processes_are_taken_without_lightning_s_requeueing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    started = {
-        "NTASKS": 2,
-        "STEP_NUM_TASKS": 2,
-        "NTASKS_PER_NODE": 2,
-        "NNODES": 1,
-        "PROCID": 1,
-        "LOCALID": 1,
-        "NODEID": 0,
-    }
-    for name, value in started.items():
-        monkeypatch.setenv(f"SLURM_{name}", str(value))
+SLURM_TASK = {"PROCID": 1, "LOCALID": 1, "NODEID": 0, "NNODES": 1, "NTASKS_PER_NODE": 2, "STEP_NUM_TASKS": 2}
+"""What srun gives the second of two tasks, as SLURM 22.05 does."""
+
+
+def enter_slurm(monkeypatch: pytest.MonkeyPatch, *, name: str, tasks: int, **values: Any) -> None:
+    given = {"JOB_ID": 1, "JOB_NAME": name, "NTASKS": tasks, **values}
+    for key, value in given.items():
+        monkeypatch.setenv(f"SLURM_{key}", str(value))
     monkeypatch.setattr(rank_zero_only, "rank", 0)  # which the trainer sets
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("job.sh", {}),
+        ("interactive", {}),  # srun in the shell of salloc
+        ("bash", {"PTY_PORT": 1234}),  # srun in the shell of srun --pty
+    ],
+)
+def test_slurm_s_processes_are_taken_without_lightning_s_requeueing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, more: dict[str, Any]
+) -> None:
+    enter_slurm(monkeypatch, name=name, tasks=2, **SLURM_TASK, **more)
+    monkeypatch.setattr("sharpreid.run.build._has_terminal", lambda: False)
     cfg = composed(f"output_dir={tmp_path}", "trainer.devices=2", "trainer.accelerator=cpu")
     trainer = build_trainer(cfg, training=False)
     assert (trainer.world_size, trainer.global_rank) == (2, 1)
@@ -161,6 +170,29 @@ def test_slurm_s_processes_are_taken_without_lightning_s_requeueing(
     assert not environment.auto_requeue
     cfg.trainer.devices = 1
     with pytest.raises(ValueError, match=r"SLURM started 2 processes, but trainer\.devices=1 .* are 1"):
+        build_trainer(cfg, training=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("interactive", {}),  # the shell of salloc
+        ("interactive", {"PROCID": 0, "LOCALID": 0, "STEP_NUM_TASKS": 1}),  # the same as an interactive step
+        ("zsh", {"PROCID": 0, "LOCALID": 0, "STEP_NUM_TASKS": 4, "PTY_PORT": 1234}),  # srun --pty zsh
+        ("job.sh", {"PROCID": 0, "LOCALID": 0}),  # a batch script
+        ("job.sh", {"PROCID": 0, "LOCALID": 0, "NTASKS_PER_NODE": 4, "NNODES": 1}),
+    ],
+)
+def test_one_process_in_an_allocation_of_four_tasks_trains_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, more: dict[str, Any]
+) -> None:
+    enter_slurm(monkeypatch, name=name, tasks=4, **more)
+    monkeypatch.setattr("sharpreid.run.build._has_terminal", lambda: "PTY_PORT" in more)
+    cfg = composed(f"output_dir={tmp_path}", "trainer.accelerator=cpu")
+    trainer = build_trainer(cfg, training=False)
+    assert (trainer.world_size, trainer.global_rank) == (1, 0)
+    cfg.trainer.devices = 4
+    with pytest.raises(ValueError, match=r"needs 4 processes, .*: srun --ntasks-per-node=4"):
         build_trainer(cfg, training=False)
 
 

@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from omegaconf import DictConfig, OmegaConf
@@ -132,7 +133,7 @@ def build_trainer(cfg: DictConfig, *, training: bool) -> pl.Trainer:
             settings,
             callbacks=callbacks,
             logger=loggers,
-            plugins=[SafeCheckpointIO(), *_slurm_plugins()],
+            plugins=[SafeCheckpointIO(), *_cluster_plugins()],
             enable_checkpointing=training,
             limit_val_batches=1.0 if cfg.data.validation_identities else 0,
         )
@@ -152,24 +153,48 @@ def _set_timeout(trainer: pl.Trainer, minutes: float) -> None:
         trainer.strategy._timeout = timedelta(minutes=minutes)
 
 
-def _slurm_plugins() -> list[ClusterEnvironment]:
-    """Return the plugin of SLURM's processes, without Lightning's own requeueing; empty outside of SLURM."""
-    if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
+def _cluster_plugins() -> list[ClusterEnvironment]:
+    """Return the plugin of the processes that SLURM started, or of a single process in a SLURM allocation.
+
+    It is empty outside of SLURM and for torchrun, which Lightning finds itself. Lightning takes SLURM_NTASKS
+    for the number of processes. In a batch script, and in the shell of salloc or ``srun --pty``, that is the
+    number of tasks that may be started.
+    """
+    if TorchElasticEnvironment.detect() or "SLURM_JOB_ID" not in os.environ:
         return []
-    return [SLURMEnvironment(auto_requeue=False)]
+    # without Lightning's own requeueing
+    return [SLURMEnvironment(auto_requeue=False)] if _slurm_processes() > 1 else [LightningEnvironment()]
+
+
+def _slurm_processes() -> int:
+    """Return the number of processes that srun started with this one; 1 if srun did not start it."""
+    if "SLURM_PTY_PORT" in os.environ and _has_terminal():
+        return 1  # in the shell of `srun --pty`, whose other tasks ended at once
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+
+
+def _has_terminal() -> bool:
+    """Return whether the process has a controlling terminal. A task of srun without --pty has none."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY))
+    except OSError:
+        return False
+    return True
 
 
 def _check_processes(trainer: pl.Trainer) -> None:
     """Refuse several devices without torchrun or SLURM, and a number of processes that does not match."""
-    starter, variable = ("SLURM", "SLURM_STEP_NUM_TASKS") if _slurm_plugins() else ("torchrun", "WORLD_SIZE")
-    started = int(os.environ.get(variable, 1))
+    by_slurm = bool(_cluster_plugins())
+    starter = "SLURM" if by_slurm else "torchrun"
+    started = _slurm_processes() if by_slurm else int(os.environ.get("WORLD_SIZE", 1))
     environment = getattr(trainer.strategy, "cluster_environment", None)
     outside = environment is not None and environment.creates_processes_externally
     wanted = f"trainer.devices={trainer.num_devices} trainer.num_nodes={trainer.num_nodes}"
     if trainer.world_size > 1 and not outside:
+        srun = f"srun --ntasks-per-node={trainer.num_devices} python ...; " if by_slurm else ""
         raise ValueError(
             f"{wanted} needs {trainer.world_size} processes, one per device; start them from outside: "
-            f"torchrun --nproc-per-node={trainer.num_devices} -m sharpreid.train ... {wanted}; "
+            f"{srun}torchrun --nproc-per-node={trainer.num_devices} -m sharpreid.train ... {wanted}; "
             "or a whole sweep with hydra/launcher=local"
         )
     if started > 1 and trainer.world_size != started:
