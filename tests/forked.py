@@ -259,9 +259,12 @@ def _settle(request: Request, streams: list[int]) -> None:
     rank = request.env.get("RANK", request.env.get("LOCAL_RANK", 0))
     for name in KNOW_THEIR_RANK:
         importlib.import_module(name).rank_zero_only.rank = int(rank)
-    unbuffered = bool(request.env.get("PYTHONUNBUFFERED"))
+    encoding, _, errors = request.env.get("PYTHONIOENCODING", "utf-8").partition(":")
+    options = {"encoding": encoding, "closefd": False}
+    sys.stdout = open(1, "w", errors=errors or "strict", **options)  # type: ignore # noqa: SIM115
+    sys.stderr = open(2, "w", 1, errors="backslashreplace", **options)  # type: ignore # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(write_through=unbuffered)  # type: ignore[union-attr]
+        stream.reconfigure(write_through=bool(request.env.get("PYTHONUNBUFFERED")))
 
 
 def execute(arguments: list[str]) -> None:

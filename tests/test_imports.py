@@ -14,7 +14,7 @@ SOURCE = Path(sharpreid.__file__).parent
 LAYERS: tuple[tuple[str, ...], ...] = (
     (
         *("attention", "losses", "schedules", "evaluation", "config"),
-        *("atomic_io", "distributed", "signals", "checkpoint_files"),
+        *("atomic_io", "distributed", "signals", "checkpoint_files", "standard_streams"),
     ),
     ("models", "data"),
     ("module", "checkpoint_io", "loggers", "visualization", "serving"),

@@ -72,3 +72,42 @@ def test_the_console_script_finds_modules_of_the_working_directory(
         script()
     assert not ended.value.code
     assert importlib.util.find_spec("own_callback") is not None
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_whose_reader_has_gone_ends_well(name: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", f"sharpreid.{name}", "--help"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120)
+    os.close(writing)
+    assert done.returncode == 0
+    assert "BrokenPipeError" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [("ascii", rb"81 \xb1 1, \u200b, \udcfc"), ("cp437", b"81 \xf1 1, \\u200b, \\udcfc")],
+)
+def test_output_in_any_encoding_shows_every_character(encoding: str, shown: bytes) -> None:
+    code = (
+        "import sys; from sharpreid.standard_streams import tolerate_write_errors\n"
+        "tolerate_write_errors()\n"
+        "for stream in (sys.stdout, sys.stderr): print('81 \\xb1 1, \\u200b, \\udcfc', end='', file=stream)"
+    )
+    env = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, timeout=120)
+    assert (done.stdout, done.stderr) == (shown, shown)
+
+
+def test_the_other_errors_of_output_are_raised() -> None:
+    """A report in a file on a full disk is not complete."""
+    code = (
+        "from sharpreid.standard_streams import tolerate_write_errors\n"
+        "tolerate_write_errors()\n"
+        "print('report', flush=True)"
+    )
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, timeout=120)
+    assert done.returncode != 0
+    assert b"No space left" in done.stderr

@@ -6,6 +6,8 @@ import runpy
 import sys
 from collections.abc import Mapping, Sequence
 
+from sharpreid.standard_streams import tolerate_write_errors
+
 COMMANDS: Mapping[str, str] = {
     "train": "train and score a network, or a sweep of them",
     "evaluate": "score a checkpoint again, with other views, masks or re-ranking",
@@ -28,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: With status 0 after listing the commands; with 2 if there is no such command.
     """
+    tolerate_write_errors()
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         print(list_commands())

@@ -11,6 +11,7 @@ from typing import Any
 from sharpreid.report.markdown import markdown_table
 from sharpreid.report.paper_tables import TABLES, read_paper
 from sharpreid.run.paper_recipe import PAPER_DATA
+from sharpreid.standard_streams import tolerate_write_errors
 
 BLOCKS = (1, 2, 3, 4)
 
@@ -213,4 +214,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    tolerate_write_errors()
     main()

@@ -2,6 +2,8 @@
 
 import sys
 
+from sharpreid.standard_streams import tolerate_write_errors
+
 USAGE = """\
 usage: python -m sharpreid.evaluate checkpoint=RUN/checkpoints/final.ckpt [key=value ...] [output=FILE.json]
 
@@ -46,4 +48,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    tolerate_write_errors()
     main()

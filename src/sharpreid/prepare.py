@@ -3,6 +3,8 @@
 import json
 import sys
 
+from sharpreid.standard_streams import tolerate_write_errors
+
 USAGE = """\
 usage: python -m sharpreid.prepare data=NAME [key=value ...] [--json]
 
@@ -37,4 +39,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    tolerate_write_errors()
     main()

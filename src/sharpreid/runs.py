@@ -21,6 +21,7 @@ from sharpreid.config.resolvers import register_resolvers
 from sharpreid.report.runs import Job, load_jobs
 from sharpreid.run.console import percent
 from sharpreid.run.records import flatten_config, is_run_dir_locked, result_config
+from sharpreid.standard_streams import tolerate_write_errors
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -147,4 +148,5 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    tolerate_write_errors()
     main()

@@ -14,6 +14,7 @@ from sharpreid.config.overrides import refuse_misspelt
 from sharpreid.config.paths import CONF_DIR
 from sharpreid.config.resolvers import register_resolvers
 from sharpreid.run.fast_import import import_torchmetrics
+from sharpreid.standard_streams import tolerate_write_errors
 
 register_resolvers()
 
@@ -66,6 +67,7 @@ def help_text() -> str:
 
 
 if __name__ == "__main__":
+    tolerate_write_errors()
     sys.argv[1:] = map(quote_path, move_multirun_first(sys.argv[1:]))
     if sys.argv[1:] in (["--help"], ["-h"]):
         print(help_text())

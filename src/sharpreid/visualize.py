@@ -13,6 +13,7 @@ from sharpreid.atomic_io import replacing
 from sharpreid.run.arguments import UsageError, load_config, parse_arguments
 from sharpreid.run.console import error_message, suppress_lightning_warnings
 from sharpreid.run.fast_import import import_torchmetrics
+from sharpreid.standard_streams import tolerate_write_errors
 
 USAGE = """\
 usage: python -m sharpreid.visualize checkpoint=RUN/checkpoints/final.ckpt [images=PLACE] [key=value ...]
@@ -126,4 +127,5 @@ def _whole_number(name: str, value: object, *, least: int) -> int:
 
 
 if __name__ == "__main__":
+    tolerate_write_errors()
     main()

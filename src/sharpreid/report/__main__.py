@@ -19,6 +19,7 @@ from sharpreid.report.paper_tables import (
 from sharpreid.report.runs import Job, Run, group_sweeps, load_runs
 from sharpreid.run.fast_import import import_torchmetrics
 from sharpreid.run.records import write_text
+from sharpreid.standard_streams import tolerate_write_errors
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -122,4 +123,5 @@ def _section_makers(
 
 
 if __name__ == "__main__":
+    tolerate_write_errors()
     main()

@@ -33,6 +33,7 @@ from sharpreid.report.row_names import describe_conditions, recipe_name, row_nam
 from sharpreid.report.runs import Run, load_runs
 from sharpreid.run.comparability import dataset_line
 from sharpreid.run.console import protocol_line
+from sharpreid.standard_streams import tolerate_write_errors
 
 PLATEAU = 0.9
 """Threshold of `left_plateau`."""
@@ -299,4 +300,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    tolerate_write_errors()
     main()

@@ -38,6 +38,7 @@ from sharpreid.run.console import (
     without_mask,
 )
 from sharpreid.run.records import write_text
+from sharpreid.standard_streams import tolerate_write_errors
 
 CHECKOUT = Path(__file__).parents[3]
 
@@ -337,4 +338,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    tolerate_write_errors()
     main()

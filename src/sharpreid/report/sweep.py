@@ -10,6 +10,7 @@ from pathlib import Path
 from sharpreid.report.comparison import compare_jobs
 from sharpreid.report.runs import load_jobs
 from sharpreid.report.sweep_summary import write_summary
+from sharpreid.standard_streams import tolerate_write_errors
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -54,4 +55,5 @@ def _parse_label(text: str) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
+    tolerate_write_errors()
     main()

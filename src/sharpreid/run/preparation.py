@@ -35,7 +35,6 @@ def run(arguments: Sequence[str], usage: str) -> NoReturn:
     """Run the command and exit with its status."""
     as_json = "--json" in arguments
     overrides = [argument for argument in arguments if argument != "--json"]
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names are any bytes
     try:
         with stop_on_sigterm():
             report = prepare(overrides)

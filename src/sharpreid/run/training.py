@@ -238,6 +238,6 @@ def finish_loggers(trainer: pl.Trainer, *, succeeded: bool) -> None:
 def _silence_other_ranks() -> None:
     """Let only rank 0 print and log; the other ranks log errors only."""
     if not is_rank_zero():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
         for handler in logging.getLogger().handlers:
             handler.setLevel(logging.ERROR)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sharpreid.data.synthetic.contact_sheet import contact_sheet
 from sharpreid.data.synthetic.dataset import ensure, read_record
+from sharpreid.standard_streams import tolerate_write_errors
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -33,4 +34,5 @@ def _print_progress(done: int, total: int) -> None:
 
 
 if __name__ == "__main__":
+    tolerate_write_errors()
     main()
