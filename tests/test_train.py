@@ -57,7 +57,7 @@ def fitted(cfg: DictConfig, **trainer: Any) -> tuple[pl.Trainer, Any, Any]:
 def test_a_run_leaves_its_record_and_evaluate_repeats_its_scores(
     tmp_path: Path, tiny_overrides: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = run(tmp_path, *tiny_overrides, "data.validation_identities=2")
+    done = run(tmp_path, *tiny_overrides, "data.validation_identities=2", "score_untrained=true")
     assert done.returncode == 0, done.stderr
     (record_path,) = tmp_path.rglob("scores.json")
     record = json.loads(record_path.read_text())
@@ -153,6 +153,33 @@ def test_a_sweep_survives_a_failing_job_and_reports_it(tmp_path: Path, tiny_over
     assert (summary / "summary.png").stat().st_size > 0
     statuses = [json.loads(path.read_text())["status"] for path in summary.rglob("job.json")]
     assert sorted(statuses) == ["done", "done", "failed"]
+
+
+@pytest.mark.slow
+def test_a_sweep_ends_well_where_its_output_cannot_be_encoded(
+    tmp_path: Path, tiny_overrides: list[str]
+) -> None:
+    command = [sys.executable, "-m", "sharpreid.train", "--multirun", *tiny_overrides, "seed=0,1"]
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, env=ascii_only, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert rb"\xb1" in done.stdout, "the plus-minus sign of the table"
+    assert (tmp_path / "outputs" / "train" / "market1501" / "summary.md").is_file()
+
+
+@pytest.mark.slow
+def test_scoring_the_untrained_network_changes_nothing_else(
+    tmp_path: Path, tiny_overrides: list[str], trained: Path
+) -> None:
+    place = f"hydra.run.dir={tmp_path / 'run'}"
+    assert run(tmp_path, *tiny_overrides, "score_untrained=true", place).returncode == 0
+    with_untrained, without = (
+        json.loads((folder / "scores.json").read_text()) for folder in (tmp_path / "run", trained)
+    )
+    assert with_untrained["untrained"]
+    assert without["untrained"] is None
+    assert with_untrained["scores"] == without["scores"]
+    assert "not run again" in run(tmp_path, *tiny_overrides, "skip_finished=true", place).stdout
 
 
 @pytest.mark.slow

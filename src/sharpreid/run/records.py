@@ -40,6 +40,7 @@ CONSOLE_LOG = "console.log"
 _NEVER_MOVED = ("previous", "train.log", CONSOLE_LOG, ".lock")
 _WITHOUT_EFFECT_ON_SCORES = (
     *("callbacks", "logger", "output_dir", "data_root", "skip_finished", "resume", "allow_changed"),
+    "score_untrained",
     *("data.num_workers", "data.cache", "data.augment_on"),
     *("trainer.accelerator", "trainer.timeout_minutes"),
 )
