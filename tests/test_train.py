@@ -21,13 +21,16 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 import sharpreid
 from sharpreid.attention.mask import MaskParams, MaskSampler
 from sharpreid.checkpoint_files import step_checkpoints
+from sharpreid.config.overrides import quote_paths
 from sharpreid.data.reid_data import random_stream
 from sharpreid.module import NonFiniteLossError
 from sharpreid.run.arguments import load_config
 from sharpreid.run.build import build_data, build_module
 from sharpreid.run.evaluation import evaluate, evaluate_sweep
+from sharpreid.run.preparation import prepare
 from sharpreid.run.records import config_diff, describe_config, lock_run_dir
 from sharpreid.signals import EXIT_RESUMABLE, stop_on_sigterm
+from sharpreid.visualize import visualize
 
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
@@ -192,6 +195,25 @@ def test_a_sweep_over_two_data_sets_counts_the_jobs_of_both(
     table = (tmp_path / "outputs" / "both" / "summary.md").read_text()
     assert "data set one" in table
     assert "data set two" in table
+
+
+@pytest.mark.slow
+def test_paths_of_any_characters_reach_every_command(
+    tmp_path: Path, tiny_overrides: list[str], tiny_market: Path
+) -> None:
+    odd = tmp_path / "it's a [test], {a=b} \u00fc"
+    shutil.copytree(tiny_market, odd / "photos, all")
+    place = ("logger=csv", f"data.source.root={odd / 'photos, all'}", f"data.cache={odd / 'cache=[1]'}")
+    assert prepare(quote_paths([*tiny_overrides, *place]))["ready"]
+    epoch = ("trainer.max_epochs=1", "score_untrained=false")
+    local = ("hydra/launcher=local", f"hydra.sweep.dir={odd / '{sweep}'}")
+    done = run(odd, "--multirun", *tiny_overrides, *place, *epoch, *local)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (final,) = (odd / "{sweep}").rglob("final.ckpt")
+    evaluate([f"checkpoint={final}", *place[1:], f"output={odd / 'scores, [1].json'}"])
+    assert (odd / "scores, [1].json").is_file()
+    visualize([f"checkpoint={final}", f"beside={final}", f"output={odd / 'a=1.png'}"])
+    assert (odd / "a=1.png").is_file()
 
 
 @pytest.mark.slow

@@ -26,8 +26,9 @@ def main(arguments: list[str] | None = None) -> None:
     if not arguments or {"-h", "--help"} & set(arguments):
         print(USAGE)
         sys.exit(0 if arguments else 2)
-    from sharpreid.config.overrides import find_misspelt  # Hydra, not for the help
+    from sharpreid.config.overrides import find_misspelt, quote_paths  # Hydra, not for the help
 
+    arguments = quote_paths(arguments)
     if problem := find_misspelt([one for one in arguments if one != "--json"]):
         print(f"error: {problem}\n\n{USAGE}", file=sys.stderr)
         if "--json" in arguments:

@@ -10,7 +10,7 @@ from string import Template
 import hydra
 from omegaconf import DictConfig
 
-from sharpreid.config.overrides import refuse_misspelt
+from sharpreid.config.overrides import quote_paths, refuse_misspelt
 from sharpreid.config.paths import CONF_DIR
 from sharpreid.config.resolvers import register_resolvers
 from sharpreid.run.fast_import import import_torchmetrics
@@ -42,17 +42,6 @@ def move_multirun_first(arguments: Sequence[str]) -> list[str]:
     return sorted(arguments, key=lambda argument: argument not in ("--multirun", "-m"))
 
 
-def quote_path(argument: str) -> str:
-    """Return ``resume=FILE`` or ``hydra.run.dir=RUN`` with quotes around a path that contains ``=``.
-
-    >>> quote_path("resume=out/step=000100.ckpt"), quote_path("resume=auto")
-    ("resume='out/step=000100.ckpt'", 'resume=auto')
-    """
-    key, _, value = argument.partition("=")
-    is_path = key in ("resume", "hydra.run.dir") and "=" in value and "$" not in value
-    return f"{key}='{value}'" if is_path and value[0] not in "'\"" else argument
-
-
 def help_text() -> str:
     """Return the help of conf/train.yaml with the config groups; Hydra's own is slow, it parses all files."""
     groups: dict[str, list[str]] = {}
@@ -68,7 +57,7 @@ def help_text() -> str:
 
 if __name__ == "__main__":
     tolerate_write_errors()
-    sys.argv[1:] = map(quote_path, move_multirun_first(sys.argv[1:]))
+    sys.argv[1:] = quote_paths(move_multirun_first(sys.argv[1:]))
     if sys.argv[1:] in (["--help"], ["-h"]):
         print(help_text())
         sys.exit(0)

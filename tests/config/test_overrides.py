@@ -5,8 +5,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from sharpreid.config.overrides import find_misspelt, find_misspelt_of_evaluation, refuse_misspelt
+from sharpreid.config.overrides import (
+    find_misspelt,
+    find_misspelt_of_evaluation,
+    quote_paths,
+    refuse_misspelt,
+)
+from sharpreid.config.paths import PATH_KEYS
 
 CLUSTER = "+cluster=slurm"
 
@@ -167,3 +174,58 @@ def test_a_refused_evaluation_imports_no_torch(checkpoint: str) -> None:
     done = subprocess.run(line, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout.strip()) == (1, "False")
     assert "did you mean test_mask?" in done.stderr
+
+
+ODD = (
+    *("it's a [test], {a=b} \u00fc", 'the "best" run', "a,b", "a'", "2024", "true", "f(x)", "a b"),
+    *("\u65e5\u672c", "#1", "50%"),
+)
+"""Names of folders."""
+
+
+def values(*arguments: str) -> list[object]:
+    """The values that Hydra reads in the last argument."""
+    override = OverridesParser.create().parse_override(quote_paths(arguments)[-1])
+    if not override.is_sweep_override():
+        return [override.value()]
+    texts = override.sweep_string_iterator()
+    return [OverridesParser.create().parse_override(f"a={text}").value() for text in texts]
+
+
+@pytest.mark.parametrize("path", [*ODD, " a ", "a\\", "\\\\server"])
+def test_a_path_is_taken_as_it_is_written(path: str, tmp_path: Path) -> None:
+    for key in PATH_KEYS:
+        assert values(f"{key}={path}") == [path]
+        assert values(f"++{key}={tmp_path}/{path}") == [f"{tmp_path}/{path}"]
+    (argument,) = quote_paths([f"data_root={path}"])
+    assert quote_paths([argument]) == [argument]  # a job gets the arguments of its sweep
+    assert quote_paths([f"name={path}"]) == [f"name={path}"]
+
+
+@pytest.mark.parametrize("path", ODD)
+def test_a_sweep_takes_several_paths(path: str, tmp_path: Path) -> None:
+    (tmp_path / path).mkdir()
+    swept = [f"{tmp_path}/{path}", "other", f"{tmp_path}/{path}"]
+    assert values("--multirun", f"data.source.root={','.join(swept)}") == swept
+    assert values("--multirun", f"hydra.sweep.dir={path}") == [path]
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        *("data.cache=null", "data_root=${oc.env:HOME}/a", "data_root='a,b'", "resume=auto", "output_dir="),
+        *(
+            "data_root=a,'b,c'",
+            "data_root=choice(a,b)",
+            "data_root=a\\,b",
+            "model.trunk.weights=none,imagenet",
+        ),
+    ],
+)
+def test_what_hydra_takes_stays_as_it_is(argument: str) -> None:
+    assert quote_paths(["--multirun", argument]) == ["--multirun", argument]
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/anna b")
+    assert values("data_root=~/x,y") == ["/home/anna b/x,y"]

@@ -1,7 +1,9 @@
-"""Find misspelt keys and choices among the overrides of a command line.
+"""Prepare the overrides of a command line: quote paths, and find misspelt keys and choices.
 
-Hydra advises to add a misspelt key with a plus sign, and ignores a misspelt choice of an optional group. The
-search here runs before Hydra composes the config. It imports neither torch nor the targets of the config.
+Hydra's grammar gives a meaning to commas, brackets and ``=``, and has no letters but those of ASCII, so paths
+with such characters are quoted. Hydra advises to add a misspelt key with a plus sign, and ignores a misspelt
+choice of an optional group. The search here runs before Hydra composes the config. It imports neither torch
+nor the targets of the config.
 """
 
 import argparse
@@ -17,14 +19,14 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString, Sweep
+from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString, Sweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from sharpreid.config.early_runs import upgrade_config
-from sharpreid.config.paths import CONF_DIR
+from sharpreid.config.paths import CONF_DIR, PATH_KEYS
 
 _NO_RUN = {"--help", "-h", "--hydra-help", "--version", "--shell-completion", "-sc", "--info", "-i"}
 """Hydra's flags that start no run."""
@@ -32,6 +34,78 @@ _NO_RUN = {"--help", "-h", "--hydra-help", "--version", "--shell-completion", "-
 
 _EVALUATION_KEYS = ("checkpoint", "output", "recalibrate", "experiment", "re_ranking")
 """Arguments of `sharpreid.evaluate` that are not keys of a run's config, or whose keys depend on a choice."""
+
+
+_SWEEPING = ("hydra.mode=MULTIRUN", "+experiment=", "experiment=", "+cluster=", "cluster=")
+"""Starts of arguments that may start a sweep without --multirun."""
+
+_NEVER_SWEPT = ("output_dir", "trainer.", "callbacks.", "hydra.")
+"""Starts of keys in `PATH_KEYS` that a sweep does not vary."""
+
+
+def quote_paths(arguments: Sequence[str]) -> list[str]:
+    """Quote the paths among the arguments of `sharpreid.train` that Hydra would not take literally.
+
+    A value that Hydra takes as it is written stays, and so does one with Hydra's quotes or escapes. ``~`` at
+    the start is the home folder. In a sweep a comma separates two paths, unless it is part of a path that
+    exists.
+
+    >>> quote_paths(["seed=1", "data_root=a,b", "+resume=a/step=01.ckpt", "data.cache=/my cache"])
+    ['seed=1', "data_root='a,b'", "+resume='a/step=01.ckpt'", 'data.cache=/my cache']
+    >>> quote_paths(["--multirun", "data_root=[a],/c"])
+    ['--multirun', "data_root='[a]',/c"]
+    """
+    sweep = any(one in ("-m", "--multirun") or one.startswith(_SWEEPING) for one in arguments)
+    return [_quote_path(argument, sweep=sweep) for argument in arguments]
+
+
+def _quote_path(argument: str, *, sweep: bool) -> str:
+    name, _, text = argument.partition("=")
+    key = name.lstrip("+")
+    if key not in PATH_KEYS or text in ("", "null"):
+        return argument
+    quoted = quote_path(text)
+    if not sweep or quoted == text or key.startswith(_NEVER_SWEPT):
+        return f"{name}={quoted}"
+    override = _parse(argument)
+    swept = _values(override) if override is not None and override.is_sweep_override() else [None]
+    paths = list(_split_paths(text))
+    if all(isinstance(one, str) for one in swept) and not any("," in path for path in paths):
+        return argument
+    return f"{name}={','.join(map(quote_path, paths))}"
+
+
+def _split_paths(text: str) -> Iterator[str]:
+    """Yield the paths of a list; each is the longest one that exists, or reaches to the next comma."""
+    parts = text.split(",")
+    while parts:
+        starts = range(len(parts), 0, -1)
+        count = next((n for n in starts if os.path.exists(os.path.expanduser(",".join(parts[:n])))), 1)
+        yield ",".join(parts[:count])
+        del parts[:count]
+
+
+def quote_path(text: str) -> str:
+    r"""Return a path as a value in Hydra's grammar, in quotes if it needs them.
+
+    >>> quote_path("it's [1]"), quote_path("runs/1"), quote_path("2024"), quote_path("'in quotes'")
+    ("'it\\'s [1]'", 'runs/1', "'2024'", "'in quotes'")
+    """
+    if text.startswith("~"):
+        text = os.path.expanduser(text)
+    override = _parse(f"key={text}")
+    value = None if override is None else override.value()
+    is_quoted = re.fullmatch(r"""(["']).*\1|.*\\[][(){}:=, ].*""", text)
+    if isinstance(value, str) and (value == text or is_quoted):
+        return text
+    return QuotedString(text, Quote.single).with_quotes()
+
+
+def _parse(argument: str) -> Override | None:
+    try:
+        return OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return None
 
 
 def refuse_misspelt(arguments: Sequence[str]) -> None:
@@ -132,7 +206,11 @@ class _Command:
 
     def _compose(self, overrides: Iterable[Override]) -> DictConfig:
         """Compose the config from the choices of groups alone; a swept group takes its first choice."""
-        chosen = [] if self.config_dir is None else [f"hydra.searchpath=['file://{self.config_dir}']"]
+        chosen = (
+            []
+            if self.config_dir is None
+            else [f"hydra.searchpath=[{quote_path(f'file://{self.config_dir}')}]"]
+        )
         for one in overrides:
             if self._options(one.key_or_group):
                 first = next(iter(_values(one)), None)

@@ -1,5 +1,6 @@
 """Parse the arguments of the commands that read a checkpoint, and load the config of its run."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def _value(key: str, text: str) -> Any:
     if not text:
         raise UsageError(f"{key}= has no value")
     if key in PATH_KEYS and text != "null":  # a path may look like YAML: "[run 1]/a.jpg", "0012"
-        return text
+        return os.path.expanduser(text)
     try:
         return OmegaConf.from_dotlist([f"value={text}"]).value
     except YAMLError as error:

@@ -27,6 +27,7 @@ from hydra.errors import CompactHydraException
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from sharpreid.config.overrides import quote_path
 from sharpreid.config.paths import parse_override
 from sharpreid.config.resolvers import run_label
 from sharpreid.run.records import CONSOLE_LOG, held_out_map, lock_run_dir, move_earlier_run_aside, write_json
@@ -59,8 +60,7 @@ class Job(NamedTuple):
             start += ["torch.distributed.run", "--standalone", f"--nproc-per-node={self.devices}"]
             start += [f"--shutdown-timeout={_SHUTDOWN}", "-m"]
         kept = [one for one in self.config.hydra.overrides.hydra if not _concerns_sweep(one)]
-        place = str(self.output_dir).replace("'", r"\'")
-        own = ["hydra.mode=RUN", f"hydra.run.dir='{place}'"]
+        own = ["hydra.mode=RUN", f"hydra.run.dir={quote_path(str(self.output_dir))}"]
         return [
             *start,
             "sharpreid.train",
