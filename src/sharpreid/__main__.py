@@ -12,6 +12,7 @@ COMMANDS: Mapping[str, str] = {
     "train": "train and score a network, or a sweep of them",
     "evaluate": "score a checkpoint again, with other views, masks or re-ranking",
     "visualize": "draw a network's attention masks over photos",
+    "embed": "embed images with a trained network, into a folder of Parquet files",
     "prepare": "check a data set and store its decoded pixels",
     "runs": "list runs with state and scores, or compare the configs of two",
     "report": "write an HTML and a Markdown page with tables and figures of many runs",

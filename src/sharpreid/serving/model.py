@@ -7,7 +7,8 @@ package and numbers only.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -29,7 +30,7 @@ from sharpreid.attention.context import ContextUnit, Strides
 from sharpreid.attention.mask import MaskSampler
 from sharpreid.attention.soft import ResidualAttentionMask, SigmoidConvGate, SigmoidGate
 from sharpreid.checkpoint_files import compute_sha256
-from sharpreid.data.reid_data import DataError
+from sharpreid.data.reid_data import Box, DataError
 from sharpreid.data.transforms import Crops, EvalTransform, Normalise, read_image
 from sharpreid.models.network import EmbeddingHead, SharpAttentionNetwork
 from sharpreid.models.trunk import ResNetTrunk
@@ -218,14 +219,14 @@ class Embedder:
         return self
 
     def embed(
-        self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = 64, workers: int = 2
+        self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = 64, workers: int | None = None
     ) -> npt.NDArray[np.float32]:
         """Embed images, each of one person; the nearer two embeddings (Euclidean), the more alike the people.
 
         Args:
             images: paths, Pillow images or RGB pixels (uint8, (H, W, 3)), of any size; or one of these.
             batch_size: images per pass of the network, > 0.
-            workers: threads that decode and resize, > 0.
+            workers: threads that decode and resize, > 0; None takes one for each CPU core.
 
         Returns:
             Embeddings, float32, (B, D), not normalised, in the order of the images.
@@ -234,43 +235,78 @@ class Embedder:
             DataError: an image cannot be read.
         """
         several = [images] if isinstance(images, (str, Path, Image.Image, np.ndarray)) else images
-        found = [*self.embed_batches(several, batch_size=batch_size, workers=workers)]
+        read = (partial(self.read_views, one) for one in several)
+        found = [part for _, part in self.embed_batches(read, batch_size=batch_size, workers=workers)]
         return np.concatenate(found) if found else np.empty((0, self.dim), np.float32)
 
     def embed_batches(
-        self, images: Iterable[ImageLike], *, batch_size: int = 64, workers: int = 2
-    ) -> Iterator[npt.NDArray[np.float32]]:
-        """Embed images batch by batch; decoding runs beside the network. See `embed`.
+        self,
+        read: Iterable[Callable[[], Tensor]],
+        *,
+        batch_size: int = 64,
+        workers: int | None = None,
+        skip: Callable[[int, DataError], None] | None = None,
+    ) -> Iterator[tuple[list[int], npt.NDArray[np.float32]]]:
+        """Embed images batch by batch; threads read the next images while the network embeds.
+
+        Args:
+            read: for each image a function that returns its views, see `read_views`; threads call it.
+            batch_size: images per pass of the network, > 0.
+            workers: threads that decode and resize, > 0; None takes one for each CPU core.
+            skip: called with the number of an image that cannot be read, and the error; None raises it.
 
         Yields:
-            Embeddings of up to ``batch_size`` images, float32, (B, D).
+            Numbers of up to ``batch_size`` images, from 0 in the order of ``read``, and their embeddings,
+            float32, (B, D).
         """
+        workers = workers or os.cpu_count() or 1
         if batch_size < 1 or workers < 1:
             raise ValueError(f"batch_size and workers must be > 0, got {batch_size} and {workers}")
+        waiting = enumerate(read)
         with ThreadPoolExecutor(workers) as pool:
-            waiting = iter(images)
-            ahead = [pool.submit(self.read_views, one) for one in islice(waiting, 2 * batch_size)]
+            ahead = [(n, pool.submit(one)) for n, one in islice(waiting, 2 * batch_size)]
             while ahead:
                 batch, ahead = ahead[:batch_size], ahead[batch_size:]
-                views = torch.stack([one.result() for one in batch])
-                ahead += [pool.submit(self.read_views, one) for one in islice(waiting, batch_size)]
-                yield self.embed_views(views).numpy()
+                views: dict[int, Tensor] = {}
+                for number, one in batch:
+                    try:
+                        views[number] = one.result()
+                    except DataError as error:
+                        if skip is None:
+                            raise
+                        skip(number, error)
+                ahead += [(n, pool.submit(one)) for n, one in islice(waiting, batch_size)]
+                if views:
+                    yield [*views], self.embed_views(torch.stack([*views.values()])).numpy()
 
-    def read_views(self, image: ImageLike) -> Tensor:
+    def read_views(self, image: ImageLike, box: Box | None = None) -> Tensor:
         """Return the views of an image as the network sees them, float32, (V, 3, H, W).
 
+        Args:
+            image: path, Pillow image or RGB pixels.
+            box: part of the image that shows the person; None is the whole image.
+
         Raises:
-            DataError: the image cannot be read, or the array is not RGB pixels.
+            DataError: the image cannot be read, the array is not RGB pixels, or the box is not inside.
         """
         if isinstance(image, (str, Path)):
-            return self.transform(read_image(Path(image)))
-        if isinstance(image, np.ndarray):
+            picture = read_image(Path(image))
+        elif isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
                 raise DataError(
                     f"pixels must be RGB, uint8, (height, width, 3); got {image.dtype}, {image.shape}"
                 )
-            image = Image.fromarray(image)
-        return self.transform(image.convert("RGB"))
+            picture = Image.fromarray(image)
+        else:
+            picture = image.convert("RGB")
+        if box is not None:
+            left, upper, right, lower = box
+            if not (0 <= left < right <= picture.width and 0 <= upper < lower <= picture.height):
+                raise DataError(
+                    f"box {box} is not inside the image, {picture.width} x {picture.height} pixels"
+                )
+            picture = picture.crop(box)
+        return self.transform(picture)
 
     @torch.inference_mode()
     def embed_views(self, views: Tensor) -> Tensor:
