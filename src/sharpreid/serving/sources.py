@@ -223,7 +223,7 @@ def _tasks_of_video(video: Path, items: Sequence[Item], embedder: Embedder) -> I
                 if number not in wanted:
                     continue
                 found.add(number)
-                picture = frame.to_image()
+                picture: Image.Image = frame.to_image()  # type: ignore[no-untyped-call]
                 rate = stream.average_rate
                 time = frame.time if frame.time is not None else (number / float(rate) if rate else None)
                 for item in wanted[number]:
