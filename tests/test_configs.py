@@ -348,13 +348,15 @@ def test_the_options_of_the_model_are_built(overrides: tuple[str, ...]) -> None:
             "seed=3 optimizer.eps=1",
         ),
         ([f"data.source.root=/{'far/' * 30}", "seed=3"], ["seed"], "seed=3"),
-        (["seed=3", f"data.source.root=/{'far/' * 30}"], [], "seed=3 ..."),
+        (["seed=3", f"data.source.root=/{'far/' * 30}", "skip_finished=True"], [], "seed=3"),
+        (["seed=3", f"model.trunk.depths=[{'11,' * 30}1]"], [], "seed=3 ..."),
     ],
 )
 def test_a_job_is_called_by_what_varies(
     overrides: list[str], swept: list[str], label: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job: Any = OmegaConf.create({"overrides": {"task": overrides}})
+    names = {"override_dirname": {"exclude_keys": ["seed", "skip_finished"]}}
+    job: Any = OmegaConf.create({"overrides": {"task": overrides}, "job": {"config": names}})
     monkeypatch.setattr("sharpreid.config.resolvers.HydraConfig.get", lambda: job)
     monkeypatch.setattr("sharpreid.config.resolvers.swept_keys", lambda: {*swept})
     assert run_label("name") == label

@@ -63,6 +63,7 @@ def test_a_run_leaves_its_record_and_evaluate_repeats_its_scores(
     done = run(tmp_path, *tiny_overrides, "data.validation_identities=2", "score_untrained=true")
     assert done.returncode == 0, done.stderr
     (record_path,) = tmp_path.rglob("scores.json")
+    assert (tmp_path / "outputs" / "latest").resolve() == record_path.parent
     record = json.loads(record_path.read_text())
     assert record["epochs"] == 2
     assert record["dataset"]["subset"].startswith("32 train images instead of 12,936")
@@ -183,6 +184,41 @@ def test_scoring_the_untrained_network_changes_nothing_else(
     assert without["untrained"] is None
     assert with_untrained["scores"] == without["scores"]
     assert "not run again" in run(tmp_path, *tiny_overrides, "skip_finished=true", place).stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["basic", "local"])
+def test_two_sweeps_at_once_report_their_own_jobs(
+    tmp_path: Path, tiny_overrides: list[str], launcher: str
+) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "sharpreid.train",
+        "--multirun",
+        *tiny_overrides,
+        f"hydra/launcher={launcher}",
+    ]
+    both = [
+        subprocess.Popen(
+            [*command, f"model.blocks={blocks}"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+        )
+        for blocks in ("[1],[2]", "[3],[4],[1,2]")
+    ]
+    for process, mine, others in zip(both, ("[1] [2]", "[3] [4] [1,2]"), ("[3]", "[2]"), strict=True):
+        output, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, output
+        table = output[output.rindex("scores in %") :]
+        assert all(f" {blocks} " in table for blocks in mine.split())
+        assert f" {others} " not in table
+    assert (tmp_path / "outputs" / "latest").resolve() == tmp_path / "outputs" / "train"
+    again = subprocess.run(
+        [sys.executable, "-m", "sharpreid.report.sweep", "outputs/train"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert again.stdout.count(" 1/1") == 5, "all jobs of the folder"
 
 
 @pytest.mark.slow

@@ -106,11 +106,20 @@ def test_jobs_that_ran_at_the_same_time_come_back_by_their_numbers(tmp_path: Pat
     assert written(0, 0, 1) == in_time, "of two sweeps: by time"
 
 
-def test_jobs_of_an_older_sweep_and_earlier_runs_are_left_out(tmp_path: Path) -> None:
+def ask(folder: Path, *asking: str) -> None:
+    """Write into a job's job.json which sweeps asked for it."""
+    path = folder / "job.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "sweeps": asking}))
+
+
+def test_jobs_of_another_sweep_and_earlier_runs_are_left_out(tmp_path: Path) -> None:
     for number, written in enumerate(block_sweep()):
         put(tmp_path / str(number), written)
+    for number, asking in enumerate([["a"], ["b"], ["a", "b"]]):
+        ask(tmp_path / str(number), *asking)
     put(tmp_path / "1" / "previous" / "1", job("model.blocks=[1]", mAP=0.9, started=9.0))
-    assert [one.started for one in load_jobs(tmp_path, since=3.0)] == [3.0, 4.0]
+    assert [one.started for one in load_jobs(tmp_path, "b")] == [2.0, 3.0]
+    assert len(load_jobs(tmp_path)) == 4, "all jobs, also those of early versions"
 
 
 def test_damaged_files_are_failed_jobs(tmp_path: Path) -> None:
@@ -569,10 +578,11 @@ def multirun_config(folder: Path, target: str = "BasicSweeper", **overrides: Any
 def test_relative_sweep_folder_is_below_where_hydra_was_started(tmp_path: Path) -> None:
     callback = SweepSummary(baseline="model.blocks=[]", labels=OmegaConf.create({"[1]": 1}))
     callback.on_multirun_start(multirun_config(tmp_path))
-    put(tmp_path / "out" / "old", job("model.blocks=[]", mAP=0.4, started=callback.since - 1))
-    put(tmp_path / "out" / "new", job("model.blocks=[1]", mAP=0.4, started=callback.since + 1))
+    put(tmp_path / "out" / "another", job("model.blocks=[]", mAP=0.4, started=1.0))
+    put(tmp_path / "out" / "mine", job("model.blocks=[1]", mAP=0.4, started=2.0))
+    ask(tmp_path / "out" / "mine", str(callback.sweep))
     callback.on_multirun_end(multirun_config(tmp_path))
-    assert [line["folder"] for line in table(tmp_path / "out" / "summary.csv")] == ["new"]
+    assert [line["folder"] for line in table(tmp_path / "out" / "summary.csv")] == ["mine"]
 
 
 def test_error_while_reporting_does_not_become_a_warning(
@@ -623,7 +633,7 @@ from hydra.core.hydra_config import HydraConfig
 @hydra.main(version_base="1.3", config_path=".", config_name="app")
 def main(cfg):
     hydra_cfg = HydraConfig.get()
-    from sharpreid.sweep.summary_callback import planned_jobs
+    from sharpreid.config.sweep_context import planned_jobs, sweep_id
     assert planned_jobs() == 3
     out = Path(hydra_cfg.runtime.output_dir)
     overrides = list(hydra_cfg.overrides.task)
@@ -634,7 +644,7 @@ def main(cfg):
         scores = {"mAP": 0.4 + cfg.x / 100, "rank1": 0.5 + cfg.x / 100}
         record = {"scores": scores, "dataset": {"name": "toy"}, "protocol": {"name": "toy"}}
         (out / "scores.json").write_text(json.dumps(record))
-    (out / "job.json").write_text(json.dumps(job))
+    (out / "job.json").write_text(json.dumps({**job, "sweeps": [sweep_id()]}))
 
 
 main()

@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
-from sharpreid.config.paths import parse_override
+from sharpreid.config.paths import PATH_KEYS
 from sharpreid.config.sweep_context import planned_jobs, swept_keys
 
 _LONGEST_NAME = 120  # bytes; file systems allow 255
@@ -102,10 +102,19 @@ def _portable(overrides: str) -> str:
 
 
 def run_label(name: str) -> str:
-    """Return a short label of the running job: the overrides that its sweep varies, or all, or ``name``."""
-    overrides = [parse_override(override) for override in HydraConfig.get().overrides.task]
+    """Return a short label of the running job: the overrides that its sweep varies.
+
+    Outside of a sweep they are those that can change a score, without paths, and the seed. Without any it is
+    ``name``.
+    """
+    hydra = HydraConfig.get()
     varying = swept_keys()
-    shown = [f"{key}={value}" for key, value in overrides if not varying or key in varying]
+    silent = {*PATH_KEYS, *hydra.job.config.override_dirname.exclude_keys} - {"seed"}
+    shown = [
+        canonical_override(one).lstrip("+")
+        for one in OverridesParser.create().parse_overrides(list(hydra.overrides.task))
+        if (one.key_or_group in varying if varying else one.key_or_group not in silent)
+    ]
     return textwrap.shorten(" ".join(shown), _LONGEST_LABEL, placeholder=" ...") or name
 
 

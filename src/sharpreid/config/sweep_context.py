@@ -1,6 +1,8 @@
-"""The Hydra sweep that this process runs: its number of jobs and the keys that vary in it."""
+"""The Hydra sweep that this process runs: its id, its number of jobs and the keys that vary in it."""
 
 import math
+import os
+import secrets
 from collections.abc import Mapping, Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -53,37 +55,48 @@ def count_repeats(repeats: Sequence[Sequence[str]], choices: Mapping[str, int]) 
     )
 
 
+SWEEP_ID = "SHARPREID_SWEEP"
+"""Environment variable with the id of the sweep, for jobs of `sharpreid.sweep.local_launcher`."""
+
 _planned: int | None = None
 _swept: frozenset[str] = frozenset()
+_id: str | None = None
 
 
-def enter_sweep(config: DictConfig) -> frozenset[str]:
+def enter_sweep(config: DictConfig) -> tuple[str, frozenset[str]]:
     """Set the sweep that this process runs.
 
     Args:
         config: Composed config of the sweep, with its ``hydra`` node.
 
     Returns:
-        Keys that vary in the sweep; a job in a process of its own passes them to `join_sweep`.
+        New id of the sweep, which is written to job.json of each of its jobs, and the keys that vary in it. A
+        job in a process of its own passes both to `join_sweep`.
     """
-    global _planned, _swept
+    global _planned, _swept, _id
+    _id = secrets.token_hex(8)
     choices, repeats = count_choices(config), repeats_of(config)
     _planned = None if choices is None else math.prod(choices.values()) + count_repeats(repeats, choices)
     varying = {key.lstrip("+") for key, count in (choices or {}).items() if count > 1}
     _swept = frozenset(varying | {key_of(override) for repeat in repeats for override in repeat})
-    return _swept
+    return _id, _swept
 
 
-def join_sweep(swept: frozenset[str]) -> None:
-    """Set the keys that vary in a sweep of which this process runs one job."""
-    global _swept
-    _swept = swept
+def join_sweep(identifier: str | None, swept: frozenset[str]) -> None:
+    """Set the id and the varying keys of a sweep of which this process runs one job."""
+    global _swept, _id
+    _id, _swept = identifier, swept
 
 
 def leave_sweep() -> None:
     """Unset the sweep of this process."""
-    global _planned, _swept
-    _planned, _swept = None, frozenset()
+    global _planned, _swept, _id
+    _planned, _swept, _id = None, frozenset(), None
+
+
+def sweep_id() -> str | None:
+    """Return the id of the sweep that this process runs, or of which it runs a job; None for a single run."""
+    return _id or os.environ.get(SWEEP_ID)
 
 
 def planned_jobs() -> int | None:

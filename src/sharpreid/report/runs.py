@@ -32,6 +32,7 @@ class Job:
         error: why there is no score; None if there is one.
         record: content of ``scores.json``; None unless the job is done.
         number: number of the job in its sweep.
+        sweeps: ids of the sweeps that asked for the job.
     """
 
     folder: Path
@@ -42,6 +43,7 @@ class Job:
     error: str | None
     record: Mapping[str, Any] | None
     number: int | None = None
+    sweeps: tuple[str, ...] = ()
 
     @property
     def settings(self) -> dict[str, str]:
@@ -120,7 +122,7 @@ class Run:
         return json.dumps([config, rules], sort_keys=True, default=str)
 
 
-def load_jobs(folder: Path, since: float = 0.0) -> list[Job]:
+def load_jobs(folder: Path, sweep: str | None = None) -> list[Job]:
     """Load all jobs recorded below a folder, in the order of their sweep.
 
     Jobs of one sweep are sorted by their numbers, because parallel jobs start in any order. Jobs of several
@@ -130,11 +132,12 @@ def load_jobs(folder: Path, since: float = 0.0) -> list[Job]:
     Args:
         folder: output folder of a sweep, searched at any depth for ``job.json``. Folders named ``previous``,
             which hold the earlier attempts of a repeated run, are skipped.
-        since: start time in Unix seconds; earlier jobs, which belong to an older sweep, are left out.
+        sweep: id of a sweep; jobs that it did not ask for are left out. None takes all jobs.
     """
     found = sorted(folder.rglob("job.json"))
     jobs = [_read_job(path) for path in found if "previous" not in path.relative_to(folder).parts]
-    kept = sorted((job for job in jobs if job.started >= since), key=lambda job: (job.started, job.folder))
+    asked_for = (job for job in jobs if sweep is None or sweep in job.sweeps)
+    kept = sorted(asked_for, key=lambda job: (job.started, job.folder))
     numbered = {job.number: job for job in kept if job.number is not None}
     return [job for _, job in sorted(numbered.items())] if len(numbered) == len(kept) else kept
 
@@ -160,7 +163,8 @@ def _read_job(path: Path) -> Job:
     overrides = tuple(str(override) for override in content.get("overrides") or ())
     name, number = str(content.get("name", folder.name)), content.get("number")
     number = number if isinstance(number, int) else None
-    return Job(folder, name, status, started, overrides, reason, record, number)
+    sweeps = tuple(str(sweep) for sweep in content.get("sweeps") or ())
+    return Job(folder, name, status, started, overrides, reason, record, number, sweeps)
 
 
 def _read_object(path: Path) -> dict[str, Any]:

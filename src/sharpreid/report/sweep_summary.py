@@ -49,7 +49,7 @@ HARD_PAIR_NOTE = (
 def write_summary(
     folder: Path,
     *,
-    since: float = 0.0,
+    sweep: str | None = None,
     baseline: str | None = None,
     title: str = "",
     labels: Mapping[str, str] | None = None,
@@ -62,7 +62,7 @@ def write_summary(
     Args:
         folder: output folder of the sweep. If all its jobs are in the folder of one data set below, the files
             go there.
-        since: see `load_jobs`.
+        sweep: see `load_jobs`.
         baseline: see `compare_jobs`.
         title: heading of the page and the figure; by default the name of the jobs.
         labels: see `group_by_configuration`.
@@ -76,7 +76,7 @@ def write_summary(
         ValueError: the baseline is not of the form key=value.
     """
     console = console or Console()
-    jobs = load_jobs(folder, since)
+    jobs = load_jobs(folder, sweep)
     if not folder.is_dir():
         raise SystemExit(
             f"{folder}: no such folder; expected the output folder of a sweep, outputs/NAME/DATA"

@@ -20,8 +20,10 @@ from sharpreid.distributed import is_rank_zero
 from sharpreid.loggers.csv import drop_rows_from
 from sharpreid.run.console import error_message
 from sharpreid.run.records import (
+    asking_sweep,
     bring_back,
     describe_code,
+    link_latest,
     move_earlier_run_aside,
     move_later_checkpoints_aside,
     previous_runs,
@@ -60,6 +62,7 @@ class Job:
             "number": HydraConfig.get().job.num if in_sweep else None,
             "error": None,
             "process": process_token(),
+            "sweeps": asking_sweep(),
             "wandb_id": self._given_wandb_id or secrets.token_hex(4),
             **describe_code(),
         }
@@ -100,6 +103,8 @@ class Job:
         if checkpoint is not None and self.resumes(checkpoint):
             self._continue_from(checkpoint)
         self._write()
+        if not self._is_of_sweep:  # a sweep links its own folder
+            link_latest(self.output_dir)
         return checkpoint
 
     def resumes(self, checkpoint: Path | None) -> bool:
@@ -158,7 +163,9 @@ class Job:
 
     def _fields_to_keep(self) -> dict[str, Any]:
         given = {"wandb_id"} if self._given_wandb_id else set[str]()
-        return {key: value for key, value in self._read().items() if key in {*_KEPT_ON_RESUME} - given}
+        earlier = self._read()
+        kept = {key: value for key, value in earlier.items() if key in {*_KEPT_ON_RESUME} - given}
+        return {**kept, "sweeps": [*earlier.get("sweeps", []), *asking_sweep()]}
 
     def _read(self) -> dict[str, Any]:
         """Return the fields on disk; empty if there is no readable job.json."""

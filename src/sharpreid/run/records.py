@@ -4,6 +4,7 @@ import functools
 import json
 import logging
 import math
+import os
 import platform
 import secrets
 import shutil
@@ -23,6 +24,7 @@ from sharpreid.atomic_io import replacing
 from sharpreid.checkpoint_files import digest_path, step_checkpoints, step_of
 from sharpreid.config.early_runs import upgrade_config, upgrade_record
 from sharpreid.config.paths import make_paths_absolute
+from sharpreid.config.sweep_context import sweep_id
 from sharpreid.data.reid_data import ReIDData, Sample
 from sharpreid.distributed import is_rank_zero, rank_zero_only
 from sharpreid.evaluation.protocol import Protocol
@@ -163,7 +165,7 @@ def _move_aside(output_dir: Path, entries: Sequence[Path]) -> Path:
 
 
 def load_finished_record(output_dir: Path, cfg: DictConfig) -> dict[str, Any] | None:
-    """Return the finished record of the same config and refresh its timestamp in job.json.
+    """Return the finished record of the same config, and note in job.json that it was asked for again.
 
     Returns:
         Content of scores.json; None if the directory has no finished run, or one whose config differs in a
@@ -177,8 +179,33 @@ def load_finished_record(output_dir: Path, cfg: DictConfig) -> dict[str, Any] | 
             return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    write_json(output_dir / "job.json", {**job, "asked_for": time.time()})
+    sweeps = [*job.get("sweeps", []), *asking_sweep()]
+    write_json(output_dir / "job.json", {**job, "asked_for": time.time(), "sweeps": sweeps})
     return upgrade_record(record)
+
+
+def asking_sweep() -> list[str]:
+    """Return the id of the sweep that this process works for, as a list; empty for a single run."""
+    found = sweep_id()
+    return [] if found is None else [found]
+
+
+@rank_zero_only
+def link_latest(folder: Path) -> None:
+    """Make ``outputs/latest`` a link to the folder of a run or sweep that starts.
+
+    Nothing happens for a folder outside of ``outputs``, and where links cannot be made.
+    """
+    root = Path("outputs").absolute()
+    if not folder.absolute().is_relative_to(root):
+        return
+    temporary = root / f".latest-{secrets.token_hex(4)}"
+    try:
+        temporary.symlink_to(os.path.relpath(folder.absolute(), root), target_is_directory=True)
+        os.replace(temporary, root / "latest")
+    except OSError as error:
+        log.debug("no link outputs/latest: %s", error)
+        temporary.unlink(missing_ok=True)
 
 
 def held_out_map(record: Mapping[str, Any]) -> float:

@@ -30,7 +30,15 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from sharpreid.config.overrides import quote_path
 from sharpreid.config.paths import parse_override
 from sharpreid.config.resolvers import run_label
-from sharpreid.run.records import CONSOLE_LOG, held_out_map, lock_run_dir, move_earlier_run_aside, write_json
+from sharpreid.config.sweep_context import SWEEP_ID
+from sharpreid.run.records import (
+    CONSOLE_LOG,
+    asking_sweep,
+    held_out_map,
+    lock_run_dir,
+    move_earlier_run_aside,
+    write_json,
+)
 from sharpreid.signals import EXIT_RESUMABLE, STOP_SIGNALS, set_signal_handlers
 
 log = logging.getLogger(__name__)
@@ -243,6 +251,8 @@ def _start(job: Job, running: Sequence[Running], gpus: Sequence[str], at_once: i
     in_use = [gpu for one in running for gpu in one.gpus]
     mine = tuple(sorted(gpus, key=in_use.count)[: job.devices])
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}  # output is written to the file at once
+    for sweep in asking_sweep():
+        environment[SWEEP_ID] = sweep
     if mine:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
     else:
@@ -290,6 +300,7 @@ def _record_failure(ended: Running) -> str:
                 move_earlier_run_aside(job.output_dir)
                 told = {}
             now = {"started": ended.started, "name": job.config.name, "overrides": _task_overrides(job)}
+            told["sweeps"] = list(dict.fromkeys([*told.get("sweeps", []), *asking_sweep()]))
             write_json(path, {**now, **told, "asked_for": ended.started, "status": "failed", "error": error})
     except RuntimeError as taken:
         return str(taken)

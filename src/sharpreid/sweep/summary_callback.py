@@ -1,6 +1,5 @@
 """Hydra callback that writes a sweep's table and figure when all jobs have ended."""
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,17 +35,19 @@ class SweepSummary(Callback):
         self.title = title
         self.labels = {str(value): str(label) for value, label in (labels or {}).items()}
         self.by_held_out = by_held_out
-        self.since = 0.0
+        self.sweep: str | None = None
         self.swept: frozenset[str] = frozenset()
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Store the start time and the varying keys; jobs that started earlier belong to another sweep."""
-        self.since = time.time()
-        self.swept = enter_sweep(config)
+        """Store the id of the sweep and the varying keys, and link ``outputs/latest`` to its folder."""
+        from sharpreid.run.records import link_latest  # slow
+
+        self.sweep, self.swept = enter_sweep(config)
+        link_latest(Path(str(config.hydra.sweep.dir)))
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Set the varying keys in the process of a job, to which a launcher sends this callback."""
-        join_sweep(self.swept)
+        """Set id and varying keys in the process of a job, to which a launcher sends this callback."""
+        join_sweep(self.sweep, self.swept)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Report on the jobs below ``hydra.sweep.dir``.
@@ -62,7 +63,7 @@ class SweepSummary(Callback):
 
             write_summary(
                 folder,
-                since=self.since,
+                sweep=self.sweep,
                 baseline=self.baseline,
                 title=self.title,
                 labels=self.labels,
