@@ -406,7 +406,12 @@ def test_a_run_that_cannot_start_leaves_the_earlier_one_in_its_place(
     tmp_path: Path, tiny_overrides: list[str], finished: list[str]
 ) -> None:
     before = (tmp_path / "run" / "scores.json").read_bytes()
-    for wrong in ("model.blocks=[5]", "data.source.root=nowhere", "trainer.max_epochs=0", "skip_finished=no"):
+    for wrong in (
+        "model.blocks=[5]",
+        "data.source.root=nowhere",
+        "trainer.max_epochs=0",
+        "data.identities_per_batch=9",
+    ):
         assert run(tmp_path, *tiny_overrides, *finished, wrong).returncode == 1
     assert (tmp_path / "run" / "scores.json").read_bytes() == before
     assert not (tmp_path / "run" / "previous").exists()

@@ -229,18 +229,22 @@ class ReIDDataModule(pl.LightningDataModule):
             raise RuntimeError("no data set yet: call setup() first")
         return self._data
 
-    def train_dataloader(self) -> DataLoader[TrainBatch] | DataLoader[PixelBatch]:
-        """Return the PK batches of this rank, starting at the current step of the epoch."""
-        trainer = self.trainer
-        batches = PKBatchSampler(
+    def train_batches(self, rank: int = 0, world_size: int = 1) -> PKBatchSampler:
+        """Return the sampler of a process's PK batches; ValueError if the data are too few for it."""
+        return PKBatchSampler(
             self.train.labels,
             identities_per_batch=self.identities_per_batch,
             images_per_identity=self.images_per_identity,
             seed=self.seed,
-            rank=trainer.global_rank if trainer else 0,
-            world_size=trainer.world_size if trainer else 1,
+            rank=rank,
+            world_size=world_size,
             epoch_over=self.epoch,
         )
+
+    def train_dataloader(self) -> DataLoader[TrainBatch] | DataLoader[PixelBatch]:
+        """Return the PK batches of this rank, starting at the current step of the epoch."""
+        trainer = self.trainer
+        batches = self.train_batches(*(trainer.global_rank, trainer.world_size) if trainer else ())
         if trainer:
             loop = trainer.fit_loop  # after a resume, trainer.current_epoch is not yet up to date here
             current: Any = loop.epoch_progress.current

@@ -86,7 +86,8 @@ class PKBatchSampler(Sampler[list[SampleIndex]]):
         if len(self.indices_of) < identities_per_batch:
             raise ValueError(
                 f"data.identities_per_batch = {identities_per_batch}, but there are only "
-                f"{len(self.indices_of)} training identities; lower it or data.validation_identities"
+                f"{len(self.indices_of)} training identities; lower it or data.validation_identities, or "
+                "take recipe=small, which is for data with few identities"
             )
         self.identities_per_batch = identities_per_batch
         self.images_per_identity = images_per_identity

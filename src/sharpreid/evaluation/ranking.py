@@ -277,6 +277,46 @@ def _mean_over_draws(values: Tensor, full: Tensor) -> npt.NDArray[np.float64]:
     return mean.masked_fill(full[:, 0] == 0, torch.nan).cpu().numpy()
 
 
+def check_labels(
+    query_pids: Array, query_camids: Array, gallery_pids: Array, gallery_camids: Array, *, protocol: Protocol
+) -> None:
+    """Raise the errors of `evaluate_ranking` that need no embedding.
+
+    Args:
+        query_pids, query_camids: identities and cameras of the queries, integer, (Q,).
+        gallery_pids, gallery_camids: the same for the gallery, (G,).
+        protocol: the rules.
+
+    Raises:
+        ValueError: there are no queries or no gallery, a query is junk or a distractor, or no query has a
+            valid match.
+
+    >>> check_labels([1], [1], [1, 2], [1, 2], protocol=Protocol.market1501())
+    Traceback (most recent call last):
+    ValueError: no query has a valid match under market1501: ...
+    """
+    if not len(query_pids) or not len(gallery_pids):
+        raise ValueError(
+            f"need queries and gallery, got {len(query_pids)} queries and {len(gallery_pids)} gallery images"
+        )
+    query, gallery = (
+        _Samples.from_arrays(name, torch.empty(len(pids), 0), pids, camids)
+        for name, pids, camids in (
+            ("query", query_pids, query_camids),
+            ("gallery", gallery_pids, gallery_camids),
+        )
+    )
+    _check_query_identities(query, protocol)
+    if protocol.junk_identity is not None:
+        gallery = gallery.select(gallery.pids != protocol.junk_identity)
+    cameras: dict[int, set[int]] = {}
+    for pid, camid in zip(gallery.pids.tolist(), gallery.camids.tolist(), strict=True):
+        cameras.setdefault(pid, set()).add(camid)
+    seen = zip(query.pids.tolist(), query.camids.tolist(), strict=True)
+    if not any(cameras.get(pid, set()) - {camid} for pid, camid in seen):
+        raise ValueError(_explain_no_match(query, gallery, protocol))
+
+
 def _check_query_identities(query: _Samples, protocol: Protocol) -> None:
     """Raise ValueError if a query is junk or a distractor."""
     for field in ("junk_identity", "distractor_identity"):

@@ -92,6 +92,7 @@ class SharpAttentionNetwork(nn.Module):
     ) -> None:
         super().__init__()
         _check_blocks(blocks, context_blocks)
+        _check_head(head, trunk)
         self.trunk = trunk
         self.head = head
         self.attention = nn.ModuleDict(
@@ -196,6 +197,15 @@ class SharpAttentionNetwork(nn.Module):
             _double_input(cast(nn.Conv2d, cast(nn.Sequential, reader.downsample)[0]))
         elif isinstance(self.head, EmbeddingHead):
             _double_input(cast(nn.Linear, self.head[0]))
+
+
+def _check_head(head: nn.Module, trunk: ResNetTrunk) -> None:
+    first = next((layer for layer in head.modules() if isinstance(layer, nn.Linear)), None)
+    if first is not None and first.in_features != trunk.channels[-1]:
+        raise ValueError(
+            f"head.in_features must be {trunk.channels[-1]}, the channels of the trunk's last stage; got "
+            f"{first.in_features}"
+        )
 
 
 def _build_sampler(sampler: Callable[..., nn.Module], channels: int) -> nn.Module:

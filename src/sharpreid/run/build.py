@@ -10,9 +10,7 @@ from typing import Any
 import hydra.utils
 import pytorch_lightning as pl
 import torch
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
-from hydra.types import RunMode
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
@@ -137,12 +135,25 @@ def build_trainer(cfg: DictConfig, *, training: bool) -> pl.Trainer:
             enable_checkpointing=training,
             limit_val_batches=1.0 if cfg.data.validation_identities else 0,
         )
-    epochs = cfg.trainer.get("max_epochs")
-    if training and (not isinstance(epochs, int) or epochs < 1):
-        raise ValueError(f"trainer.max_epochs must be a whole number, at least 1; got {epochs!r}")
+    if training:
+        _check_lengths(cfg)
     _check_processes(trainer)
     _set_timeout(trainer, minutes)
     return trainer
+
+
+def _check_lengths(cfg: DictConfig) -> None:
+    """Refuse numbers with which Lightning trains nothing, or fails in the midst of a training."""
+    of_validation = ("check_val_every_n_epoch",) if cfg.data.validation_identities else ()
+    for key in ("max_epochs", "accumulate_grad_batches", "max_steps", *of_validation):
+        value = cfg.trainer.get(key, 1)
+        unlimited = (key, value) in (("max_steps", -1), ("check_val_every_n_epoch", None))
+        if not unlimited and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"trainer.{key} must be a whole number, at least 1; got {value!r}")
+    if (cfg.trainer.get("gradient_clip_val") or 0) < 0:
+        raise ValueError(
+            f"trainer.gradient_clip_val must be > 0 or null, got {cfg.trainer.gradient_clip_val}"
+        )
 
 
 def _set_timeout(trainer: pl.Trainer, minutes: float) -> None:
@@ -202,42 +213,3 @@ def _check_processes(trainer: pl.Trainer) -> None:
             f"{starter} started {started} processes, but {wanted} are {trainer.world_size}: each would train "
             "the same network on its own. Give trainer.devices (per node) and trainer.num_nodes to match"
         )
-
-
-def reject_incompatible_options(cfg: DictConfig, trainer: pl.Trainer) -> None:
-    """Reject incompatible options before any work starts.
-
-    Raises:
-        ValueError: Two options exclude each other, or the processes do not fit a sweep.
-    """
-    if OmegaConf.select(cfg, "optimizer.fused") and str(cfg.trainer.precision) in ("16", "16-mixed"):
-        # the fused step unscales the gradients itself, after their norm is logged and checked
-        raise ValueError(
-            f"optimizer.fused=true is incompatible with trainer.precision={cfg.trainer.precision}; use "
-            "bf16-mixed, or optimizer.fused=null"
-        )
-    expected = OmegaConf.select(cfg, "model.sampler.gradient") == "expected"
-    if expected and OmegaConf.select(cfg, "schedule.noise_scale") is not None:
-        raise ValueError(
-            "model.sampler.gradient=expected is the mean over the noise at its full scale, which "
-            "schedule.noise_scale changes; use another gradient, or schedule.noise_scale=null"
-        )
-    device = trainer.strategy.root_device
-    if OmegaConf.select(cfg, "model.sampler.implementation") == "triton" and device.type != "cuda":
-        raise ValueError(
-            f"model.sampler.implementation=triton needs a GPU, but the training would run on {device}; use "
-            "recompute"
-        )
-    if trainer.world_size > 1 and _runs_sweep_in_process():
-        raise ValueError(
-            f"a sweep runs its jobs in one process, but trainer.devices={trainer.num_devices} "
-            f"needs {trainer.world_size}; use hydra/launcher=local without torchrun, or start "
-            f"each job separately: torchrun --nproc-per-node={trainer.num_devices} -m sharpreid.train "
-            "... hydra.mode=RUN"
-        )
-
-
-def _runs_sweep_in_process() -> bool:
-    """Return whether this process runs all jobs of a sweep, as it does for Hydra's basic launcher."""
-    hydra_cfg = HydraConfig.get()
-    return hydra_cfg.mode == RunMode.MULTIRUN and hydra_cfg.launcher._target_.endswith(".BasicLauncher")

@@ -205,9 +205,11 @@ def _score(checkpoint: Path, cfg: DictConfig, images: int) -> tuple["RankingScor
     """
     from sharpreid.run.build import build_data, build_trainer
     from sharpreid.run.loading import load_network, score
+    from sharpreid.run.preflight import check_test
 
     data, module = build_data(cfg), load_network(checkpoint, cfg)
     trainer = build_trainer(cfg, training=False)
+    check_test(trainer, module, data)
     if images:
         _recalibrate(module, data, trainer, images)
     scores = score(trainer, module, data)

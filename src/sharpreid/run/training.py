@@ -26,7 +26,6 @@ from sharpreid.run.build import (
     build_data,
     build_module,
     build_trainer,
-    reject_incompatible_options,
     seed_everything,
 )
 from sharpreid.run.comparability import logged_settings
@@ -35,6 +34,7 @@ from sharpreid.run.fingerprint import describe_change, read_fingerprint, take_fi
 from sharpreid.run.job import Job
 from sharpreid.run.loading import score
 from sharpreid.run.model_folder import write_model
+from sharpreid.run.preflight import check_training
 from sharpreid.run.records import (
     describe_config,
     describe_environment,
@@ -116,7 +116,7 @@ def run_job(cfg: DictConfig, output_dir: Path) -> float:
             reject_changed_data(cfg, checkpoint, job.fields["data"])
         module = build_module(cfg)
         trainer = build_trainer(cfg, training=True)
-        reject_incompatible_options(cfg, trainer)
+        check_training(cfg, trainer, module, data, checkpoint)
         with explain_lost_processes(cfg.trainer.get("timeout_minutes", 10)):
             agree_on_checkpoint(trainer, checkpoint)
     checkpoint = job.start(checkpoint)
