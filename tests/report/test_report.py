@@ -7,15 +7,17 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 
 from sharpreid.config.paths import CONF_DIR
 from sharpreid.report.__main__ import main, write_report
-from sharpreid.report.figures import read_curve
+from sharpreid.report.figures import draw_curves, read_curve
 from sharpreid.report.paper_tables import (
     METHODS,
     TABLES,
@@ -25,7 +27,7 @@ from sharpreid.report.paper_tables import (
     read_paper,
     run_tables,
 )
-from sharpreid.report.runs import distinct_runs, load_runs, read_experiment
+from sharpreid.report.runs import distinct_runs, group_sweeps, load_runs, read_experiment
 from sharpreid.run.comparability import method_of
 
 PROTOCOL = {
@@ -346,6 +348,41 @@ def test_curves_are_means_over_an_epoch(tmp_path: Path) -> None:
     assert read_curve(tmp_path, "val/mAP") == [(0, 0.5)]
     assert read_curve(tmp_path, "train/tau") == []
     assert read_curve(tmp_path / "none", "train/tau") == []
+
+
+def test_short_curves_are_marked_and_long_legends_stay_on_the_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: seen.append(figure))
+    (tmp_path / "csv").mkdir()
+    quantities = [f"train/entropy_block{block}" for block in range(1, 5)]
+    values = "\n".join(f"{epoch},{','.join(['0.99999'] * 4)}" for epoch in range(2))
+    (tmp_path / "csv" / "metrics.csv").write_text(f"epoch,{','.join(quantities)}\n{values}\n")
+    runs = {f"model.blocks={number}, {'some.long.key=value ' * 3}": [tmp_path] for number in range(3)}
+    with suppress(OSError):  # the stand-in writes no file
+        draw_curves(runs, {one: one for one in quantities}, [tmp_path / "a.png"], title="t")
+    (figure,) = seen
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    box, page = legend.get_window_extent(), figure.bbox
+    assert page.x0 <= box.x0 < box.x1 <= page.x1
+    assert page.y0 <= box.y0 < box.y1 <= page.y1
+    assert all("1 seed" in text.get_text().replace("\n", " ") for text in legend.get_texts())
+    assert len(figure.axes) == 4
+    for axes in figure.axes:
+        assert {line.get_marker() for line in axes.lines} == {"o"}
+        assert all(float(tick).is_integer() for tick in axes.get_xticks())
+        assert axes.yaxis.get_offset_text().get_text() == ""
+        assert axes.get_ylim() == pytest.approx((-0.03, 1.03))
+
+
+def test_a_repetition_is_no_further_seed(composed: Callable[..., DictConfig], tmp_path: Path) -> None:
+    record(tmp_path / "a", composed("method=sab"), mAP=0.7)
+    record(tmp_path / "again", composed("method=sab"), mAP=0.7)
+    record(tmp_path / "b", composed("method=sab"), mAP=0.7, seed=1)
+    runs, others = load_runs([tmp_path])
+    assert {name: len(jobs) for name, jobs in group_sweeps(runs, others).items()} == {"table1": 2}
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

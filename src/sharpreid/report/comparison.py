@@ -306,17 +306,23 @@ def split_deviations(record: Mapping[str, Any]) -> list[str]:
     return list(filter(None, str(record.get("deviations") or "").strip().rstrip(".").split(", ")))
 
 
-def shorten_caveat(caveat: str, longest: int = 120) -> str:
-    """Replace the list in the brackets of a long caveat by the number of its entries.
+def shorten_brackets(text: str, longest: int = 120) -> str:
+    """Replace the list in the brackets of a long caveat or data set by the number of its entries.
 
-    >>> shorten_caveat("Not the paper's recipe (epochs 5 (150), P 8 (64)): not comparable.", longest=20)
+    >>> shorten_brackets("Not the paper's recipe (epochs 5 (150), P 8 (64)): not comparable.", longest=20)
     "Not the paper's recipe (2 differences): not comparable."
     """
-    start, end = caveat.find("("), caveat.rfind(")")
-    if len(caveat) <= longest or start < 0:
-        return caveat
-    count = len(re.split(r"[,;] ", caveat[start:end]))
-    return f"{caveat[: start + 1]}{count} differences{caveat[end:]}"
+    start, end = text.find("("), text.rfind(")")
+    if len(text) <= longest or start < 0:
+        return text
+    count = len(re.split(r"[,;] ", text[start:end]))
+    return f"{text[: start + 1]}{count} differences{text[end:]}"
+
+
+def short_data(rows: Sequence[Row]) -> str:
+    """Return `describe_data` with the number of a subset's differences instead of their list."""
+    data, *protocol = describe_data(rows).split("; protocol ")
+    return "; protocol ".join([shorten_brackets(data, 80), *protocol])
 
 
 def job_names(rows: Sequence[Row]) -> str:

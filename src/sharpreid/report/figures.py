@@ -16,12 +16,12 @@ from sharpreid.report.comparison import (
     Row,
     collect_caveats,
     compared_metrics,
-    describe_data,
     group_by_configuration,
     group_by_data,
     job_names,
     keys_within,
-    shorten_caveat,
+    short_data,
+    shorten_brackets,
 )
 from sharpreid.report.markdown import format_points
 from sharpreid.report.runs import HARD_PAIRS
@@ -77,7 +77,7 @@ def draw_sweep(
     panels = max(len(compared_metrics(part)) for part in parts)
     width = max(6.4, letters / _LETTERS_PER_INCH + 2.6 * panels)
     warnings = [
-        _wrapped(shorten_caveat(caveat), int(0.9 * _LETTERS_PER_INCH * width))
+        _wrapped(shorten_brackets(caveat), int(0.9 * _LETTERS_PER_INCH * width))
         for caveat in collect_caveats(rows)
     ]
     lines = sum(1 + warning.count("\n") for warning in warnings)
@@ -106,7 +106,8 @@ def _part_height(part: Sequence[Row], labels: Mapping[str, str] | None, inches: 
     relative = any(row.delta for row in part)
     bars = [one for one in compared if not (relative and one.is_baseline)]
     lines = sum(1 + 0.5 * _wrapped(one.label, _LABEL).count("\n") for one in bars)
-    return 1.5 + 0.34 * max(lines, 1) + 0.17 * len(_notes(compared, relative, inches))
+    above = _subtitle(part, inches).count("\n")
+    return 1.5 + 0.34 * max(lines, 1) + 0.17 * (above + len(_notes(compared, relative, inches)))
 
 
 def _draw_part(
@@ -121,9 +122,13 @@ def _draw_part(
         _draw_panel(axes, compared, metric, relative=relative)
         axes.set_xlabel("percentage points" if relative else "score (%)", fontsize=9)
     panels[0].set_ylabel(keys[0] if len(keys) == 1 and not labels else "")
-    shown = f"{'difference to the baseline; ' if relative else ''}{describe_data(part)}"
-    figure.suptitle(_wrapped(shown, int(_LETTERS_PER_INCH * inches)), x=0.01, ha="left", fontsize=9)
+    figure.suptitle(_subtitle(part, inches), x=0.01, ha="left", fontsize=9)
     figure.supxlabel("\n".join(_notes(compared, relative, inches)), x=0.01, ha="left", fontsize=9, color=GREY)
+
+
+def _subtitle(part: Sequence[Row], inches: float) -> str:
+    difference = "difference to the baseline; " if any(row.delta for row in part) else ""
+    return _wrapped(difference + short_data(part), int(_LETTERS_PER_INCH * inches))
 
 
 def _notes(compared: Sequence[Configuration], relative: bool, inches: float) -> list[str]:
@@ -322,13 +327,13 @@ def draw_schedules(
         epochs: number of epochs.
         paths: see `draw_curves`.
     """
-    figure = _new_figure(_NARROW, 3.2)
+    figure = _new_figure(_NARROW, 3.6)
     axes = figure.subplots()
     for (name, tau), colour in zip(schedules.items(), _COLOURS, strict=False):
         axes.plot(range(epochs), [tau(epoch) for epoch in range(epochs)], color=colour, label=name)
     axes.set(xlabel="epoch", ylabel="temperature", title="Schedule of tau (Eq. 9)")
     axes.grid(color="#DDDDDD", linewidth=0.8)
-    axes.legend(frameon=False)
+    figure.legend(loc="outside lower center", frameon=False, fontsize=9)
     _save(figure, paths)
 
 

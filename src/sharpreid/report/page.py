@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
-from sharpreid.report.comparison import shorten_caveat
+from sharpreid.report.comparison import shorten_brackets
 from sharpreid.report.markdown import markdown_table
 from sharpreid.report.paper_tables import NOTE, PaperRow, RunTable
 from sharpreid.report.runs import Job
@@ -128,8 +128,8 @@ def render_html(report: Report) -> str:
 def _caveat(reasons: Sequence[str]) -> dict[str, Any]:
     """Return all reasons in one short line, and in full those that the line shortens."""
     return {
-        "line": " ".join(map(shorten_caveat, reasons)),
-        "details": [reason for reason in reasons if reason != shorten_caveat(reason)],
+        "line": " ".join(map(shorten_brackets, reasons)),
+        "details": [reason for reason in reasons if reason != shorten_brackets(reason)],
     }
 
 

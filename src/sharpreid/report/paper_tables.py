@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from statistics import fmean
 
-from sharpreid.report.comparison import merge_caveats, split_deviations
+from sharpreid.report.comparison import merge_caveats, shorten_brackets, split_deviations
 from sharpreid.report.markdown import format_points
 from sharpreid.report.runs import Run, distinct_runs
 from sharpreid.run.comparability import averaging_rules, caveats, dataset_line, open_choices
@@ -234,6 +234,7 @@ def _run_table(data: str, runs: Sequence[Run]) -> RunTable:
                 "own settings": ", ".join(chain(*own, note)),
             }
         )
+    data = shorten_brackets(data, 80)
     title = f"{data}, not comparable with the paper" if reasons else f"{data}, by the paper's rules"
     return RunTable(
         title, reasons, ", ".join(one for one in rules[0] if all(one in some for some in rules)), rows

@@ -27,6 +27,7 @@ from sharpreid.report.comparison import (
     group_by_configuration,
     group_by_data,
     merge_caveats,
+    short_data,
     split_deviations,
 )
 from sharpreid.report.figures import draw_curves, draw_histogram, draw_schedules, draw_sweep
@@ -91,7 +92,7 @@ def sweep_section(name: str, jobs: Sequence[Job], figures: Path) -> Section:
     baseline, claim = read_experiment(name)
     rows = compare_jobs(jobs, baseline)
     section = Section(f"Sweep {name}", texts=[claim] if claim else [], warnings=collect_caveats(rows))
-    section.texts += [f"Scored on {describe_data(part)}." for part in group_by_data(rows)]
+    section.texts += [f"Scored on {short_data(part)}." for part in group_by_data(rows)]
     paths = _svg_and_png(figures, f"sweep {name}")
     for path in paths:
         draw_sweep(rows, path, title=name)
