@@ -82,7 +82,8 @@ class PKBatchSampler(Sampler[list[SampleIndex]]):
                 f"data.identities_per_batch = {identities_per_batch} counts the identities of all processes "
                 f"and must be a multiple of the number of processes, {world_size} (this is rank {rank})"
             )
-        self.indices_of = {pid: np.flatnonzero(np.asarray(labels) == pid) for pid in sorted(set(labels))}
+        pids = np.asarray(labels)
+        self.indices_of = {pid: np.flatnonzero(pids == pid) for pid in sorted(set(labels))}
         if len(self.indices_of) < identities_per_batch:
             raise ValueError(
                 f"data.identities_per_batch = {identities_per_batch}, but there are only "
