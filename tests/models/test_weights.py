@@ -5,15 +5,18 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from sharpreid.models.trunk import ResNetTrunk
 from sharpreid.models.weights import WeightsError, check_fits, compare, load_strictly, read_state
+from sharpreid.run.build import build_module
 
 TINY = [1, 1, 1, 1]
 IMAGENET_FILE = ResNet50_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[-1]
@@ -145,13 +148,12 @@ class TestStrictLoading:
         del state["1.running_mean"], state["1.bias"]
         state["0.weight"] = torch.zeros(3, 5)
         state["module.0.weight"] = state["extra"] = torch.zeros(1)
-        with pytest.raises(WeightsError, match=r"file\.pth does not fit the trunk; nothing was") as raised:
+        with pytest.raises(WeightsError, match=r"file\.pth does not fit; nothing was") as raised:
             load_strictly(state, target, "file.pth")
         assert str(raised.value).splitlines()[1:] == [
-            "4 tensors loaded, ignored: none",
             "2 missing: 1.bias, 1.running_mean",
             "2 unexpected: extra, module.0.weight",
-            "1 misshapen: 0.weight: (3, 5), wanted (3, 2)",
+            "1 of another shape: 0.weight: (3, 5), wanted (3, 2)",
         ]
         assert all(torch.equal(value, before[key]) for key, value in target.state_dict().items())
 
@@ -159,9 +161,9 @@ class TestStrictLoading:
         ("state", "problem"),
         [
             ({k: v for k, v in other_state().items() if k != "0.bias"}, "1 missing: 0.bias"),
-            (changed(head_weight=torch.zeros(1)), "1 unexpected: head.weight"),
-            (changed(**{"0_bias": torch.zeros(4)}), r"1 misshapen: 0.bias: \(4,\), wanted \(3,\)"),
-            ({}, "6 missing: 0.bias, 0.weight, 1.bias, 1.running_mean, 1.running_var, 1.weight"),
+            (changed(tail_weight=torch.zeros(1)), "1 unexpected: tail.weight"),
+            (changed(**{"0_bias": torch.zeros(4)}), r"1 of another shape: 0.bias: \(4,\), wanted \(3,\)"),
+            ({}, r"6 missing: 0.bias, 0.weight, 1.bias, \.\.\."),
         ],
     )
     def test_one_problem_is_enough_to_load_nothing(self, state: dict[str, Tensor], problem: str) -> None:
@@ -205,7 +207,7 @@ class TestCheckFits:
         state = {**small().state_dict(), "0.weight": torch.zeros(3, 5), "other": torch.zeros(1)}
         message = (
             r"run/final\.ckpt: a checkpoint of another network than the config describes; nothing was loaded "
-            r"\(1 of another shape: 0\.weight: \(3, 5\), wanted \(3, 2\); 1 unexpected: other\)\. Keep"
+            r"\(1 unexpected: other; 1 of another shape: 0\.weight: \(3, 5\), wanted \(3, 2\)\)\. Keep"
         )
         with pytest.raises(WeightsError, match=message):
             check_fits(state, small(), "run/final.ckpt")
@@ -315,3 +317,87 @@ class TestReadState:
         monkeypatch.setenv("HOME", str(tmp_path))
         torch.save(other_state(), tmp_path / "file.pth")
         assert len(read_state("~/file.pth")) == 7
+
+
+class TestWeightsOfOthers:
+    @pytest.mark.parametrize(
+        "prefix", ["module.", "encoder_q.", "module.encoder_q.", "backbone.", "network.trunk."]
+    )
+    def test_a_common_prefix_is_removed_and_other_parts_are_ignored(
+        self, prefix: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        target = small()
+        state = {f"{prefix}{key}": value for key, value in other_state().items()}
+        state |= {f"{prefix}fc.0.weight": torch.zeros(1), "queue": torch.zeros(3)}
+        with caplog.at_level("INFO"):
+            load_strictly(state, target, "theirs.pth")
+        assert torch.equal(target[0].weight, other_state()["0.weight"])
+        assert f"below the prefix {prefix}" in caplog.text
+
+    def test_of_a_network_and_its_moving_average_the_trained_one_is_taken(self) -> None:
+        target = small()
+        state = {f"encoder_k.{key}": value * 0 for key, value in other_state().items()}
+        state |= {f"encoder_q.{key}": value for key, value in other_state().items()}
+        load_strictly(state, target, "moco.pth")
+        assert torch.equal(target[0].weight, other_state()["0.weight"])
+
+    def test_two_networks_that_fit_are_refused(self) -> None:
+        state = {f"{one}.{key}": value for one in "ab" for key, value in other_state().items()}
+        with pytest.raises(WeightsError, match=r"several networks that fit, below the prefixes a\., b\."):
+            load_strictly(state, small(), "two.pth")
+
+    @pytest.mark.parametrize("key", ["state_dict", "model", "net"])
+    def test_an_outer_key_beside_numpy_scalars_is_found(self, key: str, tmp_path: Path) -> None:
+        path = tmp_path / "model.pth.tar"
+        outer = {
+            key: other_state(),
+            "epoch": 60,
+            "rank1": np.float64(0.9),
+            "best": np.float32(0.5),
+            "lr": [0.1],
+        }
+        torch.save(outer, path)
+        assert read_state(str(path)).keys() == other_state().keys()
+
+    def test_an_object_scalar_of_numpy_is_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "hostile.pth"
+        scalar = np.empty(1, object)
+        scalar[0] = Touch(tmp_path / "was_here")
+        torch.save({"state_dict": other_state(), "rank1": scalar}, path)
+        with pytest.raises(WeightsError, match="not a plain file of tensors"):
+            read_state(str(path))
+        assert not (tmp_path / "was_here").exists()
+
+    @pytest.mark.parametrize(
+        ("keys", "cause"),
+        [
+            (["layer1.0.conv1.weight", "layer1.0.conv3.weight", "layer3.22.conv1.weight"], "ResNet-101"),
+            (["layer1.0.conv1.weight", "layer1.0.conv2.weight"], "ResNet-18"),
+            (["layer1.0.conv1.weight", "layer1.0.conv3.weight", "layer1.0.bn1.IN.weight"], "IBN"),
+            (["cls_token", "blocks.0.attn.qkv.weight"], "vision transformer"),
+            (["resnet.embedder.embedder.convolution.weight"], "Hugging Face"),
+        ],
+    )
+    def test_a_wrong_network_is_told_by_its_likely_name_in_ten_lines(
+        self, keys: list[str], cause: str
+    ) -> None:
+        trunk = ResNetTrunk(depths=TINY, strides="v1", weights="none")
+        with pytest.raises(WeightsError, match=cause) as raised:
+            load_strictly({key: torch.zeros(1) for key in keys}, trunk, "theirs.pth")
+        assert len(str(raised.value).splitlines()) <= 10
+
+
+def test_a_run_starts_from_another_run_s_network_with_or_without_its_head(
+    composed: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    earlier = build_module(composed("method=sab_cu"))
+    path = tmp_path / "final.ckpt"
+    torch.save({"state_dict": earlier.state_dict(), "epoch": 2}, path)
+    whole = build_module(composed("method=sab_cu", f"model.weights={path}", "model.trunk.weights=imagenet"))
+    assert all(torch.equal(value, earlier.state_dict()[key]) for key, value in whole.state_dict().items())
+    trunk = build_module(composed("method=baseline", f"model.trunk.weights={path}"))
+    assert torch.equal(trunk.network.trunk.conv1.weight, earlier.network.trunk.conv1.weight)
+    assert not torch.equal(trunk.network.head[0].weight, earlier.network.head[0].weight)
+    with pytest.raises(ValueError, match="does not fit"):
+        build_module(composed("method=baseline", f"model.weights={path}"))

@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 LATER_KEYS: Mapping[str, tuple[str, Any]] = {
     "model.trunk.width": ("model.trunk.depths", 64),
     "model.combine": ("model.blocks", "add"),
+    "model.weights": ("model.blocks", "none"),
     "model.context_unit.init": ("model.context_unit.upsample", "random"),
     "model.context_unit.p": ("model.context_unit.upsample", 1),
     "model.context_unit.q": ("model.context_unit.upsample", 1),
@@ -42,7 +43,7 @@ def upgrade_config(config: DictConfig) -> DictConfig:
 
     >>> early = OmegaConf.create({"model": {"blocks": [1], "sampler": {"_target_": "SigmoidGate"}}})
     >>> OmegaConf.to_container(upgrade_config(early))
-    {'model': {'blocks': [1], 'sampler': {'_target_': 'SigmoidGate'}, 'combine': 'add'}}
+    {'model': {'blocks': [1], 'sampler': {'_target_': 'SigmoidGate'}, 'combine': 'add', 'weights': 'none'}}
     """
     upgraded: DictConfig = config.copy()
     OmegaConf.set_struct(upgraded, False)

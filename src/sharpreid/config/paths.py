@@ -12,7 +12,7 @@ CONF_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[3] / "con
 
 
 RUN_PATHS = (
-    *("data_root", "data.cache", "model.trunk.weights"),
+    *("data_root", "data.cache", "model.weights", "model.trunk.weights"),
     *(f"data.source.{key}" for key in ("root", "manifest", "within", "images", "distractors")),
 )
 """Keys of a run's config whose values are paths, unless they are null or one of `NO_PATHS`."""

@@ -15,6 +15,7 @@ from sharpreid.attention.soft import ResidualAttentionMask
 from sharpreid.losses.total_variation import TotalVariation
 from sharpreid.models.implementations import train_block
 from sharpreid.models.trunk import NUM_STAGES, ResNetTrunk
+from sharpreid.models.weights import load_strictly, read_state
 
 
 class Output(NamedTuple):
@@ -75,8 +76,12 @@ class SharpAttentionNetwork(nn.Module):
             halves of a widened weight start as the original W. Then W T + W A = W (T + A), so the network
             starts as with ``add`` and pretrained weights stay in use.
 
+        weights: ``none``, or a file with the weights of the whole network, such as a run's final.ckpt.
+
     Raises:
         ValueError: ``blocks`` or ``context_blocks`` is no such subset, or `SharpAttentionBlock` raises it.
+        FileNotFoundError: the weights file does not exist.
+        WeightsError: the weights do not fit.
     """
 
     def __init__(
@@ -89,6 +94,7 @@ class SharpAttentionNetwork(nn.Module):
         sampler: Callable[..., nn.Module],
         context_unit: Callable[..., ContextUnit | ResidualAttentionMask],
         combine: Combine = "add",
+        weights: str = "none",
     ) -> None:
         super().__init__()
         _check_blocks(blocks, context_blocks)
@@ -108,6 +114,8 @@ class SharpAttentionNetwork(nn.Module):
         if combine == "concat":
             for stage in blocks:
                 self._double_input_after(stage)
+        if weights != "none":
+            load_strictly(read_state(weights), self, weights)
 
     @property
     def blocks(self) -> tuple[int, ...]:

@@ -1,11 +1,14 @@
 """Strict loading of trunk weights, with a report of matched and unmatched keys."""
 
+import codecs
 import logging
+import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -13,8 +16,32 @@ from torchvision.models import ResNet50_Weights
 
 log = logging.getLogger(__name__)
 
-_CLASSIFIER = "fc."
+_CLASSIFIER = ("fc.", "classifier.", "head.", "projector.", "predictor.", "preprocessing.")
+"""Starts of the keys of heads, which a trunk does not have."""
+
 _COUNTER = ".num_batches_tracked"
+_OUTER_KEYS = ("state_dict", "model", "net", "network", "model_state_dict")
+
+
+def _numpy_scalar(dtype: Any, content: Any) -> float:
+    """Return a number that NumPy wrote, such as the accuracy in a checkpoint of torchreid."""
+    if np.dtype(dtype).kind not in "biuf":
+        raise ValueError(f"a NumPy scalar of type {dtype}")
+    content = content.encode("latin1") if isinstance(content, str) else content
+    return float(np.frombuffer(content, dtype)[0])
+
+
+_NUMPY_SCALARS: list[Any] = [
+    np.dtype,
+    *{
+        type(np.dtype(kind))
+        for kind in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
+    },
+    (_numpy_scalar, "numpy.core.multiarray.scalar"),
+    (_numpy_scalar, "numpy._core.multiarray.scalar"),
+    (codecs.encode, "_codecs.encode"),
+]
+"""What an unpickler may call besides torch's own: it makes numbers only."""
 
 
 class WeightsError(ValueError):
@@ -27,7 +54,7 @@ class Coverage:
 
     loaded: tuple[str, ...]
     ignored: tuple[str, ...]
-    """Keys of ImageNet's classifier, which a re-identification trunk does not have."""
+    """Keys of a classifier or another head, which a re-identification trunk does not have."""
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     misshapen: tuple[str, ...]
@@ -37,6 +64,19 @@ class Coverage:
     def complete(self) -> bool:
         """Whether no key is missing, unexpected or misshapen."""
         return not (self.missing or self.unexpected or self.misshapen)
+
+    def summarise(self) -> str:
+        """Return a line for each kind of problem, with the first keys."""
+        kinds = (
+            ("missing", self.missing),
+            ("unexpected", self.unexpected),
+            ("of another shape", self.misshapen),
+        )
+        return "\n".join(
+            f"{len(keys)} {what}: {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}"
+            for what, keys in kinds
+            if keys
+        )
 
     def describe(self) -> str:
         """Return a line of counts, and a line with all keys for each kind of problem."""
@@ -76,20 +116,73 @@ def compare(state: dict[str, Tensor], target: nn.Module) -> Coverage:
 def load_strictly(state: dict[str, Tensor], target: nn.Module, source: str) -> Coverage:
     """Load ``state`` into ``target``, completely or not at all.
 
+    The keys of the target may have a common prefix, such as ``module.``, ``encoder_q.`` or
+    ``network.trunk.``. Keys without this prefix are those of other parts and are ignored.
+
     Args:
         state: tensors by key.
         target: module to load into.
         source: name of the weights, for messages.
 
     Raises:
-        WeightsError: a key is missing, unexpected or misshapen. The message names all of them.
+        WeightsError: a key is missing, unexpected or misshapen under every prefix, or several prefixes fit.
+            The message has at most ten lines.
     """
+    state, prefix = _remove_prefix(state, target, source)
     coverage = compare(state, target)
     if not coverage.complete:
-        raise WeightsError(f"{source} does not fit the trunk; nothing was loaded.\n{coverage.describe()}")
+        raise WeightsError(
+            f"{source} does not fit; nothing was loaded.{_likely_cause(state)}\n{coverage.summarise()}"
+        )
     target.load_state_dict({key: state[key] for key in coverage.loaded}, strict=False)
-    log.info("weights from %s: %s", source, coverage.describe())
+    note = f", below the prefix {prefix}" if prefix else ""
+    log.info("weights from %s: %s%s", source, coverage.describe(), note)
     return coverage
+
+
+def _remove_prefix(state: dict[str, Tensor], target: nn.Module, source: str) -> tuple[dict[str, Tensor], str]:
+    """Return the part of ``state`` that fits ``target``, without its prefix, and the prefix.
+
+    Without a prefix that fits, it is the one with the most keys of ``target``, for the message.
+    """
+    wanted = {key for key in target.state_dict() if not key.endswith(_COUNTER)}
+    found: dict[str, dict[str, Tensor]] = {}
+    for prefix in dict.fromkeys(
+        ["", *(key.removesuffix(one) for one in wanted for key in state if key.endswith(f".{one}"))]
+    ):
+        below = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+        if wanted & below.keys():
+            found[prefix] = below
+    fitting = [prefix for prefix in found if compare(found[prefix], target).complete]
+    if len(fitting) > 1:
+        fitting = [
+            prefix for prefix in fitting if prefix.endswith("encoder_q.")
+        ] or fitting  # MoCo's trained one
+    if len(fitting) > 1:
+        raise WeightsError(
+            f"{source} has several networks that fit, below the prefixes {', '.join(fitting)}; save one of "
+            "them in a file of its own"
+        )
+    best = fitting or sorted(found, key=lambda prefix: -len(wanted & found[prefix].keys()))
+    return (found[best[0]], best[0]) if best else (state, "")
+
+
+def _likely_cause(state: dict[str, Tensor]) -> str:
+    """Return a sentence about what the weights seem to be; empty if unknown."""
+    keys = " ".join(state)
+    causes = {
+        r"\bcls_token|\bpos_embed|\battn\.qkv": "a vision transformer",
+        r"\bembedder\.|\bencoder\.stages\.": "weights with the names of Hugging Face transformers",
+        r"\.IN\.|\.bn1\.BN\.": "a ResNet with instance normalisation (IBN)",
+        r"layer3\.22\.": "a ResNet-101 or deeper",
+        r"layer1\.0\.conv1\.weight(?!.*layer1\.0\.conv3)": "a ResNet-18 or -34, without bottlenecks",
+    }
+    for pattern, cause in causes.items():
+        if re.search(pattern, keys):
+            return (
+                f" They seem to be those of {cause}; wanted are those of a ResNet-50 by torchvision's names."
+            )
+    return ""
 
 
 def check_fits(state: dict[str, Tensor], target: nn.Module, source: str) -> None:
@@ -101,16 +194,7 @@ def check_fits(state: dict[str, Tensor], target: nn.Module, source: str) -> None
     coverage = compare(_state_dict(state, Path(source)), target)
     if coverage.complete:
         return
-    kinds = (
-        ("of another shape", coverage.misshapen),
-        ("missing", coverage.missing),
-        ("unexpected", coverage.unexpected),
-    )
-    found = "; ".join(
-        f"{len(keys)} {what}: {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}"
-        for what, keys in kinds
-        if keys
-    )
+    found = coverage.summarise().replace("\n", "; ")
     raise WeightsError(
         f"{source}: a checkpoint of another network than the config describes; nothing was loaded ({found}). "
         "Keep a checkpoint in the directory of its own run, or set the model's options to those of that run"
@@ -157,7 +241,8 @@ def read_tensors(path: Path) -> Any:
     """
     try:
         _refuse_zip_bomb(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # an unpickler can raise anything on unknown bytes
         raise WeightsError(
             f"{path}: not a plain file of tensors ({_reason(error)}); expected a state dict written by "
@@ -184,13 +269,28 @@ def _reason(error: Exception) -> str:
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
-    ):
-        raise WeightsError(f"{path}: expected a dict of tensors by name, got {type(content).__name__}")
-    return content
+    """Return the tensors of a file by key; they may be below a key such as ``state_dict`` or ``model``."""
+    found = _find_state_dict(content)
+    if found is None:
+        names = f" with the keys {', '.join(map(str, [*content][:5]))}" if isinstance(content, dict) else ""
+        raise WeightsError(
+            f"{path}: expected a dict of tensors by name, or one below a key such as state_dict or model; "
+            f"got {type(content).__name__}{names}"
+        )
+    return found
+
+
+def _find_state_dict(content: Any, depth: int = 2) -> dict[str, Tensor] | None:
+    if not isinstance(content, dict) or not content:
+        return None
+    if all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
+        return content
+    known = [key for key in _OUTER_KEYS if key in content]
+    for key in [*known, *(key for key in content if key not in known)] if depth else []:
+        found = _find_state_dict(content[key], depth - 1)
+        if found is not None:
+            return found
+    return None
 
 
 def _download() -> dict[str, Tensor]:

@@ -95,6 +95,9 @@ def _plain_values(cfg: DictConfig, key: str) -> list[tuple[str, Any]]:
 
 def build_module(cfg: DictConfig) -> ReIDModule:
     """Build the LightningModule of a composed config; a ConfigError names the key of a wrong value."""
+    if cfg.model.get("weights", "none") != "none":  # those of the trunk would be replaced
+        cfg = cfg.copy()
+        cfg.model.trunk.weights = "none"
     network = _instantiate(cfg, "model")
     set_statistics(network, cfg.get("batch_norm", "process"))  # early runs lack it
     return ReIDModule(

@@ -34,7 +34,8 @@ def take_fingerprint(cfg: DictConfig, data: ReIDDataModule) -> Fingerprint:
     read = data.test.read
     cache = read if isinstance(read, PixelCache) else None
     found: dict[str, Any] = {split: _describe(some, root, cache) for split, some in samples.items()}
-    weights = str(cfg.model.trunk.weights)
+    whole = str(cfg.model.get("weights", "none"))
+    weights = str(cfg.model.trunk.weights) if whole == "none" else whole
     if weights not in NO_PATHS and (path := Path(weights).expanduser()).is_file():
         found["weights"] = compute_sha256(path)
     return found

@@ -47,6 +47,8 @@ def build_empty_module(cfg: DictConfig) -> ReIDModule:
     """Return the module of a run without loading the weights from which its training started."""
     cfg = cfg.copy()
     cfg.model.trunk.weights = "none"
+    if "weights" in cfg.model:  # early runs lack it
+        cfg.model.weights = "none"
     return build_module(cfg)
 
 

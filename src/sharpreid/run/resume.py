@@ -16,7 +16,7 @@ from sharpreid.run.records import config_diff, is_run_dir_locked, previous_runs
 log = logging.getLogger(__name__)
 
 
-_FROM_CHECKPOINT = ("optimizer.", "schedule.beta1", "model.trunk.weights")
+_FROM_CHECKPOINT = ("optimizer.", "schedule.beta1", "model.weights", "model.trunk.weights")
 """Keys whose values a checkpoint restores: a changed value would be recorded, but not used."""
 
 
