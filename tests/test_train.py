@@ -488,7 +488,7 @@ def test_signals_outside_of_the_training_say_whether_the_run_goes_on(
         "job.score = stop\n"
         "train.main()"
     )
-    command = [sys.executable, "-c", code, *tiny_overrides, f"resume={resume}"]
+    command = [sys.executable, "-c", code, *tiny_overrides, f"resume={resume}", "score_untrained=true"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert done.returncode == status, done.stderr
     assert "interrupted; no step was saved yet" in done.stdout
