@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, get_args
@@ -25,6 +26,7 @@ from sharpreid.attention.mask import (
     sample_mask,
 )
 from sharpreid.losses.total_variation import reduce_total_variation
+from sharpreid.models import implementations
 from sharpreid.models.implementations import attend, train_block
 
 KERNELS = Path(__file__).with_name("triton_kernels.py")
@@ -446,3 +448,23 @@ def test_triton_kernels(part: str) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "checked" in done.stdout
+
+
+def test_an_implementation_that_cannot_compile_costs_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> Any:
+        raise RuntimeError("no C compiler")
+
+    monkeypatch.setattr(implementations, "_compiled_reference", fail)
+    monkeypatch.setattr(implementations, "_BROKEN", set())
+    monkeypatch.setattr(implementations, "_WORKING", set())
+    block = SharpAttentionBlock(
+        sampler=partial(MaskSampler, eps=1e-6, implementation="compile")(), context=None
+    )
+    trunk, _ = features(torch.float32, channels_last=False)
+    outputs = [train_block(block, trunk, noise_seed=3, total_variation=False)[0] for _ in range(2)]
+    block.sampler.implementation = "recompute"
+    expected, _ = train_block(block, trunk, noise_seed=3, total_variation=False)
+    assert all(torch.equal(output, expected) for output in outputs)
+    assert caplog.text.count("cannot be used (RuntimeError: no C compiler)") == 1

@@ -35,9 +35,9 @@ def _no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
 
 
-def build(folder: Path) -> Any:
+def build(folder: Path, **options: bool) -> Any:
     return build_wandb_logger(
-        project="project", group="sweep", name="run", tags=("a", "b"), save_dir=str(folder)
+        project="project", group="sweep", name="run", tags=("a", "b"), save_dir=str(folder), **options
     )
 
 
@@ -233,3 +233,36 @@ def test_a_signal_that_ends_wandb_s_process_does_not_end_ours(tmp_path: Path) ->
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("W&B's process has ended") == 1
+
+
+class TestAFailureOfWandb:
+    @pytest.fixture(autouse=True)
+    def _no_service(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(**_: Any) -> Any:
+            raise RuntimeError("the service does not start")
+
+        monkeypatch.setattr(wandb, "init", fail)
+
+    def test_costs_one_warning(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        made = build(tmp_path)
+        made.log_hyperparams({"lr": 1.0})
+        made.log_metrics({"train/loss": 1.0}, step=0)
+        made.log_image("masks", [object()])
+        made.experiment.finish(exit_code=0)
+        assert [one for one in caplog.records if one.levelname == "WARNING"] == [caplog.records[-1]]
+        assert "the service does not start" in caplog.text
+
+    def test_is_an_error_where_wandb_was_asked_for(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with pytest.raises(RuntimeError, match="does not start"):
+            build(tmp_path, required=True).log_metrics({})
+        monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
+        with pytest.raises(RuntimeError, match="does not start"):
+            build(tmp_path).log_metrics({})
+
+    def test_of_its_import_leaves_no_logger(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("sharpreid.loggers.wandb.WandbLogger.__init__", lambda *_, **__: 1 / 0)
+        assert build(tmp_path) is None
+        with pytest.raises(ZeroDivisionError):
+            build(tmp_path, required=True)

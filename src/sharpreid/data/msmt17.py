@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+from sharpreid.data.bounding_boxes import describe_other_layout
 from sharpreid.data.reid_data import DataError, ReIDData, Sample, check_counts, match_all, summarize
 
 PUBLISHED = {
@@ -91,7 +92,7 @@ def _version(root: Path) -> str:
     raise FileNotFoundError(
         f"{root}: neither train/ and test/ nor mask_train_v2/ and mask_test_v2/. Expected the MSMT17_V1 (or "
         "_V2) layout with its four lists there; unpack the data set there, or name its folder by "
-        "data.source.root=/path/to/MSMT17_V1"
+        f"data.source.root=/path/to/MSMT17_V1{describe_other_layout(root)}"
     )
 
 

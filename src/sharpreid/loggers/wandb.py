@@ -19,11 +19,14 @@ log = logging.getLogger(__name__)
 
 
 class FaultTolerantWandbLogger(WandbLogger):
-    """Lightning's logger, which warns instead of failing once W&B's process has ended.
+    """Lightning's logger, which warns instead of failing if W&B does not start or its process has ended.
 
     A scheduler's signal to all processes of a job ends that of W&B at once
     (https://github.com/wandb/wandb/issues/9963), while the training completes its step and saves it.
     """
+
+    required: bool = False
+    """Whether a run of W&B that does not start is an error."""
 
     @property
     @rank_zero_experiment
@@ -35,7 +38,14 @@ class FaultTolerantWandbLogger(WandbLogger):
         """
         if self._experiment is None and not os.environ.get("WANDB_SWEEP_ID"):
             self._wandb_init["id"] = os.environ.get("WANDB_RUN_ID") or None
-        return super().experiment
+        try:
+            return super().experiment
+        except Exception as error:
+            if self.required or os.environ.get("WANDB_SWEEP_ID"):
+                raise
+            _warn_of_failure(error)
+            self._experiment = _NoExperiment()  # type: ignore[assignment]
+            return self._experiment
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -46,6 +56,8 @@ class FaultTolerantWandbLogger(WandbLogger):
     @rank_zero_only
     def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
         """Log to W&B if its process runs."""
+        if isinstance(self.experiment, _NoExperiment):  # W&B may not even be importable
+            return
         with _warning_if_ended():
             super().log_image(key, images, step, **kwargs)
 
@@ -59,14 +71,34 @@ def _warning_if_ended() -> Iterator[None]:
         _warn_once()
 
 
+class _NoExperiment:
+    """Stand-in for a run of W&B that logs nothing. Unlike Lightning's it has attributes such as config."""
+
+    def __getattr__(self, name: str) -> "_NoExperiment":
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> "_NoExperiment":
+        return self
+
+
+def _warn_of_failure(error: Exception) -> None:
+    log.warning(
+        "W&B does not start (%s); the training goes on without it. logger=csv leaves it out, and "
+        "logger=wandb makes this an error",
+        " ".join(str(error).split())[:300] or type(error).__name__,
+    )
+
+
 @functools.cache
 def _warn_once() -> None:
     log.warning("W&B's process has ended; nothing more is logged there")
 
 
 def build_wandb_logger(
-    *, project: str, group: str, name: str, tags: Sequence[str], save_dir: str
-) -> WandbLogger:
+    *, project: str, group: str, name: str, tags: Sequence[str], save_dir: str, required: bool = False
+) -> WandbLogger | None:
     """Return a logger that is online if a key is configured and offline otherwise; it never prompts.
 
     ``WANDB_MODE`` takes precedence, but ``online`` without a key stays offline. Upload an offline run with
@@ -78,6 +110,11 @@ def build_wandb_logger(
         name: Name of the run.
         tags: Tags of the run.
         save_dir: Folder of the run's files; created if missing.
+        required: Raise an error if W&B cannot be imported or does not start. Otherwise a warning says so, and
+            the training goes on without W&B. In W&B's own sweeps it is always an error.
+
+    Returns:
+        The logger; None if W&B cannot be imported.
     """
     if os.environ.get("WANDB_MODE") == "":
         del os.environ["WANDB_MODE"]  # W&B refuses it
@@ -94,9 +131,16 @@ def build_wandb_logger(
     Path(save_dir).mkdir(parents=True, exist_ok=True)
     log.info("W&B mode: %s; files are in %s/wandb", mode, save_dir)
     # not offline=True: Lightning then sets WANDB_MODE=dryrun for all later jobs of this process
-    logger = FaultTolerantWandbLogger(
-        project=project, group=group, name=name, tags=list(tags), save_dir=save_dir, mode=mode
-    )
+    try:
+        logger = FaultTolerantWandbLogger(
+            project=project, group=group, name=name, tags=list(tags), save_dir=save_dir, mode=mode
+        )
+    except Exception as error:  # a broken installation may raise anything
+        if required or os.environ.get("WANDB_SWEEP_ID"):
+            raise
+        _warn_of_failure(error)
+        return None
+    logger.required = required
     logger._wandb_init.pop("anonymous", None)  # W&B warns about it, whatever its value
     return logger
 

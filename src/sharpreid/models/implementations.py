@@ -6,6 +6,7 @@ one after the other. ``compile`` is the same expression in one graph. ``recomput
 configs, and ``triton`` have gradients derived by hand, so that no mask is stored.
 """
 
+import logging
 import os
 from collections.abc import Callable
 from functools import cache
@@ -18,6 +19,8 @@ from sharpreid.attention.block import Combine, SharpAttentionBlock, apply_mask
 from sharpreid.attention.fused import RecomputedAttention
 from sharpreid.attention.mask import Implementation, MaskParams, MaskSampler, sample_mask
 from sharpreid.losses.total_variation import TotalVariation, squared_total_variation
+
+log = logging.getLogger(__name__)
 
 
 def train_block(
@@ -89,17 +92,58 @@ def attend(
         F, (B, C, H, W) or, with ``concat``, (B, 2C, H, W), in the dtype and memory format of ``trunk``; and
         Eq. 6 per image, or None. ``recompute`` and ``triton`` do not support second derivatives.
 
+        If ``compile`` or ``triton`` cannot compile, for example without a C compiler or a folder for its
+        cache, one warning says so and ``recompute`` is used from then on.
+
     Raises:
-        ImportError: ``triton`` is chosen, but the package triton is not installed.
         ValueError: ``triton`` is chosen without CUDA or in float64.
     """
+    if implementation == "triton":
+        _check_triton(trunk)
+    if implementation in _BROKEN:
+        implementation = "recompute"
+    arguments = (trunk, source, params, total_variation, combine)
+    try:
+        result = _attend(*arguments, implementation=implementation)
+    except Exception as error:
+        if implementation in ("eager", "recompute", *_WORKING) or isinstance(error, torch.OutOfMemoryError):
+            raise
+        _BROKEN.add(implementation)
+        log.warning(
+            "model.sampler.implementation=%s cannot be used (%s: %s); recompute is used instead, with results "
+            "that are equal up to rounding",
+            *(
+                implementation,
+                type(error).__name__,
+                (str(error).strip() or "no reason given").splitlines()[0],
+            ),
+        )
+        return _attend(*arguments, implementation="recompute")
+    _WORKING.add(implementation)
+    return result
+
+
+_BROKEN: set[Implementation] = set()
+"""Implementations that failed at their first use."""
+
+_WORKING: set[Implementation] = set()
+
+
+def _attend(
+    trunk: Tensor,
+    source: Tensor,
+    params: MaskParams,
+    total_variation: bool,
+    combine: Combine,
+    *,
+    implementation: Implementation,
+) -> tuple[Tensor, TotalVariation | None]:
     if implementation in ("eager", "compile"):
         reference = _compiled_reference() if implementation == "compile" else _reference
         with torch.autocast(trunk.device.type, enabled=False):
             return reference(trunk, source, params.draw_noise(source), params, total_variation, combine)
     operation: Any = RecomputedAttention  # torch's types do not know apply()
     if implementation == "triton":
-        _check_triton(trunk)
         from sharpreid.attention.fused_triton import TritonAttention
 
         operation = TritonAttention

@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from sharpreid.data.bounding_boxes import describe_other_layout
 from sharpreid.data.reid_data import DataError
 
 MAT = "cuhk-03.mat"
@@ -137,6 +138,7 @@ def _open(path: Path) -> h5py.File:
         raise FileNotFoundError(
             f"{path}: no such file. Request CUHK03 from its authors (docs/datasets/cuhk03.md) and put {MAT} "
             "there, or name its folder by data.source.root=/path/to/folder"
+            f"{describe_other_layout(path.parent)}"
         )
     if not h5py.is_hdf5(path):
         with path.open("rb") as opened:
