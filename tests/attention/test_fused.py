@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, get_args
@@ -459,9 +458,7 @@ def test_an_implementation_that_cannot_compile_costs_a_warning(
     monkeypatch.setattr(implementations, "_compiled_reference", fail)
     monkeypatch.setattr(implementations, "_BROKEN", set())
     monkeypatch.setattr(implementations, "_WORKING", set())
-    block = SharpAttentionBlock(
-        sampler=partial(MaskSampler, eps=1e-6, implementation="compile")(), context=None
-    )
+    block = SharpAttentionBlock(sampler=MaskSampler(eps=1e-6, implementation="compile"), context=None)
     trunk, _ = features(torch.float32, channels_last=False)
     outputs = [train_block(block, trunk, noise_seed=3, total_variation=False)[0] for _ in range(2)]
     block.sampler.implementation = "recompute"

@@ -37,7 +37,8 @@ def write(root: Path, train: str, query: str, *gallery: str) -> Path:
 def test_identity_and_camera_come_from_the_names(
     tmp_path: Path, train: str, query: str, gallery: str
 ) -> None:
-    root = write(tmp_path, train, query, gallery, "0000_c4_1.jpg", "-1_c5_1.jpg")
+    suffix = Path(gallery).suffix
+    root = write(tmp_path, train, query, gallery, f"0000_c4_1{suffix}", f"-1_c5_1{suffix}")
     data = load_bounding_boxes(root=root, name="mine")
     assert [(one.pid, one.camid) for one in (*data.train, *data.query)] == [(1, 2), (2, 1)]
     assert {(one.pid, one.camid) for one in data.gallery} == {(2, 3), (0, 4)}

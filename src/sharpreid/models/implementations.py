@@ -110,8 +110,8 @@ def attend(
             raise
         _BROKEN.add(implementation)
         log.warning(
-            "model.sampler.implementation=%s cannot be used (%s: %s); recompute is used instead, with results "
-            "that are equal up to rounding",
+            "model.sampler.implementation=%s cannot be used (%s: %s); recompute is used instead; its "
+            "results are equal up to rounding",
             *(
                 implementation,
                 type(error).__name__,
