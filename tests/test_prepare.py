@@ -137,8 +137,23 @@ def test_images_that_are_not_used_are_remarked_and_damaged_ones_named(
     (market / "Thumbs.db").touch()
     code, out, _ = run([*place, SUBSET], capsys)
     assert code == 0
-    assert "remark: 3 images in the data set's folders are not used: Market/loose.JPEG, bounding_box_t" in out
+    assert "remark: 3 images in the data set's folders are not used, 1 of them junk: Market/loose.JPEG" in out
     assert "1 of them cannot be read: bounding_box_test/-1_c1s1_000401_03.jpg" in out
+    (market / "bounding_box_train" / "0001_c1s1_000401_03.webp").unlink()
+    (market / "loose.JPEG").unlink()
+    (market / "bounding_box_test" / "-1_c1s1_000401_03.jpg").write_bytes(image)
+    code, out, _ = run([*place, SUBSET], capsys)
+    assert "1 junk images" in out
+    assert "not used" not in out, "the junk images are counted already"
+    assert "SHA-256 of all files" in out
+
+
+def test_a_data_set_with_problems_has_no_digest(place: list[str], capsys: Capture, tmp_path: Path) -> None:
+    next((tmp_path / "Market" / "query").glob("*.jpg")).write_bytes(b"no image")
+    code, out, _ = run([*place, SUBSET], capsys)
+    assert code == 1
+    assert "not ready: 1 problem" in out
+    assert "SHA-256" not in out
 
 
 def test_a_folder_that_cannot_be_looked_into_costs_its_remark_alone(

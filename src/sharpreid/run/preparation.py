@@ -99,12 +99,13 @@ def prepare(overrides: Sequence[str]) -> dict[str, Any]:
         "counts": data.counts(),
         "files": len(paths),
         "problems": list(built.unreadable),
-        "remarks": [*_remarks(built.files, roles), *_unused_images(paths)],
+        "remarks": [*_remarks(built.files, roles), *_unused_images(paths, data.junk)],
         "image_sizes": _describe_sizes(built.files),
         "cache": str(folder),
-        "sha256": hashlib.sha256("".join(file.sha256 for file in built.files).encode()).hexdigest(),
     }
     if report["ready"]:
+        digests = "".join(file.sha256 for file in built.files)
+        report["sha256"] = hashlib.sha256(digests.encode()).hexdigest()
         _write_files(folder / "files.csv", roles, built.files)
     with replacing(folder / "report.json") as temporary:
         temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -126,7 +127,7 @@ def describe(report: dict[str, Any]) -> str:
     lines += [f"  {count:8,d} {what.replace('_', ' ')}" for what, count in report.get("counts", {}).items()]
     lines += [f"  {what}: {value}" for what, value in report.get("image_sizes", {}).items()]
     lines += [f"  remark: {remark}" for remark in report.get("remarks", ())]
-    if "sha256" in report:
+    if report["ready"]:
         lines.append(f"  SHA-256 of all files: {report['sha256']}")
     return "\n".join(lines)
 
@@ -168,16 +169,25 @@ def _remarks(files: Sequence[CachedFile], roles: dict[str, tuple[Sample, ...]]) 
     return remarks
 
 
-def _unused_images(paths: Sequence[Path]) -> list[str]:
-    """Return a remark on unused images in the folders of the used images and in the folders above."""
+def _unused_images(paths: Sequence[Path], junk: int) -> list[str]:
+    """Return a remark on unused images in the folders of the used images and in the folders above.
+
+    Args:
+        paths: images that are used.
+        junk: number of junk images, which are counted already: unused images are named only if they are more.
+    """
     used = {path.absolute() for path in paths}
     beside = {path.parent for path in used}
     folders = sorted(beside | {folder.parent for folder in beside})
     others = [entry for folder in folders for entry in _list_images(folder) if entry not in used]
     if not others:
         return []
-    remark = f"{len(others):,} images in the data set's folders are not used: {summarize(_in_folder(others))}"
+    besides = f", {junk:,} of them junk" if junk else ""
+    remark = f"{len(others):,} images in the data set's folders are not used{besides}: "
+    remark += summarize(_in_folder(others))
     damaged = [entry for entry in others if not _is_readable(entry)]
+    if len(others) == junk and not damaged:
+        return []
     if damaged:
         remark += f"; {len(damaged):,} of them cannot be read: {summarize(_in_folder(damaged))}"
     return [remark]
