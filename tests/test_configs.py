@@ -21,6 +21,7 @@ from sharpreid.config.validation import ConfigError, check_config, check_node
 from sharpreid.evaluation.protocol import Protocol
 from sharpreid.run.build import build_data, build_module, build_trainer
 from sharpreid.run.paper_recipe import recipe_deviations
+from sharpreid.run.records import link_latest
 from sharpreid.sweep.summary_callback import SweepSummary
 
 EXPERIMENTS = sorted(CONF_DIR.glob("experiment/**/*.yaml"))
@@ -349,6 +350,7 @@ def test_the_options_of_the_model_are_built(overrides: tuple[str, ...]) -> None:
         ),
         ([f"data.source.root=/{'far/' * 30}", "seed=3"], ["seed"], "seed=3"),
         (["seed=3", f"data.source.root=/{'far/' * 30}", "skip_finished=True"], [], "seed=3"),
+        (["data=duke", "data_root=small"], [], "name"),
         (["seed=3", f"model.trunk.depths=[{'11,' * 30}1]"], [], "seed=3 ..."),
     ],
 )
@@ -637,3 +639,17 @@ def test_what_is_set_to_null_is_left_out() -> None:
 
 def test_the_csv_logger_needs_no_wandb() -> None:
     assert "wandb" not in OmegaConf.to_yaml(composed("logger=csv").logger)
+
+
+def test_a_run_in_the_latest_folder_does_not_make_the_link_point_at_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / "outputs" / name).mkdir(parents=True)
+        link_latest(Path("outputs", name))
+    assert (tmp_path / "outputs" / "latest").readlink() == Path("b")
+    link_latest(Path("outputs", "latest"))
+    assert (tmp_path / "outputs" / "latest").readlink() == Path("b")
+    link_latest(tmp_path)
+    assert (tmp_path / "outputs" / "latest").resolve() == tmp_path / "outputs" / "b"

@@ -109,7 +109,7 @@ def run_label(name: str) -> str:
     """
     hydra = HydraConfig.get()
     varying = swept_keys()
-    silent = {*PATH_KEYS, *hydra.job.config.override_dirname.exclude_keys} - {"seed"}
+    silent = {"data", *PATH_KEYS, *hydra.job.config.override_dirname.exclude_keys} - {"seed"}
     shown = [
         canonical_override(one).lstrip("+")
         for one in OverridesParser.create().parse_overrides(list(hydra.overrides.task))

@@ -196,12 +196,12 @@ def link_latest(folder: Path) -> None:
 
     Nothing happens for a folder outside of ``outputs``, and where links cannot be made.
     """
-    root = Path("outputs").absolute()
-    if not folder.absolute().is_relative_to(root):
+    root, folder = Path("outputs").resolve(), folder.resolve()  # the folder may be given as outputs/latest
+    if not folder.is_relative_to(root) or folder == root:
         return
     temporary = root / f".latest-{secrets.token_hex(4)}"
     try:
-        temporary.symlink_to(os.path.relpath(folder.absolute(), root), target_is_directory=True)
+        temporary.symlink_to(os.path.relpath(folder, root), target_is_directory=True)
         os.replace(temporary, root / "latest")
     except OSError as error:
         log.debug("no link outputs/latest: %s", error)
