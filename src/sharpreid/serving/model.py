@@ -8,6 +8,7 @@ package and numbers only.
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -32,6 +33,7 @@ from sharpreid.attention.soft import ResidualAttentionMask, SigmoidConvGate, Sig
 from sharpreid.checkpoint_files import compute_sha256
 from sharpreid.data.reid_data import Box, DataError
 from sharpreid.data.transforms import Crops, EvalTransform, Normalise, read_image
+from sharpreid.evaluation.protocol import Exclusion
 from sharpreid.models.network import EmbeddingHead, SharpAttentionNetwork
 from sharpreid.models.trunk import ResNetTrunk
 
@@ -146,11 +148,53 @@ class Threshold(_Strict):
 
     distance: Annotated[float, Field(ge=0)]
     false_positive_rate: Annotated[float, Field(gt=0, lt=1)]
-    """Rate at which a person who is not in the gallery is taken for someone in it, as chosen."""
+    """Share of the queries of people who are not in the gallery that are matched nevertheless, as chosen."""
     interval: tuple[float, float]
-    """95 % interval of that rate on the identities that the threshold was chosen on."""
-    gallery_identities: int
-    """Number of people in the gallery of the calibration; the rate grows with the gallery."""
+    """95 % interval of that rate in a gallery of as many other people, see `calibration.calibrate`."""
+    detection_rate: float | None
+    """Share of the queries of people in the gallery that find their person first and within the distance."""
+    gallery_identities: Annotated[int, Field(ge=1)]
+    """Number of people in the gallery that the rates hold for; the false-positive rate grows with it."""
+    gallery_images: Annotated[int, Field(ge=1)]
+    """Mean number of images of that many people."""
+    identities: int
+    """Number of people that the threshold was chosen on."""
+    queries: int
+    """Number of their images."""
+    exclusion: Exclusion
+    """Gallery images that were not valid for a query."""
+    dataset: str
+    """Name of these people."""
+
+    def describe(self) -> str:
+        """Return the threshold, its rates and what they hold for, in sentences."""
+        low, high = self.interval
+        text = (
+            f"Distance {self.distance:.4g}: {self.false_positive_rate:.2%} of the queries of people who are "
+            f"not in the gallery are matched (95 % interval in another gallery: {low:.2%} to {high:.2%}). "
+        )
+        if self.detection_rate is not None:
+            text += (
+                f"Of the queries of people in the gallery, {self.detection_rate:.1%} find their person first "
+                "and within this distance. "
+            )
+        return (
+            f"{text}This holds for galleries of {self.gallery_identities} people with about "
+            f"{self.gallery_images} images; in a larger gallery more strangers are matched. Chosen on "
+            f"{self.identities} people of {self.dataset} ({self.queries} images, exclusion {self.exclusion})."
+        )
+
+    def find_caution(self, gallery_images: int) -> str | None:
+        """Return a warning if a gallery is more than twice as large as that of the calibration, else None."""
+        if gallery_images <= 2 * self.gallery_images:
+            return None
+        times = gallery_images / self.gallery_images
+        return (
+            f"the threshold was chosen for galleries of about {self.gallery_images} images, and this one has "
+            f"{gallery_images}: about {1 - (1 - self.false_positive_rate) ** times:.1%} of the queries of "
+            f"people who are not in it will be matched, not {self.false_positive_rate:.2%}; calibrate on "
+            "more people"
+        )
 
 
 class ModelConfig(_Strict):
@@ -347,15 +391,7 @@ def load_model(folder: str | Path) -> Embedder:
         FileNotFoundError: there is no such folder, or a file is missing in it.
         ModelError: a file is damaged, or describes no network of this package.
     """
-    place = Path(folder).expanduser()
-    if (place / "model" / CONFIG).is_file():
-        place /= "model"
-    for name in (CONFIG, WEIGHTS):
-        if not (place / name).is_file():
-            raise FileNotFoundError(
-                f"{place / name}: no such file; expected a model folder with {CONFIG} and {WEIGHTS}, or the "
-                "directory of a run that has one in model/"
-            )
+    place = _find_folder(folder)
     config = _read_config(place / CONFIG)
     found = compute_sha256(place / WEIGHTS)
     if found != config.weights_sha256:
@@ -379,6 +415,53 @@ def load_model(folder: str | Path) -> Embedder:
     return Embedder(
         network, config, mean=mean, card=card.read_text(encoding="utf-8") if card.is_file() else ""
     )
+
+
+def read_config(folder: str | Path) -> ModelConfig:
+    """Read the config.json of a model folder, or of the run that wrote it, without its weights.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or a file is missing in it.
+        ModelError: config.json is damaged.
+    """
+    return _read_config(_find_folder(folder) / CONFIG)
+
+
+def save_threshold(folder: str | Path, threshold: Threshold) -> None:
+    """Write a threshold into config.json and the card of a model folder, in place of an earlier one.
+
+    The digest of the model stays the same.
+
+    Args:
+        folder: the folder, or the directory of the run that wrote it.
+        threshold: the threshold.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or a file is missing in it.
+        ModelError: config.json is damaged.
+    """
+    place = _find_folder(folder)
+    config = _read_config(place / CONFIG).model_copy(update={"threshold": threshold})
+    card = place / CARD
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    text = re.sub(r"\n## Threshold\n.*?(?=\n## |\Z)", "", text, flags=re.DOTALL).rstrip("\n")
+    text = f"{text}\n\n## Threshold\n\n{threshold.describe()}\n"
+    for name, content in ((CONFIG, config.model_dump_json(indent=2) + "\n"), (CARD, text)):
+        with replacing(place / name) as temporary:
+            temporary.write_text(content, encoding="utf-8")
+
+
+def _find_folder(folder: str | Path) -> Path:
+    place = Path(folder).expanduser()
+    if (place / "model" / CONFIG).is_file():
+        place /= "model"
+    for name in (CONFIG, WEIGHTS):
+        if not (place / name).is_file():
+            raise FileNotFoundError(
+                f"{place / name}: no such file; expected a model folder with {CONFIG} and {WEIGHTS}, or the "
+                "directory of a run that has one in model/"
+            )
+    return place
 
 
 def _shape(tensors: Mapping[str, Tensor], key: str) -> torch.Size | None:
