@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("run",),
     ("report",),
     ("sweep",),
-    ("train", "evaluate", "visualize", "embed", "prepare", "runs", "dashboard", "__main__"),
+    ("train", "evaluate", "visualize", "embed", "calibrate", "prepare", "runs", "dashboard", "__main__"),
 )
 """Names at the top of the package, the lowest first: a layer may import those below it, and itself not."""
 

@@ -13,6 +13,7 @@ COMMANDS: Mapping[str, str] = {
     "evaluate": "score a checkpoint again, with other views, masks or re-ranking",
     "visualize": "draw a network's attention masks over photos",
     "embed": "embed images with a trained network, into a folder of Parquet files",
+    "calibrate": "choose the distance up to which two images are taken for one person",
     "prepare": "check a data set and store its decoded pixels",
     "runs": "list runs with state and scores, or compare the configs of two",
     "report": "write an HTML and a Markdown page with tables and figures of many runs",

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sharpreid import load
+from sharpreid.calibrate import main
 from sharpreid.serving import calibration
 from sharpreid.serving.calibration import (
     CalibrationError,
@@ -235,3 +236,35 @@ def test_a_much_larger_gallery_is_warned_of() -> None:
     assert threshold.find_caution(240) is None
     assert "27.1%" in (threshold.find_caution(360) or ""), "1 - 0.9^3"
     assert Threshold.model_validate(json.loads(threshold.model_dump_json())) == threshold
+
+
+def test_the_command_prints_what_it_writes(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gallery = write_gallery(tmp_path / "people", load(model).digest)
+    options = ["gallery_identities=12", "exclusion=same_camera", "dataset=some people"]
+    main([f"gallery={gallery}", f"model={model}", "false_positive_rate=0.1", *options])
+    threshold = read_config(model).threshold
+    assert threshold is not None
+    assert threshold.describe() in capsys.readouterr().out
+    assert (threshold.gallery_identities, threshold.exclusion) == (12, "same_camera")
+    assert threshold.dataset == "some people"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["gallery=a", "model=b"], 2, "false_positive_rate=... is missing"),
+        (["gallery=a", "model=b", "false_positive_rate=low"], 2, "must be a number, got 'low'"),
+        (["gallery=a", "model=b", "false_positive_rate=0.1", "exclusion=none"], 2, "same_camera, got none"),
+        (["gallery=a", "model=b", "false_positive_rate=0.1", "gallery_identities=0"], 2, "whole number > 0"),
+        (["gallery=a", "model=nowhere", "false_positive_rate=0.1"], 1, "nowhere"),
+    ],
+)
+def test_a_wrong_call_says_what_is_wrong(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], status: int, message: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == status
+    assert message in capsys.readouterr().err
