@@ -444,6 +444,19 @@ def test_a_wandb_id_from_outside_is_that_of_a_single_run(
     assert ids(in_sweep=False)[0] not in ("given", own)
 
 
+def test_a_job_that_is_refused_for_other_data_is_refused_at_the_next_attempt_too(
+    tmp_path: Path, tiny_overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep records the failure; the fingerprint on record stays that of the checkpoints."""
+    (tmp_path / "job.json").write_text(json.dumps({"status": "done", "data": "of then"}), encoding="utf-8")
+    job = job_of(tmp_path, tiny_overrides, monkeypatch, "resume=auto", in_sweep=True)
+    with pytest.raises(ChangedConfigError), job.preparing():
+        job.fields["data"] = "of now"
+        raise ChangedConfigError
+    record = json.loads((tmp_path / "job.json").read_text(encoding="utf-8"))
+    assert (record["status"], record["data"]) == ("failed", "of then")
+
+
 @pytest.mark.parametrize("in_sweep", [False, True])
 def test_an_unfinished_run_that_another_replaces_can_be_brought_back(
     tmp_path: Path,

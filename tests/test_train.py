@@ -187,6 +187,23 @@ def test_scoring_the_untrained_network_changes_nothing_else(
 
 
 @pytest.mark.slow
+def test_a_network_that_cannot_be_written_as_a_model_folder_is_scored(
+    tmp_path: Path, tiny_overrides: list[str]
+) -> None:
+    code = (
+        "from sharpreid import train\n"
+        "from sharpreid.run import training\n"
+        "training.write_model = lambda *_, **__: {}['a part of its own']\n"
+        "train.main()"
+    )
+    command = [sys.executable, "-c", code, *tiny_overrides]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "model is not written: 'a part of its own'" in done.stdout
+    assert len([*tmp_path.rglob("scores.json")]) == 1
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["basic", "local"])
 def test_two_sweeps_at_once_report_their_own_jobs(
     tmp_path: Path, tiny_overrides: list[str], launcher: str
@@ -363,8 +380,10 @@ def test_a_finished_run_on_data_that_have_changed_since_is_run_again(
     assert "28 images of 7 identities now" in again.stdout
     assert "not run again" not in again.stdout
     assert (tmp_path / "run" / "previous" / "1" / "scores.json").exists()
-    shutil.rmtree(tmp_path / "Market")
+    (tmp_path / "Market" / "query" / "person.jpg").touch()
     assert "not run again" in run(tmp_path, *common).stdout, "what cannot be compared is kept"
+    shutil.rmtree(tmp_path / "Market")
+    assert "not run again" in run(tmp_path, *common).stdout
 
 
 def test_a_record_has_absolute_paths_and_an_early_one_with_relative_paths_is_the_same_run(

@@ -81,7 +81,8 @@ class Job:
                 if self._resume == "none":
                     self._move_earlier_run_aside()
                 else:
-                    self.fields |= self._fields_to_keep()
+                    # the fingerprint stays that of the checkpoints, so that the next attempt is compared too
+                    self.fields |= {"data": self._read().get("data"), **self._fields_to_keep()}
                 self.fields["asked_for"] = time.time()
                 self._record_failure(error)
             raise

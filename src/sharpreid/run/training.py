@@ -20,6 +20,7 @@ from sharpreid.checkpoint_files import step_checkpoints, step_of
 from sharpreid.config.sweep_context import planned_jobs
 from sharpreid.config.validation import check_config
 from sharpreid.data.datamodule import ReIDDataModule
+from sharpreid.data.reid_data import DataError
 from sharpreid.distributed import explain_lost_processes, is_rank_zero
 from sharpreid.module import ReIDModule
 from sharpreid.run.build import (
@@ -153,15 +154,15 @@ def run_job(cfg: DictConfig, output_dir: Path) -> float:
         write_text(output_dir / "queries.csv", describe_queries(data.data.query, scores))
         try:
             write_model(output_dir / "model", cfg, module, mean=data.eval_transform.mean, record=record)
-        except ValueError as error:
-            log.warning("%s is not written: %s", output_dir / "model", error)
+        except Exception as error:  # a network of other parts; the scores do not need the folder
+            log.warning("%s is not written: %s", output_dir / "model", error_message(error))
         write_json(output_dir / "scores.json", record)
         print_run_table(record, in_sweep=planned_jobs() is not None)
     return held_out_map(record)
 
 
 def _find_finished(cfg: DictConfig, output_dir: Path, data: ReIDDataModule) -> dict[str, Any] | None:
-    """Return the finished record of the same config on the same data; None if the run is to be trained.
+    """Return the finished record of the same config on the same data; None if there is none.
 
     The data are not compared if they cannot be read any more: the scores are still those of this config.
     """
@@ -173,12 +174,12 @@ def _find_finished(cfg: DictConfig, output_dir: Path, data: ReIDDataModule) -> d
     if before is not None:
         try:
             data.setup("fit")
-        except OSError as error:
+        except (OSError, DataError) as error:
             log.warning("the data set of the finished run cannot be compared: %s", error)
         else:
             change = describe_change(before, take_fingerprint(cfg, data))
     if change is not None:
-        log.warning("%s: finished, but on other data, so it runs again: %s", output_dir, change)
+        log.warning("%s: already finished, but on other data: %s", output_dir, change)
         return None
     commit = finished.get("commit")
     log.info("%s: already finished with the same config (commit %s); not run again", output_dir, commit)
