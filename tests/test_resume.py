@@ -450,8 +450,8 @@ def test_a_job_that_is_refused_for_other_data_is_refused_at_the_next_attempt_too
     """A sweep records the failure; the fingerprint on record stays that of the checkpoints."""
     (tmp_path / "job.json").write_text(json.dumps({"status": "done", "data": "of then"}), encoding="utf-8")
     job = job_of(tmp_path, tiny_overrides, monkeypatch, "resume=auto", in_sweep=True)
+    job.fields["data"] = "of now"
     with pytest.raises(ChangedConfigError), job.preparing():
-        job.fields["data"] = "of now"
         raise ChangedConfigError
     record = json.loads((tmp_path / "job.json").read_text(encoding="utf-8"))
     assert (record["status"], record["data"]) == ("failed", "of then")

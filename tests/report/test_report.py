@@ -153,7 +153,10 @@ def test_the_page_begins_with_the_runs_and_ends_with_commands(
     _, _, end = page.partition('id="missing"')
     assert "sharpreid.train +experiment=table1 data=duke method=sab\n" in end
     assert "sharpreid.train" not in page.partition('id="missing"')[0]
-    assert "sharpreid.train seed=1 &#39;model.blocks=[1, 2]&#39; resume=auto &#39;hydra.run.dir=" in end
+    command = (
+        f"seed=1 &#39;model.blocks=[1, 2]&#39; hydra.mode=RUN hydra.run.dir={tmp_path}/runs/b resume=auto"
+    )
+    assert f"python -m sharpreid.train {command}</pre>" in end
 
 
 def test_runs_by_other_rules_do_not_share_a_mean(composed: Callable[..., DictConfig], tmp_path: Path) -> None:
@@ -411,7 +414,7 @@ def test_what_cannot_be_drawn_is_said(composed: Callable[..., DictConfig], tmp_p
     }
     (tmp_path / "runs" / "b" / "job.json").write_text(json.dumps(failed))
     page = write_report([tmp_path / "runs"], tmp_path / "report", images=1).read_text()
-    assert re.search(r"failed: <code>[^<]*</code><br>no memory<pre>.* seed=1 resume=auto ", page)
+    assert re.search(r"failed: <code>[^<]*</code><br>no memory<pre>.* seed=1 .* resume=auto<", page)
     assert "Attention on market1501: " in page.partition('id="missing"')[2]
     assert "<script>" not in page
     assert "http://" not in page.replace("http://www.w3.org", "")

@@ -114,7 +114,7 @@ def test_jobs_side_by_side_end_as_one_by_one(sweep: list[str], one_by_one: Path,
     assert max(told(folder)["started"] for folder in found.values()) < ended
     assert f"#1 seed=1: starts, {found['seed=1']}/console.log" in output
     assert "#1 seed=1: done in" in output
-    assert "step 24/24" in (found["seed=1"] / "console.log").read_text(encoding="utf-8")
+    assert "\nseed=1: step 24/24" in (found["seed=1"] / "console.log").read_text(encoding="utf-8")
     assert "step 24/24" not in output
     assert len([*tmp_path.rglob("summary.csv")]) == 1
 

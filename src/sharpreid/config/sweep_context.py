@@ -55,8 +55,7 @@ def count_repeats(repeats: Sequence[Sequence[str]], choices: Mapping[str, int]) 
     )
 
 
-SWEEP_ID = "SHARPREID_SWEEP"
-"""Environment variable with the id of the sweep, for jobs of `sharpreid.sweep.local_launcher`."""
+_ID_VARIABLE, _KEYS_VARIABLE = "SHARPREID_SWEEP", "SHARPREID_SWEPT_KEYS"
 
 _planned: int | None = None
 _swept: frozenset[str] = frozenset()
@@ -94,9 +93,14 @@ def leave_sweep() -> None:
     _planned, _swept, _id = None, frozenset(), None
 
 
+def sweep_environment() -> dict[str, str]:
+    """Return the environment variables that tell the process of a job its sweep; empty outside of a sweep."""
+    return {_ID_VARIABLE: _id, _KEYS_VARIABLE: ",".join(sorted(_swept))} if _id else {}
+
+
 def sweep_id() -> str | None:
     """Return the id of the sweep that this process runs, or of which it runs a job; None for a single run."""
-    return _id or os.environ.get(SWEEP_ID)
+    return _id or os.environ.get(_ID_VARIABLE)
 
 
 def planned_jobs() -> int | None:
@@ -106,7 +110,7 @@ def planned_jobs() -> int | None:
 
 def swept_keys() -> frozenset[str]:
     """Return the keys that vary in the sweep of this process; empty if unknown."""
-    return _swept
+    return _swept or frozenset(filter(None, os.environ.get(_KEYS_VARIABLE, "").split(",")))
 
 
 def key_of(override: str) -> str:

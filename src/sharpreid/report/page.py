@@ -2,7 +2,6 @@
 
 import base64
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from sharpreid.report.comparison import shorten_brackets
 from sharpreid.report.markdown import markdown_table
 from sharpreid.report.paper_tables import NOTE, PaperRow, RunTable
 from sharpreid.report.runs import Job
+from sharpreid.run.job import resume_command
 
 DRAWING_ERRORS = (OSError, ValueError, RuntimeError, OmegaConfBaseException)
 """Errors of a section that cannot be drawn."""
@@ -85,16 +85,6 @@ class Report:
         return {title: commands for title, commands in found.items() if commands}
 
 
-def resume_command(job: Job) -> str:
-    """Return the command that goes on with an unfinished job, or starts it anew; empty if it is not known."""
-    if not job.overrides:
-        return ""
-    added = [] if "resume" in job.settings else ["resume=auto"]
-    if job.number is None and "experiment" not in job.settings:  # a sweep names the folders of its jobs
-        added.append(f'hydra.run.dir="{job.folder}"')
-    return f"python -m sharpreid.train {shlex.join([*job.overrides, *added])}"
-
-
 def render_html(report: Report) -> str:
     """Render the report as one HTML page that needs no other file and no network."""
     environment = Environment(
@@ -119,10 +109,15 @@ def render_html(report: Report) -> str:
         sections=sections,
         tables=[_table(title, rows) for title, rows in report.filled_tables.items()],
         contents=[*contents, ("paper", "The paper's tables"), ("missing", "What is missing")],
-        unfinished=[(job, resume_command(job)) for job in report.unfinished],
+        unfinished=[(job, _command(job)) for job in report.unfinished],
         absent=report.absent,
         commands=report.missing_commands,
     )
+
+
+def _command(job: Job) -> str:
+    """Return the command that goes on with an unfinished job, or starts it anew; empty if it is not known."""
+    return resume_command(job.overrides, job.folder) if job.overrides else ""
 
 
 def _caveat(reasons: Sequence[str]) -> dict[str, Any]:
@@ -245,7 +240,7 @@ def _markdown_rows(rows: Sequence[PaperRow]) -> list[dict[str, str]]:
 def _markdown_missing(report: Report) -> list[str]:
     lines = [
         f"- {job.status}: {job.folder}: {' '.join((job.error or '').split())}"
-        + (f" `{command}`" if (command := resume_command(job)) else "")
+        + (f" `{command}`" if (command := _command(job)) else "")
         for job in report.unfinished
     ]
     lines += [f"- {text}" for text in report.absent]

@@ -7,7 +7,7 @@ import secrets
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -142,12 +142,9 @@ class Job:
         )
 
     def _command_to_resume(self, checkpoint: Path) -> str:
-        resume = f"resume={checkpoint}"
         if not self._is_of_sweep:
-            return f"the same command with {shlex.quote(resume)}"
-        job = [one for one in self.fields["overrides"] if not one.startswith("resume=")]
-        place = ["hydra.mode=RUN", f"hydra.run.dir={self.output_dir}"]
-        return "for this job " + shlex.join(["python", "-m", "sharpreid.train", *job, *place, resume])
+            return f"the same command with {shlex.quote(f'resume={checkpoint}')}"
+        return "for this job " + resume_command(self.fields["overrides"], self.output_dir, checkpoint)
 
     def _continue_from(self, checkpoint: Path) -> None:
         step = step_of(checkpoint)
@@ -190,6 +187,17 @@ class Job:
             self._write()
         except OSError as second:  # a full disk; the first error is the one to report
             log.warning("%s could not be written (%s)", self.output_dir / "job.json", second)
+
+
+def resume_command(overrides: Sequence[str], output_dir: Path, resume: str | Path = "auto") -> str:
+    """Return the command that goes on with a run in its directory, also with one job of a sweep.
+
+    >>> resume_command(["seed=1", "resume=none"], Path("outputs/a b"))
+    "python -m sharpreid.train seed=1 hydra.mode=RUN 'hydra.run.dir=outputs/a b' resume=auto"
+    """
+    own = [one for one in overrides if not one.startswith("resume=")]
+    place = ["hydra.mode=RUN", f"hydra.run.dir={output_dir}", f"resume={resume}"]
+    return shlex.join(["python", "-m", "sharpreid.train", *own, *place])
 
 
 def _given_wandb_id(in_sweep: bool) -> str | None:

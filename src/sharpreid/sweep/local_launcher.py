@@ -30,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from sharpreid.config.overrides import quote_path
 from sharpreid.config.paths import parse_override
 from sharpreid.config.resolvers import run_label
-from sharpreid.config.sweep_context import SWEEP_ID
+from sharpreid.config.sweep_context import sweep_environment
 from sharpreid.run.records import (
     CONSOLE_LOG,
     asking_sweep,
@@ -250,9 +250,8 @@ def _start(job: Job, running: Sequence[Running], gpus: Sequence[str], at_once: i
     job.output_dir.mkdir(parents=True, exist_ok=True)
     in_use = [gpu for one in running for gpu in one.gpus]
     mine = tuple(sorted(gpus, key=in_use.count)[: job.devices])
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}  # output is written to the file at once
-    for sweep in asking_sweep():
-        environment[SWEEP_ID] = sweep
+    unbuffered = {"PYTHONUNBUFFERED": "1"}  # output is written to the file at once
+    environment = {**os.environ, **unbuffered, **sweep_environment()}
     if mine:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
     else:
