@@ -325,6 +325,20 @@ def test_a_run_that_early_stopping_ended_goes_on_without_it_if_allowed(
     assert find_checkpoint(cfg, folder) is not None
 
 
+def test_a_callback_s_path_in_the_run_s_directory_moves_with_the_run(
+    stopped: tuple[DictConfig, Path], tmp_path: Path
+) -> None:
+    cfg, folder = stopped
+    cfg.callbacks = {"mine": {"_target_": "mine.Profiles", "folder": "${output_dir}/profiles"}}
+    moved = cfg.copy()
+    moved.output_dir = str(tmp_path / "before")
+    (folder / "config.yaml").write_text(describe_config(moved), encoding="utf-8")
+    assert find_checkpoint(cfg, folder) is not None
+    cfg.callbacks.mine.folder = "${output_dir}/others"
+    with pytest.raises(ChangedConfigError, match=r"callbacks\.mine\.folder: was .*/profiles', is .*/others'"):
+        find_checkpoint(cfg, folder)
+
+
 def test_what_comes_from_the_checkpoint_cannot_be_changed(stopped: tuple[DictConfig, Path]) -> None:
     """It would be on record as changed, while the training goes on with the earlier value."""
     cfg, folder = stopped

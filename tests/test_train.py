@@ -186,6 +186,35 @@ def test_scoring_the_untrained_network_changes_nothing_else(
     assert "not run again" in run(tmp_path, *tiny_overrides, "skip_finished=true", place).stdout
 
 
+STOPPING = (
+    "{_target_: pytorch_lightning.callbacks.EarlyStopping, monitor: train/loss, min_delta: 1e9, patience: 1, "
+    "check_on_train_epoch_end: true}"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("option", "epochs", "iterations", "said"),
+    [
+        ("+trainer.max_steps=3", 1, 3, "trainer.max_steps 3 (unset), ended early"),
+        (f"+callbacks.stopping={STOPPING}", 2, 4, "epochs 5 (150), ended early"),
+    ],
+)
+def test_a_training_that_ended_early_counts_whole_epochs_and_is_not_the_paper_s(
+    tmp_path: Path, tiny_overrides: list[str], option: str, epochs: int, iterations: int, said: str
+) -> None:
+    """Of two batches each. A second call finds all steps done and scores them."""
+    place = f"hydra.run.dir={tmp_path / 'run'}"
+    for _ in range(2):
+        done = run(tmp_path, *tiny_overrides, "trainer.max_epochs=5", option, "resume=auto", place)
+        assert done.returncode == 0, done.stderr
+        record = json.loads((tmp_path / "run" / "scores.json").read_text())
+        assert (record["epochs"], record["iterations"]) == (epochs, iterations)
+        assert record["deviations"].endswith(said)
+        job = json.loads((tmp_path / "run" / "job.json").read_text())
+        (tmp_path / "run" / "job.json").write_text(json.dumps({**job, "status": "failed"}))
+
+
 @pytest.mark.slow
 def test_a_network_that_cannot_be_written_as_a_model_folder_is_scored(
     tmp_path: Path, tiny_overrides: list[str]

@@ -345,10 +345,10 @@ def test_an_experiment_tells_its_baseline_and_claim() -> None:
 def test_curves_are_means_over_an_epoch(tmp_path: Path) -> None:
     (tmp_path / "csv").mkdir()
     (tmp_path / "csv" / "metrics.csv").write_text(
-        "epoch,train/loss,val/mAP\n0,1,\n0,3,\n0,,0.5\n1,nan,\n1,4,\n"
+        "epoch,train/loss,val/mAP\n0,1,\n0,3,\n0,,0.5\n1,nan,\n1,4,\n2,,0.7\n"
     )
     assert read_curve(tmp_path, "train/loss") == [(0, 2.0), (1, 4.0)]
-    assert read_curve(tmp_path, "val/mAP") == [(0, 0.5)]
+    assert read_curve(tmp_path, "val/mAP") == [(0, 0.5), (1, 0.7)]
     assert read_curve(tmp_path, "train/tau") == []
     assert read_curve(tmp_path / "none", "train/tau") == []
 

@@ -63,6 +63,9 @@ class StepCheckpoints(Checkpoint):
         self._restore_random_states(trainer)
         self._steps = trainer.global_step
         _begin_next_epoch(trainer)
+        # a training that early stopping had ended is over, if it resumes to be scored
+        if any(one.wait_count >= max(one.patience, 1) for one in trainer.early_stopping_callbacks):
+            trainer.should_stop = True
         if trainer.is_global_zero:
             remove_unfinished(self.folder)
 

@@ -213,6 +213,8 @@ def _draw_bars(axes: "Axes", compared: Sequence[Configuration], metric: str, rel
 def read_curve(folder: Path, quantity: str) -> list[tuple[int, float]]:
     """Read the mean of a logged quantity in each epoch, as (epoch, value); empty if it was not logged.
 
+    The validation after the training is logged under the epoch that would follow; it belongs to the last one.
+
     Args:
         folder: output folder of a run, with ``csv/metrics.csv``.
         quantity: name of the quantity, such as ``train/loss``.
@@ -224,15 +226,20 @@ def read_curve(folder: Path, quantity: str) -> list[tuple[int, float]]:
     if not path.is_file():
         return []
     values: dict[int, list[float]] = {}
+    last = math.inf
     with path.open(newline="", encoding="utf-8") as file:
         for line in csv.DictReader(file):
-            if line.get(quantity) and line.get("epoch"):
+            if not line.get("epoch"):
+                continue
+            epoch = int(float(line["epoch"]))
+            last = epoch if line.get("train/loss") else last
+            if line.get(quantity):
                 try:
                     value = float(line[quantity])
                 except ValueError as error:
                     raise ValueError(f"{path}: {quantity}: {error}") from error
                 if math.isfinite(value):
-                    values.setdefault(int(float(line["epoch"])), []).append(value)
+                    values.setdefault(int(min(epoch, last)), []).append(value)
     return [(epoch, fmean(found)) for epoch, found in sorted(values.items())]
 
 

@@ -256,11 +256,14 @@ def flatten_config(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def result_config(config: Any) -> dict[str, Any]:
     """Return the part of a run's config that its scores depend on.
 
-    Of the callbacks it keeps those that are not the package's: one may stop the training early.
+    Of the callbacks it keeps those that are not the package's: one may stop the training early. Their paths
+    below the run's directory are relative to it, so that a run that was moved is the same.
     """
     content: Any = OmegaConf.to_container(config)
     callbacks = (content.get("callbacks") or {}).items()
     others = {name: one for name, one in callbacks if one and not _is_own(one)}
+    if others and (place := content.get("output_dir")):
+        others = json.loads(json.dumps(others).replace(json.dumps(f"{place}/")[1:-1], "${output_dir}/"))
     for key in _WITHOUT_EFFECT_ON_SCORES:
         *path, last = key.split(".")
         node = content

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
@@ -134,6 +134,7 @@ def run_job(cfg: DictConfig, output_dir: Path) -> float:
             trainer.save_checkpoint(output_dir / FINAL_CHECKPOINT, weights_only=True)
             held_out = _score_held_out(trainer, module, data)
             scores = score(trainer, module, data)
+        epochs = whole_epochs(trainer)
         record = {
             "name": cfg.name,
             "overrides": job.fields["overrides"],
@@ -141,7 +142,7 @@ def run_job(cfg: DictConfig, output_dir: Path) -> float:
             "untrained": untrained,
             "held_out": held_out,
             "validation_identities": data.validation_identities,
-            "epochs": trainer.current_epoch,
+            "epochs": epochs,
             "iterations": trainer.global_step,
             **describe_environment(trainer),
             "commit": job.fields["commit"],
@@ -151,6 +152,8 @@ def run_job(cfg: DictConfig, output_dir: Path) -> float:
             "parameters": sum(parameter.numel() for parameter in module.network.parameters()),
             "checkpoint": str(FINAL_CHECKPOINT),
         }
+        if epochs < cfg.trainer.max_epochs:
+            record["deviations"] = ", ".join(filter(None, [record["deviations"], "ended early"]))
         write_text(output_dir / "queries.csv", describe_queries(data.data.query, scores))
         try:
             write_model(output_dir / "model", cfg, module, mean=data.eval_transform.mean, record=record)
@@ -159,6 +162,14 @@ def run_job(cfg: DictConfig, output_dir: Path) -> float:
         write_json(output_dir / "scores.json", record)
         print_run_table(record, in_sweep=planned_jobs() is not None)
     return held_out_map(record)
+
+
+def whole_epochs(trainer: pl.Trainer) -> int:
+    """Return the number of epochs that were trained to their end; Lightning counts one that was cut, too."""
+    loop, counts = trainer.fit_loop.epoch_loop, cast(Any, trainer.fit_loop.epoch_progress.current)
+    return int(
+        counts.processed - (counts.ready == counts.processed and not loop._num_ready_batches_reached())
+    )
 
 
 def _find_finished(cfg: DictConfig, output_dir: Path, data: ReIDDataModule) -> dict[str, Any] | None:
