@@ -134,6 +134,20 @@ def test_mean_rates_are_those_of_all_galleries() -> None:
     assert 0.2 < false_positive <= 0.3, "below the wanted rate by the correction for choosing"
 
 
+def test_people_of_a_single_camera_are_strangers_only() -> None:
+    x = np.random.default_rng(6).normal(size=(90, 3)).astype(np.float32)
+    people = [str(row // 3) for row in range(90)]
+    several = [str(row % 3) for row in range(45)]
+    some = calibrate(
+        person_distances(x, people, several + ["1"] * 45), false_positive_rate=0.2, dataset="a part"
+    )
+    assert some.detection_rate is not None
+    none = calibrate(person_distances(x, people, ["1"] * 90), false_positive_rate=0.2, dataset="one camera")
+    assert none.detection_rate is None
+    assert none.distance == some.distance
+    assert "find their person" not in none.describe()
+
+
 @pytest.mark.parametrize(
     ("people", "arguments", "message"),
     [

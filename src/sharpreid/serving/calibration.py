@@ -72,10 +72,10 @@ class PersonDistances:
         rows = number[self.person] >= 0
         return PersonDistances(number[self.person[rows]], self.nearest[np.ix_(rows, people)])
 
-    def to_others(self) -> npt.NDArray[np.float32]:
+    def to_others(self, rows: slice = slice(None)) -> npt.NDArray[np.float32]:
         """Return the distances with infinity in place of those to the query's own person, (Q, P)."""
-        others = self.nearest.copy()
-        others[np.arange(len(others)), self.person] = np.inf
+        others = self.nearest[rows].copy()
+        others[np.arange(len(others)), self.person[rows]] = np.inf
         return others
 
     def to_own(self) -> npt.NDArray[np.float32]:
@@ -239,14 +239,20 @@ class _Galleries:
     def __init__(self, distances: PersonDistances, size: int) -> None:
         self.distances, self.size = distances, size
         self.images = np.bincount(distances.person)
-        others = distances.to_others()
+        self.own, people = distances.to_own(), distances.people
         # of more people than these, hardly any gallery (e^-10) contains none
-        kept = min(distances.people - 1, math.ceil(10 * distances.people / size))
-        self.who = np.argpartition(others, kept - 1, axis=1)[:, :kept]
-        self.distance = np.take_along_axis(others, self.who, axis=1)
-        order = np.argsort(self.distance, axis=1)
-        self.who = np.take_along_axis(self.who, order, axis=1)
-        self.distance = np.take_along_axis(self.distance, order, axis=1)
+        kept = min(people - 1, math.ceil(10 * people / size))
+        self.who = np.empty((len(self.own), kept), np.int32)
+        self.distance = np.empty((len(self.own), kept), np.float32)
+        self.nearer = np.empty(len(self.own), np.int64)  # other people at least as near as the query's own
+        for rows in chunk_slices(len(self.own), 16 * people):
+            others = distances.to_others(rows)
+            self.nearer[rows] = (others <= self.own[rows, None]).sum(axis=1)
+            who = np.argpartition(others, kept - 1, axis=1)[:, :kept]
+            distance = np.take_along_axis(others, who, axis=1)
+            order = np.argsort(distance, axis=1)
+            self.who[rows] = np.take_along_axis(who, order, axis=1)
+            self.distance[rows] = np.take_along_axis(distance, order, axis=1)
 
     def threshold(self, rate: float) -> float | None:
         """Return the largest distance of a query to a person with a mean rate of at most ``rate``."""
@@ -267,12 +273,12 @@ class _Galleries:
 
     def detection_rate(self, threshold: float) -> float | None:
         """Return the mean detection rate; None without a query that has another valid image of its person."""
-        own = self.distances.to_own()
-        nearer = (self.distances.to_others() <= own[:, None]).sum(axis=1)
-        alone = _none_enrolled(self.distances.people - 1, self.size - 1, self.distances.people - 1)
-        asked = np.isfinite(own)
-        found = np.where(own <= threshold, alone[nearer], 0.0)
-        return float(found[asked].mean()) if asked.any() else None
+        asked = np.isfinite(self.own)
+        if not asked.any():
+            return None
+        others = self.distances.people - 1
+        first = _none_enrolled(others, self.size - 1, others)[self.nearer[asked]]
+        return float(np.where(self.own[asked] <= threshold, first, 0.0).mean())
 
     def variance(self, threshold: float) -> float:
         """Return the delete-one jackknife variance over people of the mean false-positive rate."""
