@@ -1,7 +1,11 @@
 """Arguments of the commands for trained models: ``key=value``, taken as they are written."""
 
 import difflib
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+_Choice = TypeVar("_Choice", bound=str)
 
 
 class UsageError(ValueError):
@@ -39,7 +43,7 @@ def parse_pairs(arguments: Sequence[str], known: Sequence[str], *, required: Seq
     return given
 
 
-def parse_count(given: dict[str, str], key: str, default: int) -> int:
+def parse_count(given: Mapping[str, str], key: str, default: int) -> int:
     """Return a whole number > 0.
 
     Raises:
@@ -48,4 +52,55 @@ def parse_count(given: dict[str, str], key: str, default: int) -> int:
     text = given.get(key, str(default))
     if not text.isdecimal() or int(text) < 1:
         raise UsageError(f"{key} must be a whole number > 0, got {text!r}")
+    return int(text)
+
+
+def parse_number(given: Mapping[str, str], key: str) -> float | None:
+    """Return a finite number; None if it is not given.
+
+    Raises:
+        UsageError: the value is no such number.
+    """
+    if key not in given:
+        return None
+    try:
+        number = float(given[key])
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise UsageError(f"{key} must be a number, got {given[key]!r}")
+    return number
+
+
+def parse_yes(given: Mapping[str, str], key: str) -> bool:
+    """Return whether a value is yes; without one it is no.
+
+    Raises:
+        UsageError: the value is neither yes nor no.
+    """
+    return parse_choice(given, key, ("no", "yes")) == "yes"
+
+
+def parse_choice(given: Mapping[str, str], key: str, known: Sequence[_Choice]) -> _Choice:
+    """Return a value that is one of ``known``; without one the first of them.
+
+    Raises:
+        UsageError: the value is none of them.
+    """
+    text = given.get(key, known[0])
+    for one in known:
+        if text == one:
+            return one
+    raise UsageError(f"{key} must be one of {', '.join(known)}; got {text!r}")
+
+
+def parse_port(given: Mapping[str, str], default: int) -> int:
+    """Return the number of a port; 0 stands for a free one.
+
+    Raises:
+        UsageError: the value is no whole number from 0 to 65535.
+    """
+    text = given.get("port", str(default))
+    if not text.isdecimal() or int(text) > 65535:
+        raise UsageError(f"port must be a whole number from 0 to 65535, got {text!r}")
     return int(text)

@@ -47,7 +47,8 @@ class Item(NamedTuple):
         return self.path, self.frame, self.box
 
 
-def _schema(dim: int, digest: str) -> pa.Schema:
+def row_schema(dim: int) -> pa.Schema:
+    """Return the columns of rows: the fields of `Item`, and the embedding, float32, ``dim`` numbers."""
     return pa.schema(
         [
             ("path", pa.string()),
@@ -59,9 +60,21 @@ def _schema(dim: int, digest: str) -> pa.Schema:
             ("identity", pa.string()),
             ("changed", pa.int64()),
             ("embedding", pa.list_(pa.float32(), dim)),
-        ],
-        metadata={DIGEST: digest.encode()},
+        ]
     )
+
+
+def item_columns(items: Sequence[Item], embeddings: npt.NDArray[np.float32]) -> dict[str, Any]:
+    """Return the columns of `row_schema` for items, B, and their embeddings, float32, (B, D)."""
+    columns: dict[str, Any] = {name: [getattr(item, name) for item in items] for name in Item._fields}
+    flat = pa.array(np.ascontiguousarray(embeddings, np.float32).ravel())
+    return {**columns, "embedding": pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1])}
+
+
+def items_of(table: pa.Table) -> list[Item]:
+    """Return the items of a table's rows."""
+    rows = table.select(Item._fields).to_pylist()
+    return [Item(**{**row, "box": None if row["box"] is None else tuple(row["box"])}) for row in rows]
 
 
 class Gallery:
@@ -97,16 +110,11 @@ class Gallery:
     def append(self, items: Sequence[Item], embeddings: npt.NDArray[np.float32]) -> Path:
         """Write a part with the embeddings, float32, (B, D), of as many items; return its path."""
         assert self.digest is not None, "a new gallery needs the digest of its model"
-        schema = _schema(embeddings.shape[1], self.digest)
-        columns: dict[str, Any] = {
-            name: [getattr(item, name) for item in items] for name in schema.names if name != "embedding"
-        }
-        flat = pa.array(np.ascontiguousarray(embeddings, np.float32).ravel())
-        columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1])
+        schema = row_schema(embeddings.shape[1]).with_metadata({DIGEST: self.digest.encode()})
         number = 1 + max((int(path.stem.rpartition("-")[2]) for path in self._parts), default=-1)
         path = self.folder / f"part-{number:06d}.parquet"
         with replacing(path) as temporary:
-            pq.write_table(pa.table(columns, schema=schema), temporary)
+            pq.write_table(pa.table(item_columns(items, embeddings), schema=schema), temporary)
         self._parts.append(path)
         return path
 
@@ -133,10 +141,9 @@ class Gallery:
 
 def embeddings_of(table: pa.Table) -> npt.NDArray[np.float32]:
     """Return the embeddings of a table's rows, float32, (B, D)."""
-    column = table["embedding"].combine_chunks()
     dim = table.schema.field("embedding").type.list_size
-    flat: npt.NDArray[np.float32] = column.flatten().to_numpy()
-    return flat.reshape(-1, dim)
+    chunks = [chunk.flatten().to_numpy() for chunk in table["embedding"].chunks]
+    return np.concatenate([*chunks, np.empty(0, np.float32)]).reshape(-1, dim)
 
 
 def _keys(table: pa.Table) -> Iterable[tuple[object, ...]]:

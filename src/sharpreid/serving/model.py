@@ -343,14 +343,7 @@ class Embedder:
             picture = Image.fromarray(image)
         else:
             picture = image.convert("RGB")
-        if box is not None:
-            left, upper, right, lower = box
-            if not (0 <= left < right <= picture.width and 0 <= upper < lower <= picture.height):
-                raise DataError(
-                    f"box {box} is not inside the image, {picture.width} x {picture.height} pixels"
-                )
-            picture = picture.crop(box)
-        return self.transform(picture)
+        return self.transform(crop_box(picture, box))
 
     @torch.inference_mode()
     def embed_views(self, views: Tensor) -> Tensor:
@@ -365,6 +358,20 @@ class Embedder:
         images = views.flatten(0, 1).to(self.device, memory_format=self.memory_format)
         embeddings = self.network(images, views=views.shape[1]).embedding.float()
         return cast(Tensor, embeddings.view(*views.shape[:2], -1).mean(1)).cpu()
+
+
+def crop_box(picture: Image.Image, box: Box | None) -> Image.Image:
+    """Return the part of an image in a box; without a box the image itself.
+
+    Raises:
+        DataError: the box is not inside the image.
+    """
+    if box is None:
+        return picture
+    left, upper, right, lower = box
+    if not (0 <= left < right <= picture.width and 0 <= upper < lower <= picture.height):
+        raise DataError(f"box {box} is not inside the image, {picture.width} x {picture.height} pixels")
+    return picture.crop(box)
 
 
 def save_model(embedder: Embedder, folder: Path) -> None:

@@ -15,8 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from sharpreid.data.reid_data import IMAGE_SUFFIXES, Box, DataError
+from sharpreid.data.transforms import read_image
 from sharpreid.serving.gallery import Item
-from sharpreid.serving.model import Embedder
+from sharpreid.serving.model import Embedder, crop_box
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".mpg", ".mpeg")
 
@@ -24,6 +25,8 @@ COLUMNS = ("path", "box", "camera", "time", "track", "identity", "split")
 """Columns of a CSV file of images; only ``path`` is required, and ``split`` is not read."""
 
 _BOX_COLUMNS = ("frame", "x", "y", "w", "h", "track")
+
+_SAME_TIME = 1e-4  # seconds
 
 
 class Task(NamedTuple):
@@ -205,45 +208,88 @@ def _boxes_of_video(video: Path, boxes: Path, camera_pattern: str | None) -> lis
 
 
 def _tasks_of_video(video: Path, items: Sequence[Item], embedder: Embedder) -> Iterator[Task]:
-    """Decode the frames that have boxes; a box beyond the edge of its frame is cut at the edge."""
-    try:
-        import av
-    except ImportError as error:
-        raise DataError(f"{video}: videos need the package av: pip install 'sharpreid[serve]'") from error
+    """Decode the frames that have boxes."""
     wanted = {frame: list(some) for frame, some in groupby(items, key=lambda item: item.frame)}
     last = max(frame for frame in wanted if frame is not None)
     found = set()
-    try:
-        with av.open(str(video)) as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            for number, frame in enumerate(container.decode(stream)):
-                if number > last:
-                    break
-                if number not in wanted:
-                    continue
-                found.add(number)
-                picture: Image.Image = frame.to_image()  # type: ignore[no-untyped-call]
-                rate = stream.average_rate
-                time = frame.time if frame.time is not None else (number / float(rate) if rate else None)
-                for item in wanted[number]:
-                    timed = item if item.time is not None else item._replace(time=time)
-                    yield Task(timed, partial(_read_box, embedder, picture, timed))
-    except (av.FFmpegError, IndexError, OSError) as error:
-        raise DataError(f"{video}: cannot be decoded ({error})") from error
+    for number, frame in enumerate(_decode(video)):
+        if number > last:
+            break
+        if number not in wanted:
+            continue
+        found.add(number)
+        picture = frame.picture()
+        for item in wanted[number]:
+            timed = item if item.time is not None else item._replace(time=frame.time)
+            yield Task(timed, partial(_read_box, embedder, picture, timed))
     for number in sorted(frame for frame in wanted if frame is not None and frame not in found):
         for item in wanted[number]:
             yield Task(item, partial(_refuse, f"{video}: has no frame {number}"))
 
 
-def _read_box(embedder: Embedder, picture: Image.Image, item: Item) -> Tensor:
-    assert item.box is not None
-    left, upper, right, lower = item.box
-    box = (left, upper, min(right, picture.width), min(lower, picture.height))
+class _Frame(NamedTuple):
+    picture: Callable[[], Image.Image]
+    time: float | None
+    """Seconds since the start of the video."""
+
+
+def _decode(video: Path, start: float | None = None) -> Iterator[_Frame]:
+    """Decode a video from its start, or from the last key frame at or before a time in seconds."""
     try:
-        return embedder.read_views(picture, box)
+        import av
+    except ImportError as error:
+        raise DataError(f"{video}: videos need the package av: pip install 'sharpreid[serve]'") from error
+    try:
+        with av.open(str(video)) as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            if start is not None and stream.time_base:
+                container.seek(int(start / stream.time_base), stream=stream)
+            for number, frame in enumerate(container.decode(stream)):
+                rate = stream.average_rate
+                counted = number / float(rate) if rate and start is None else None
+                yield _Frame(frame.to_image, counted if frame.time is None else frame.time)
+    except (av.FFmpegError, IndexError, OSError) as error:
+        raise DataError(f"{video}: cannot be decoded ({error})") from error
+
+
+def read_picture(item: Item) -> Image.Image:
+    """Read the picture of one person, RGB.
+
+    A frame of a video is looked for at the item's time. If the video has no frame at that time, it is decoded
+    from its start.
+
+    Raises:
+        DataError: the file cannot be read, or has no such frame or box.
+    """
+    path = Path(item.path)
+    if path.suffix.lower() not in VIDEO_SUFFIXES:
+        return crop_box(read_image(path), item.box)
+    if item.time is not None:
+        for frame in _decode(path, item.time):
+            if frame.time is None or frame.time > item.time + _SAME_TIME:
+                break
+            if frame.time > item.time - _SAME_TIME:
+                return _crop(frame.picture(), item)
+    for number, frame in enumerate(_decode(path)):
+        if number == item.frame:
+            return _crop(frame.picture(), item)
+    raise DataError(f"{path}: has no frame {item.frame}")
+
+
+def _read_box(embedder: Embedder, picture: Image.Image, item: Item) -> Tensor:
+    try:
+        return embedder.read_views(_crop(picture, item))
     except DataError as error:
         raise DataError(f"{item.path}, frame {item.frame}: {error}") from error
+
+
+def _crop(picture: Image.Image, item: Item) -> Image.Image:
+    """Crop the box of an item from its frame; a box beyond the edge of the frame ends at the edge."""
+    if item.box is None:
+        return picture
+    left, upper, right, lower = item.box
+    return crop_box(picture, (left, upper, min(right, picture.width), min(lower, picture.height)))
 
 
 def _refuse(message: str) -> Tensor:

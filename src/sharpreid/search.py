@@ -1,0 +1,270 @@
+"""Search embeddings: ``python -m sharpreid.search build|add|remove|query|serve key=value ...``."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sharpreid.standard_streams import tolerate_write_errors
+
+if TYPE_CHECKING:
+    from sharpreid.serving.query import GroupBy
+    from sharpreid.serving.store import Filter
+
+USAGE = """\
+usage: python -m sharpreid.search ACTION store=STORE [key=value ...]
+
+Finds the images of a person again. STORE is a folder (LanceDB), or http://HOST:PORT/COLLECTION of a Qdrant
+server. It holds embeddings of one model.
+
+build   make a new store           gallery=FOLDER of sharpreid.embed
+add     add or replace rows        gallery=FOLDER, or images=PLACE model=RUN as for sharpreid.embed
+remove  remove rows                at least one filter; all=yes removes all rows
+query   find people                images=PLACE model=RUN
+serve   answer queries by HTTP     model=RUN [host=127.0.0.1] [port=8000]
+
+Queries: images=PLACE is an image, a folder, a glob, a CSV file, or a video with boxes=FILE.csv.
+  group_by=image           images that form one query: image (each), track, or all; their mean is searched
+  k=10                     matches shown
+  threshold=0.8            distance up to which a row counts as the same person; beyond it the answer is
+                           "unknown". By default the calibrated threshold of the model, if it has one
+  re_ranking=yes           order the 2,000 nearest rows by k-reciprocal re-ranking
+  approximate=yes          use the index of the store, if it has one; without it a search is exact
+  output=matches.json      also write .json, or .csv with a line for each match
+
+Filters, for query and remove; they come before the search, and several values have commas between them:
+  camera=1,2  not_camera=3  from=0  to=59.5 (seconds)  identity=7  track=a  path=FILE_OR_FOLDER
+
+build and add:  index=yes makes the index for approximate searches, and measures its recall
+add and query:  camera_pattern='_c(?P<camera>\\d+)'  batch_size=64  device=cpu
+
+Exit status: 0, also if a person is unknown; 1 for an error; 2 for wrong arguments.
+"""
+
+_FILTERS = ("camera", "not_camera", "from", "to", "identity", "track", "path")
+_IMAGES = ("images", "boxes", "model", "camera_pattern", "batch_size", "device")
+_KEYS: Mapping[str, tuple[str, ...]] = {
+    "build": ("store", "gallery", "index"),
+    "add": ("store", "gallery", "index", *_IMAGES),
+    "remove": ("store", "all", *_FILTERS),
+    "query": (
+        *("store", "group_by", "k", "threshold", "re_ranking", "approximate", "output"),
+        *_IMAGES,
+        *_FILTERS,
+    ),
+    "serve": ("store", "model", "host", "port", "device"),
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(USAGE)
+        sys.exit(0 if arguments else 2)
+    from sharpreid.serving.arguments import UsageError, parse_pairs
+
+    action, *rest = arguments
+    try:
+        if action not in _KEYS:
+            raise UsageError(f"{action}: no such action; known are {', '.join(_KEYS)}")
+        given = parse_pairs(rest, _KEYS[action], required=("store",))
+        {"build": build, "add": add, "remove": remove, "query": query, "serve": serve}[action](given)
+    except UsageError as error:
+        print(f"error: {error}\n\n{USAGE}", file=sys.stderr)
+        sys.exit(2)
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def build(given: Mapping[str, str]) -> None:
+    """Make a new store from a gallery.
+
+    Raises:
+        ValueError: the store exists already.
+    """
+    from sharpreid.serving.arguments import UsageError
+    from sharpreid.serving.store import StoreError, open_store
+
+    if "gallery" not in given:
+        raise UsageError("gallery=... is missing")
+    try:
+        exists = open_store(given["store"]).count() > 0
+    except FileNotFoundError:
+        exists = False
+    if exists:
+        raise StoreError(
+            f"{given['store']}: has rows already; use the action add, or give a new folder for the store"
+        )
+    _add_gallery(given)
+    _index(given)
+
+
+def add(given: Mapping[str, str]) -> None:
+    """Add a gallery, or images, to a store."""
+    from sharpreid.serving.arguments import UsageError
+
+    if ("gallery" in given) == ("images" in given):
+        raise UsageError("give either gallery=FOLDER, or images=PLACE and model=RUN")
+    if "gallery" in given:
+        if unused := [key for key in _IMAGES if key in given]:
+            raise UsageError(f"{unused[0]} goes with images=..., not with gallery=...")
+        _add_gallery(given)
+    else:
+        _add_images(given)
+    _index(given)
+
+
+def remove(given: Mapping[str, str]) -> None:
+    """Remove the rows that pass a filter."""
+    from sharpreid.serving.arguments import UsageError, parse_yes
+    from sharpreid.serving.store import EVERYTHING, open_store
+
+    where = _filter(given)
+    if (where == EVERYTHING) != parse_yes(given, "all"):
+        raise UsageError("give either a filter such as camera=2, or all=yes to remove all rows")
+    store = open_store(given["store"])
+    print(f"{store.remove(where)} rows removed; {given['store']} has {store.count()}")
+
+
+def query(given: Mapping[str, str]) -> None:
+    """Find the people of images, print the matches, and write them to a file if one is named."""
+    from sharpreid.serving.arguments import UsageError, parse_choice, parse_count, parse_number, parse_yes
+
+    k, threshold = parse_count(given, "k", 10), parse_number(given, "threshold")
+    group_by: GroupBy = parse_choice(given, "group_by", ("image", "track", "all"))
+    re_ranking, approximate = parse_yes(given, "re_ranking"), parse_yes(given, "approximate")
+    output = Path(given["output"]).expanduser() if "output" in given else None
+    if output is not None and output.suffix.lower() not in (".json", ".csv"):
+        raise UsageError(f"output={output}: the name must end in .json or .csv")
+    where = _filter(given)
+    if missing := [key for key in ("images", "model") if key not in given]:
+        raise UsageError(f"{missing[0]}=... is missing")
+
+    from sharpreid.serving.model import load_model
+    from sharpreid.serving.query import (
+        answer_queries,
+        describe_answer,
+        embed_queries,
+        print_answer,
+        write_answers,
+    )
+    from sharpreid.serving.sources import find_items
+    from sharpreid.serving.store import open_store
+
+    items = find_items(given["images"], boxes=given.get("boxes"), camera_pattern=given.get("camera_pattern"))
+    embedder = load_model(given["model"]).to(given.get("device", "cpu"))
+    store = open_store(given["store"], digest=embedder.digest)
+    if threshold is None and embedder.config.threshold is not None:
+        threshold = embedder.config.threshold.distance
+    queries = embed_queries(items, embedder, group_by=group_by)
+    described = []
+    for answer in answer_queries(
+        store,
+        queries,
+        k=k,
+        where=where,
+        threshold=threshold,
+        re_ranking=re_ranking,
+        approximate=approximate,
+    ):
+        print_answer(answer, threshold)
+        described.append(describe_answer(answer, threshold))
+    if threshold is None:
+        print(
+            "the model has no calibrated threshold, so nobody is called unknown; threshold=NUMBER sets one",
+            file=sys.stderr,
+        )
+    if output is not None:
+        write_answers(output, described)
+
+
+def serve(given: Mapping[str, str]) -> None:
+    """Answer queries by HTTP until Ctrl-C."""
+    from sharpreid.serving.arguments import UsageError, parse_port
+
+    if "model" not in given:
+        raise UsageError("model=... is missing")
+    port = parse_port(given, 8000)
+    from sharpreid.serving.http import serve_store
+    from sharpreid.serving.model import load_model
+    from sharpreid.serving.store import open_store
+
+    embedder = load_model(given["model"]).to(given.get("device", "cpu"))
+    store = open_store(given["store"], digest=embedder.digest)
+    serve_store(store, embedder, host=given.get("host", "127.0.0.1"), port=port)
+
+
+def _filter(given: Mapping[str, str]) -> "Filter":
+    from sharpreid.serving.arguments import parse_number
+    from sharpreid.serving.store import Filter
+
+    def values(key: str) -> tuple[str, ...]:
+        return tuple(given[key].split(",")) if key in given else ()
+
+    paths = (str(Path(given["path"]).expanduser().absolute()),) if "path" in given else ()
+    return Filter(
+        cameras=values("camera"),
+        not_cameras=values("not_camera"),
+        start=parse_number(given, "from"),
+        end=parse_number(given, "to"),
+        identities=values("identity"),
+        tracks=values("track"),
+        paths=paths,
+    )
+
+
+def _add_gallery(given: Mapping[str, str]) -> None:
+    from sharpreid.serving.gallery import Gallery, embeddings_of, items_of
+    from sharpreid.serving.store import open_store
+
+    gallery = Gallery(given["gallery"])
+    table = gallery.read()
+    embeddings = embeddings_of(table)
+    store = open_store(given["store"], digest=gallery.digest, dim=embeddings.shape[1])
+    store.add(items_of(table), embeddings)
+    print(f"{len(table)} rows added; {given['store']} has {store.count()}")
+
+
+def _add_images(given: Mapping[str, str]) -> None:
+    import tempfile
+
+    from sharpreid.serving.arguments import UsageError, parse_count
+    from sharpreid.serving.embedding import embed_images
+
+    if "model" not in given:
+        raise UsageError("model=... is missing")
+    batch_size = parse_count(given, "batch_size", 64)
+    with tempfile.TemporaryDirectory() as folder:
+        _, skipped = embed_images(
+            given["images"],
+            model=given["model"],
+            output=Path(folder, "gallery"),
+            boxes=given.get("boxes"),
+            camera_pattern=given.get("camera_pattern"),
+            batch_size=batch_size,
+            device=given.get("device", "cpu"),
+        )
+        _add_gallery({**given, "gallery": str(Path(folder, "gallery"))})
+    if skipped:
+        print(f"{skipped} images could not be read", file=sys.stderr)
+
+
+def _index(given: Mapping[str, str]) -> None:
+    from sharpreid.serving.arguments import parse_yes
+
+    if not parse_yes(given, "index"):
+        return
+    from sharpreid.serving.query import measure_recall
+    from sharpreid.serving.store import open_store
+
+    store = open_store(given["store"])
+    store.index()
+    recall, count = measure_recall(store, k=10)
+    print(f"index made; recall of the 10 nearest rows: {100 * recall:.1f} % ({count} rows as queries)")
+
+
+if __name__ == "__main__":
+    tolerate_write_errors()
+    main()

@@ -1,0 +1,369 @@
+"""Stores and queries: what is found, what is refused, and what an interruption leaves."""
+
+import csv
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sharpreid import load
+from sharpreid.search import main
+from sharpreid.serving.embedding import embed_images
+from sharpreid.serving.gallery import Item
+from sharpreid.serving.query import Query, answer_queries, embed_queries, measure_recall
+from sharpreid.serving.sources import find_items
+from sharpreid.serving.store import EVERYTHING, Embeddings, Filter, StoreError, open_store
+from tests.serving.test_model import saved
+
+__all__ = ["saved"]  # a fixture
+
+pytest.importorskip("lancedb")
+
+DIGEST = "a" * 64
+CAMERA = r"_c(?P<camera>\d)s(?P<time>\d)"
+
+
+def corner(*values: float) -> Embeddings:
+    """Embeddings in two dimensions, (B, 2); the second number is 0."""
+    return np.array([[value, 0.0] for value in values], np.float32)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> str:
+    """A store with rows at 0, 1, 2, 3 and 9; cameras 1, 2, 1, 2 and none; times 0, 10, 20, 30 and none."""
+    place = str(tmp_path / "store")
+    items = [
+        Item(f"/photos/{number}.jpg", camera="12"[number % 2], time=10.0 * number, track=f"t{number}")
+        for number in range(4)
+    ]
+    open_store(place, digest=DIGEST, dim=2).add([*items, Item("/other/9.jpg")], corner(0, 1, 2, 3, 9))
+    return place
+
+
+def names(place: str, value: float, k: int, where: Filter = EVERYTHING, **options: Any) -> list[str]:
+    found = open_store(place).search(corner(value), k, where, **options)[0]
+    return [Path(match.item.path).stem for match in found]
+
+
+def test_the_nearest_rows_come_first_with_their_euclidean_distances(place: str) -> None:
+    found = open_store(place).search(corner(2.75, 9), 3)
+    assert [[Path(match.item.path).stem for match in one] for one in found] == [
+        ["3", "2", "1"],
+        ["9", "3", "2"],
+    ]
+    assert [match.distance for match in found[0]] == pytest.approx([0.25, 0.75, 1.75])
+    np.testing.assert_array_equal(found[0][0].embedding, [3, 0])
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        (Filter(cameras=("2",)), ["1", "3"]),
+        (Filter(cameras=("1", "2")), ["0", "1", "2", "3"]),
+        (Filter(not_cameras=("1",)), ["1", "3", "9"]),
+        (Filter(start=10, end=20), ["1", "2"]),
+        (Filter(cameras=("1",), end=5), ["0"]),
+        (Filter(tracks=("t3",)), ["3"]),
+        (Filter(paths=("/photos",)), ["0", "1", "2", "3"]),
+        (Filter(paths=("/photos/1.jpg", "/other/")), ["1", "9"]),
+        (Filter(paths=("/photo",)), []),
+        (Filter(cameras=("3",)), []),
+    ],
+)
+def test_a_filter_comes_before_the_search(place: str, where: Filter, expected: list[str]) -> None:
+    assert names(place, 0, len(expected) or 1, where) == expected
+    assert open_store(place).count(where) == len(expected)
+    items, embeddings = open_store(place).read(where)
+    assert sorted(Path(item.path).stem for item in items) == expected
+    assert embeddings.shape == (len(expected), 2)
+
+
+@pytest.mark.parametrize("name", ["'", "' OR '1'='1", "1' --", '"', "a,b", "É\u200d", "\\", "%"])
+def test_names_with_odd_characters_are_only_names(place: str, name: str) -> None:
+    store = open_store(place)
+    store.add([Item(f"/x/{name}", camera=name)], corner(5))
+    assert [item.camera for item in store.read(Filter(cameras=(name,)))[0]] == [name]
+    assert [item.path for item in store.read(Filter(paths=(f"/x/{name}",)))[0]] == [f"/x/{name}"]
+    assert store.remove(Filter(cameras=(name,))) == 1
+    assert store.count() == 5
+
+
+def test_rows_at_the_same_distance_are_ordered_by_path(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "store"), digest=DIGEST, dim=2)
+    items = [Item(f"/{name}.jpg") for name in "dbca"]
+    store.add(items, corner(1, 1, 1, 1))
+    assert [match.item.path for match in store.search(corner(0), 4)[0]] == [
+        "/a.jpg",
+        "/b.jpg",
+        "/c.jpg",
+        "/d.jpg",
+    ]
+
+
+def test_a_row_of_the_same_image_and_box_is_replaced(place: str) -> None:
+    store = open_store(place)
+    store.add([Item("/photos/0.jpg"), Item("/photos/0.jpg", box=(0, 0, 1, 1))], corner(7, 8))
+    assert store.count() == 6
+    assert names(place, 7.4, 2) == ["0", "0"]
+    assert store.count(Filter(cameras=("1",))) == 1, "the row that was replaced had camera 1"
+    store.add([Item("/twice.jpg"), Item("/twice.jpg")], corner(20, 21))
+    assert [match.distance for match in store.search(corner(21), 1)[0]] == [0], "the last one counts"
+
+
+def test_removed_rows_are_found_no_more(place: str) -> None:
+    store = open_store(place)
+    assert store.remove(Filter(cameras=("1",))) == 2
+    assert names(place, 0, 9) == ["1", "3", "9"]
+    assert store.remove(EVERYTHING) == 3
+    assert names(place, 0, 9) == []
+
+
+def test_embeddings_that_do_not_fit_are_refused(place: str) -> None:
+    store = open_store(place)
+    with pytest.raises(ValueError, match=r"\(B, 2\)"):
+        store.add([Item("/a.jpg")], np.zeros((1, 3), np.float32))
+    with pytest.raises(ValueError, match="finite"):
+        store.add([Item("/a.jpg")], np.full((1, 2), np.nan, np.float32))
+    with pytest.raises(ValueError, match="k must be > 0"):
+        store.search(corner(0), 0)
+
+
+def test_another_model_and_what_is_no_store_are_refused(place: str, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="another model"):
+        open_store(place, digest="b" * 64)
+    with pytest.raises(FileNotFoundError, match="no store"):
+        open_store(str(tmp_path / "nowhere"))
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").touch()
+    with pytest.raises(StoreError, match="other files"):
+        open_store(str(tmp_path / "photos"), digest=DIGEST, dim=2)
+    Path(place, "store.json").write_text("{")
+    with pytest.raises(StoreError, match="damaged"):
+        open_store(place)
+
+
+def test_a_store_whose_rows_are_damaged_says_so(place: str) -> None:
+    for file in Path(place, "rows.lance", "data").iterdir():
+        file.write_bytes(file.read_bytes()[:20])
+    with pytest.raises(StoreError, match="cannot be read"):
+        open_store(place).search(corner(0), 1)
+
+
+def test_an_open_store_sees_what_others_write(place: str) -> None:
+    reader, writer = open_store(place), open_store(place)
+    writer.add([Item("/new.jpg")], corner(50))
+    assert reader.search(corner(50), 1)[0][0].item.path == "/new.jpg"
+
+
+def test_writers_wait_for_each_other_and_lose_nothing(place: str) -> None:
+    def add(name: str) -> None:
+        store = open_store(place)
+        for number in range(5):
+            store.add([Item(f"/{name}/{number}.jpg")], corner(number))
+
+    threads = [threading.Thread(target=add, args=(name,)) for name in "abc"]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert open_store(place).count() == 20
+
+
+def test_the_index_finds_nearly_what_the_exact_search_finds(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    people = rng.normal(size=(60, 16))
+    rows = (people.repeat(20, 0) + 0.3 * rng.normal(size=(1200, 16))).astype(np.float32)
+    store = open_store(str(tmp_path / "store"), digest=DIGEST, dim=16)
+    store.add([Item(f"/{number}.jpg", camera=str(number % 3)) for number in range(1200)], rows)
+    assert measure_recall(store, k=10) == (1.0, 200), "without an index the search is exact"
+    store.index()
+    assert measure_recall(store, k=10)[0] > 0.9
+    store.add([Item("/late.jpg")], rows[:1] + 100)
+    late = store.search(rows[:1] + 100, 1, approximate=True)[0][0]
+    assert late.item.path == "/late.jpg", "rows that were added later are found"
+    filtered = store.search(rows[:1], 10, Filter(cameras=("2",)), approximate=True)[0]
+    assert {match.item.camera for match in filtered} == {"2"}
+    assert len(filtered) == 10
+
+
+def test_a_query_within_the_threshold_is_known_and_its_own_image_is_no_match(place: str) -> None:
+    store = open_store(place)
+    query = Query((Item("/photos/0.jpg"),), corner(0)[0])
+    near, far = (
+        next(answer_queries(store, [query], k=2, where=EVERYTHING, threshold=threshold))
+        for threshold in (1, 0.9)
+    )
+    assert [Path(match.item.path).stem for match in near.matches] == ["1", "2"]
+    assert (near.known, far.known, near.nearest) == (True, False, 1.0)
+    nobody = next(answer_queries(store, [query], k=2, where=Filter(cameras=("7",)), threshold=1))
+    assert (nobody.known, nobody.nearest, nobody.matches) == (False, None, [])
+    assert next(answer_queries(store, [query], k=2, where=EVERYTHING)).known is None
+
+
+def test_re_ranking_changes_the_order_and_not_the_verdict(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "store"), digest=DIGEST, dim=2)
+    rng = np.random.default_rng(0)
+    rows = np.concatenate([rng.normal(0, 0.1, (25, 2)), rng.normal((2, 0), 0.1, (30, 2)), [[-1.0, 0]]])
+    store.add([Item(f"/{number:02d}.jpg") for number in range(len(rows))], rows.astype(np.float32))
+    query = Query((Item("/query.jpg"),), corner(0.9)[0])
+    plain, ranked = (
+        next(answer_queries(store, [query], k=56, where=EVERYTHING, threshold=0.8, re_ranking=again))
+        for again in (False, True)
+    )
+    order = [[match.item.path for match in one.matches] for one in (plain, ranked)]
+    assert order[0] != order[1]
+    assert sorted(order[0]) == sorted(order[1])
+    assert (plain.nearest, plain.known) == (ranked.nearest, ranked.known)
+
+
+@pytest.fixture
+def model(saved: Callable[..., tuple[Path, Any]]) -> Path:
+    return saved()[0]
+
+
+@pytest.fixture
+def photos(tiny_market: Path, tmp_path: Path) -> Path:
+    shutil.copytree(tiny_market / "bounding_box_test", tmp_path / "photos")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def built(model: Path, photos: Path, tmp_path: Path) -> str:
+    """A store of 8 photos, made by the commands."""
+    embed_images(str(photos), model=str(model), output=tmp_path / "gallery", camera_pattern=CAMERA)
+    main(["build", f"gallery={tmp_path / 'gallery'}", f"store={tmp_path / 'store'}"])
+    return str(tmp_path / "store")
+
+
+def test_images_of_one_person_or_track_are_one_query(model: Path, photos: Path, tmp_path: Path) -> None:
+    embedder = load(model)
+    items = find_items(str(photos), boxes=None, camera_pattern=None)
+    rows = embedder.embed([item.path for item in items])
+    (one,) = embed_queries(items, embedder, group_by="all")
+    np.testing.assert_allclose(one.embedding, rows.mean(0), atol=1e-4)
+    tracks = [
+        item._replace(track="ab"[number % 2] if number < 6 else None) for number, item in enumerate(items)
+    ]
+    queries = embed_queries(tracks, embedder, group_by="track")
+    assert [len(query.items) for query in queries] == [3, 3, 1, 1]
+    np.testing.assert_allclose(queries[0].embedding, rows[[0, 2, 4]].mean(0), atol=1e-4)
+    with pytest.raises(ValueError, match="no image has a track"):
+        embed_queries(items, embedder, group_by="track")
+
+
+def test_the_commands_build_query_add_and_remove(
+    built: str, model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = sorted(photos.glob("*.jpg"))[0]
+    copy = shutil.copy(one, tmp_path / "somebody.jpg")
+    asked = [f"store={built}", f"images={copy}", f"model={model}"]
+    output = tmp_path / "found.json"
+    main(["query", *asked, "k=2", "threshold=0.01", f"output={output}"])
+    (answer,) = json.loads(output.read_text())
+    assert answer["answer"] == "match"
+    assert [match["within"] for match in answer["matches"]] == [True, False]
+    assert answer["matches"][0]["path"] == str(one)
+    assert "known: nearest 0.000" in capsys.readouterr().out
+    main(["query", *asked, "camera=2", "threshold=0.000001", f"output={tmp_path / 'found.csv'}"])
+    rows = [*csv.DictReader((tmp_path / "found.csv").read_text().splitlines())]
+    assert {(row["answer"], row["camera"]) for row in rows} == {("unknown", "2")}
+    assert len(rows) == 4
+    main(["query", *asked])
+    assert "no calibrated threshold" in capsys.readouterr().err
+    main(["add", *asked])
+    main(["remove", f"store={built}", f"path={photos}"])
+    assert "8 rows removed" in capsys.readouterr().out
+    assert [item.path for item in open_store(built).read()[0]] == [str(copy)]
+
+
+def test_the_calibrated_threshold_of_the_model_is_used(
+    built: str, model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = json.loads((model / "config.json").read_text())
+    Image.new("RGB", (16, 32), "red").save(tmp_path / "stranger.jpg")
+    nearest = open_store(built).search(load(model).embed(tmp_path / "stranger.jpg"), 1)[0][0].distance
+    for factor, word in ((1.01, "known: "), (0.99, "unknown: ")):
+        config["threshold"] = {
+            "distance": factor * nearest,
+            "false_positive_rate": 0.01,
+            "interval": [0.0, 0.02],
+            "gallery_identities": 4,
+        }
+        (model / "config.json").write_text(json.dumps(config))
+        main(["query", f"store={built}", f"images={tmp_path / 'stranger.jpg'}", f"model={model}"])
+        captured = capsys.readouterr()
+        assert f"\n  {word}nearest" in captured.out
+        assert "no calibrated threshold" not in captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["find"], "no such action"),
+        (["query", "store=s", "images=a.jpg"], "model=... is missing"),
+        (["query", "store=s", "images=a.jpg", "model=m", "k=0"], "k must be"),
+        (["query", "store=s", "images=a.jpg", "model=m", "from=noon"], "from must be a number"),
+        (["query", "store=s", "images=a.jpg", "model=m", "output=found.txt"], ".json or .csv"),
+        (["query", "store=s", "images=a.jpg", "model=m", "re_ranking=true"], "yes"),
+        (["query", "store=s", "images=a.jpg", "model=m", "kamera=1"], "did you mean camera"),
+        (["build", "store=s"], "gallery=... is missing"),
+        (["add", "store=s"], "give either gallery"),
+        (["add", "store=s", "gallery=g", "model=m"], "goes with images"),
+        (["remove", "store=s"], "all=yes"),
+        (["remove", "store=s", "all=yes", "camera=1"], "all=yes"),
+        (["serve", "store=s"], "model=... is missing"),
+        (["serve", "store=s", "model=m", "port=99999"], "port must be"),
+    ],
+)
+def test_wrong_arguments_end_with_status_2_and_the_usage(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "usage:" in error
+
+
+def test_a_store_with_rows_is_not_built_again(
+    built: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["build", f"gallery={tmp_path / 'gallery'}", f"store={built}"])
+    assert ended.value.code == 1
+    assert "use the action add" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_killed_writer_leaves_a_store_that_opens_and_the_command_goes_on(tmp_path: Path) -> None:
+    place = tmp_path / "store"
+    program = f"""
+import numpy as np
+from sharpreid.serving.gallery import Item
+from sharpreid.serving.store import open_store
+store = open_store({str(place)!r}, digest={DIGEST!r}, dim=2)
+for part in range(10_000):
+    store.add([Item(f"/{{part}}-{{n}}.jpg") for n in range(100)], np.full((100, 2), part, np.float32))
+    print(part, flush=True)
+"""
+    for _ in range(3):
+        with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            for _ in range(4):
+                process.stdout.readline()
+            time.sleep(0.003)
+            process.send_signal(signal.SIGKILL)
+        count = open_store(str(place)).count()
+        assert count >= 400
+        assert count % 100 == 0, "an addition is there whole or not at all"
