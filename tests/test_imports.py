@@ -18,11 +18,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("models", "data"),
     ("module", "checkpoint_io", "loggers", "visualization", "serving"),
-    ("callbacks",),
+    ("callbacks", "exploration"),
     ("run",),
     ("report",),
     ("sweep",),
-    ("train", "evaluate", "visualize", "embed", "calibrate", "prepare", "runs", "dashboard", "__main__"),
+    (
+        *("train", "evaluate", "visualize", "embed", "calibrate", "search", "explore"),
+        *("prepare", "runs", "dashboard", "__main__"),
+    ),
 )
 """Names at the top of the package, the lowest first: a layer may import those below it, and itself not."""
 

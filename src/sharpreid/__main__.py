@@ -14,6 +14,8 @@ COMMANDS: Mapping[str, str] = {
     "visualize": "draw a network's attention masks over photos",
     "embed": "embed images with a trained network, into a folder of Parquet files",
     "calibrate": "choose the distance up to which two images are taken for one person",
+    "search": "build a store of embeddings, and find the people of images in it",
+    "explore": "search a store and look at masks on a local page",
     "prepare": "check a data set and store its decoded pixels",
     "runs": "list runs with state and scores, or compare the configs of two",
     "report": "write an HTML and a Markdown page with tables and figures of many runs",

@@ -1,6 +1,8 @@
 """Explore a store on a local page: ``python -m sharpreid.explore store=STORE model=RUN``."""
 
+import os
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -50,29 +52,32 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def explore(given: dict[str, str], *, port: int) -> None:
-    """Serve the page until Ctrl-C.
+    """Serve the page until Ctrl-C; uploads lie in a temporary folder, which is then deleted.
 
     Args:
         given: arguments of the command.
         port: port to listen on; 0 takes a free one.
     """
-    from sharpreid.exploration.explorer import Explorer
-    from sharpreid.exploration.page import serve_page  # slow, and not for the help
-    from sharpreid.serving.model import load_model
-    from sharpreid.serving.store import open_store
+    with tempfile.TemporaryDirectory(prefix="sharpreid-explore-") as folder:
+        # Gradio reads these when it is imported
+        os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False")
+        from sharpreid.exploration.explorer import Explorer
+        from sharpreid.exploration.page import serve_page
+        from sharpreid.serving.model import load_model
+        from sharpreid.serving.stores import open_store
 
-    explorer = Explorer(
-        open_store(given["store"]),
-        load_model(given["model"]),
-        beside=load_model(given["beside"]) if "beside" in given else None,
-        run=Path(given["run"]).expanduser() if "run" in given else None,
-    )
-    with serve_page(explorer, host=given.get("host", "127.0.0.1"), port=port) as address:
-        print(f"{address} shows {len(explorer.items):,} rows; Ctrl-C ends it", flush=True)
-        try:
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            print("ended")
+        explorer = Explorer(
+            open_store(given["store"]),
+            load_model(given["model"]),
+            beside=load_model(given["beside"]) if "beside" in given else None,
+            run=Path(given["run"]).expanduser() if "run" in given else None,
+        )
+        with serve_page(explorer, host=given.get("host", "127.0.0.1"), port=port) as address:
+            print(f"{address} shows {len(explorer.items):,} rows; Ctrl-C ends it", flush=True)
+            try:
+                threading.Event().wait()
+            except KeyboardInterrupt:
+                print("ended")
 
 
 if __name__ == "__main__":

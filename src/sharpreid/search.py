@@ -28,7 +28,7 @@ Queries: images=PLACE is an image, a folder, a glob, a CSV file, or a video with
   k=10                     matches shown
   threshold=0.8            distance up to which a row counts as the same person; beyond it the answer is
                            "unknown". By default the calibrated threshold of the model, if it has one
-  re_ranking=yes           order the 2,000 nearest rows by k-reciprocal re-ranking
+  re_ranking=k_reciprocal  order the 2,000 nearest rows by k-reciprocal re-ranking
   approximate=yes          use the index of the store, if it has one; without it a search is exact
   output=matches.json      also write .json, or .csv with a line for each match
 
@@ -85,7 +85,8 @@ def build(given: Mapping[str, str]) -> None:
         ValueError: the store exists already.
     """
     from sharpreid.serving.arguments import UsageError
-    from sharpreid.serving.store import StoreError, open_store
+    from sharpreid.serving.store import StoreError
+    from sharpreid.serving.stores import open_store
 
     if "gallery" not in given:
         raise UsageError("gallery=... is missing")
@@ -119,7 +120,8 @@ def add(given: Mapping[str, str]) -> None:
 def remove(given: Mapping[str, str]) -> None:
     """Remove the rows that pass a filter."""
     from sharpreid.serving.arguments import UsageError, parse_yes
-    from sharpreid.serving.store import EVERYTHING, open_store
+    from sharpreid.serving.store import EVERYTHING
+    from sharpreid.serving.stores import open_store
 
     where = _filter(given)
     if (where == EVERYTHING) != parse_yes(given, "all"):
@@ -134,7 +136,8 @@ def query(given: Mapping[str, str]) -> None:
 
     k, threshold = parse_count(given, "k", 10), parse_number(given, "threshold")
     group_by: GroupBy = parse_choice(given, "group_by", ("image", "track", "all"))
-    re_ranking, approximate = parse_yes(given, "re_ranking"), parse_yes(given, "approximate")
+    re_ranking = parse_choice(given, "re_ranking", ("none", "k_reciprocal")) == "k_reciprocal"
+    approximate = parse_yes(given, "approximate")
     output = Path(given["output"]).expanduser() if "output" in given else None
     if output is not None and output.suffix.lower() not in (".json", ".csv"):
         raise UsageError(f"output={output}: the name must end in .json or .csv")
@@ -151,13 +154,15 @@ def query(given: Mapping[str, str]) -> None:
         write_answers,
     )
     from sharpreid.serving.sources import find_items
-    from sharpreid.serving.store import open_store
+    from sharpreid.serving.stores import open_store
 
     items = find_items(given["images"], boxes=given.get("boxes"), camera_pattern=given.get("camera_pattern"))
     embedder = load_model(given["model"]).to(given.get("device", "cpu"))
     store = open_store(given["store"], digest=embedder.digest)
-    if threshold is None and embedder.config.threshold is not None:
-        threshold = embedder.config.threshold.distance
+    if threshold is None and (calibrated := embedder.config.threshold) is not None:
+        threshold = calibrated.distance
+        if caution := calibrated.find_caution(store.count(where)):
+            print(f"Warning: {caution}", file=sys.stderr)
     queries = embed_queries(items, embedder, group_by=group_by)
     described = []
     for answer in answer_queries(
@@ -189,7 +194,7 @@ def serve(given: Mapping[str, str]) -> None:
     port = parse_port(given, 8000)
     from sharpreid.serving.http import serve_store
     from sharpreid.serving.model import load_model
-    from sharpreid.serving.store import open_store
+    from sharpreid.serving.stores import open_store
 
     embedder = load_model(given["model"]).to(given.get("device", "cpu"))
     store = open_store(given["store"], digest=embedder.digest)
@@ -217,7 +222,7 @@ def _filter(given: Mapping[str, str]) -> "Filter":
 
 def _add_gallery(given: Mapping[str, str]) -> None:
     from sharpreid.serving.gallery import Gallery, embeddings_of, items_of
-    from sharpreid.serving.store import open_store
+    from sharpreid.serving.stores import open_store
 
     gallery = Gallery(given["gallery"])
     table = gallery.read()
@@ -257,7 +262,7 @@ def _index(given: Mapping[str, str]) -> None:
     if not parse_yes(given, "index"):
         return
     from sharpreid.serving.query import measure_recall
-    from sharpreid.serving.store import open_store
+    from sharpreid.serving.stores import open_store
 
     store = open_store(given["store"])
     store.index()

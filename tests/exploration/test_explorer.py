@@ -12,7 +12,8 @@ from sharpreid.exploration.explorer import Explorer
 from sharpreid.serving.gallery import Item
 from sharpreid.serving.model import Embedder, load_model
 from sharpreid.serving.sources import find_items, read_picture
-from sharpreid.serving.store import Filter, Store, open_store
+from sharpreid.serving.store import Filter, Store
+from sharpreid.serving.stores import open_store
 from tests.serving.test_model import saved
 
 __all__ = ["saved"]  # a fixture

@@ -22,7 +22,8 @@ from sharpreid.serving.embedding import embed_images
 from sharpreid.serving.gallery import Item
 from sharpreid.serving.query import Query, answer_queries, embed_queries, measure_recall
 from sharpreid.serving.sources import find_items
-from sharpreid.serving.store import EVERYTHING, Embeddings, Filter, StoreError, open_store
+from sharpreid.serving.store import EVERYTHING, Embeddings, Filter, StoreError
+from sharpreid.serving.stores import open_store
 from tests.serving.test_model import saved
 
 __all__ = ["saved"]  # a fixture
@@ -297,13 +298,20 @@ def test_the_calibrated_threshold_of_the_model_is_used(
             "distance": factor * nearest,
             "false_positive_rate": 0.01,
             "interval": [0.0, 0.02],
+            "detection_rate": 0.5,
             "gallery_identities": 4,
+            "gallery_images": 8 if factor > 1 else 3,
+            "identities": 8,
+            "queries": 16,
+            "exclusion": "same_camera",
+            "dataset": "shop",
         }
         (model / "config.json").write_text(json.dumps(config))
         main(["query", f"store={built}", f"images={tmp_path / 'stranger.jpg'}", f"model={model}"])
         captured = capsys.readouterr()
         assert f"\n  {word}nearest" in captured.out
         assert "no calibrated threshold" not in captured.err
+        assert ("Warning" in captured.err) == (factor < 1), "the gallery of the calibration had 3 images"
 
 
 @pytest.mark.parametrize(
@@ -314,7 +322,7 @@ def test_the_calibrated_threshold_of_the_model_is_used(
         (["query", "store=s", "images=a.jpg", "model=m", "k=0"], "k must be"),
         (["query", "store=s", "images=a.jpg", "model=m", "from=noon"], "from must be a number"),
         (["query", "store=s", "images=a.jpg", "model=m", "output=found.txt"], ".json or .csv"),
-        (["query", "store=s", "images=a.jpg", "model=m", "re_ranking=true"], "yes"),
+        (["query", "store=s", "images=a.jpg", "model=m", "re_ranking=yes"], "k_reciprocal"),
         (["query", "store=s", "images=a.jpg", "model=m", "kamera=1"], "did you mean camera"),
         (["build", "store=s"], "gallery=... is missing"),
         (["add", "store=s"], "give either gallery"),
@@ -351,7 +359,7 @@ def test_a_killed_writer_leaves_a_store_that_opens_and_the_command_goes_on(tmp_p
     program = f"""
 import numpy as np
 from sharpreid.serving.gallery import Item
-from sharpreid.serving.store import open_store
+from sharpreid.serving.stores import open_store
 store = open_store({str(place)!r}, digest={DIGEST!r}, dim=2)
 for part in range(10_000):
     store.add([Item(f"/{{part}}-{{n}}.jpg") for n in range(100)], np.full((100, 2), part, np.float32))

@@ -1,7 +1,5 @@
 """The page of `sharpreid.explore`, made with Gradio: search, masks, map and worst queries."""
 
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +27,7 @@ footer {display: none !important}
 .grid-container {grid-template-columns: repeat(auto-fill, minmax(120px, 1fr)) !important}
 @media (max-width: 700px) {
   #columns {flex-direction: column}
-  #columns > *, .tabitem, .tabitem > * {min-width: 0 !important; width: 100% !important; max-width: 92vw}
+  #columns > *, .tabitem > * {min-width: 0 !important; width: 100% !important; max-width: calc(100vw - 64px)}
 }
 """
 _ONLY_PAGE: dict[str, Any] = {"api_visibility": "private"}
@@ -49,7 +47,7 @@ class _Search(NamedTuple):
 
 @contextmanager
 def serve_page(explorer: Explorer, *, host: str, port: int) -> Iterator[str]:
-    """Serve the page and yield its address; uploads and pictures lie in a temporary folder until the end.
+    """Serve the page and yield its address.
 
     The page is served by this machine alone: no other host is asked for a script, a font or anything else.
 
@@ -61,25 +59,23 @@ def serve_page(explorer: Explorer, *, host: str, port: int) -> Iterator[str]:
     Raises:
         OSError: the address or port is not free.
     """
-    with tempfile.TemporaryDirectory(prefix="sharpreid-explore-") as folder:
-        os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False")
-        page = build_page(explorer)
-        try:
-            _, address, _ = page.launch(
-                server_name=host,
-                server_port=port or _free_port(host),
-                prevent_thread_lock=True,
-                quiet=True,
-                share=False,
-                ssr_mode=False,
-                footer_links=[],
-                max_file_size=MAX_UPLOAD,
-                css=_CSS,
-                theme=gr.themes.Default(primary_hue="blue"),
-            )
-            yield address
-        finally:
-            page.close()
+    page = build_page(explorer)
+    try:
+        _, address, _ = page.launch(
+            server_name=host,
+            server_port=port or _free_port(host),
+            prevent_thread_lock=True,
+            quiet=True,
+            share=False,
+            ssr_mode=False,
+            footer_links=[],
+            max_file_size=MAX_UPLOAD,
+            css=_CSS,
+            theme=gr.themes.Default(primary_hue="blue"),
+        )
+        yield address
+    finally:
+        page.close()
 
 
 def build_page(explorer: Explorer) -> gr.Blocks:

@@ -1,4 +1,4 @@
-"""A store of embeddings that is searched: its interface, and `open_store`."""
+"""The interface of stores of embeddings, see `sharpreid.serving.stores.open_store`."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -93,24 +93,6 @@ class Store(Protocol):
 
     def index(self) -> None:
         """Make or renew the index for approximate searches; rows added later are searched without it."""
-
-
-def open_store(place: str, *, digest: str | None = None, dim: int | None = None) -> Store:
-    """Open a store.
-
-    Args:
-        place: folder of a store; or ``http://HOST:PORT/COLLECTION`` of a Qdrant server.
-        digest: digest of the model; None takes that of the store.
-        dim: dimensions of an embedding, with which a store that does not exist yet is created; None refuses
-            one that does not exist.
-
-    Raises:
-        FileNotFoundError: there is no such store.
-        StoreError: the store is damaged, or of another model.
-    """
-    from sharpreid.serving.lance_store import LanceStore
-
-    return LanceStore(place, digest=digest, dim=dim)
 
 
 def check_digest(place: object, found: str, wanted: str | None) -> None:
