@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("sweep",),
     (
         *("train", "evaluate", "visualize", "embed", "calibrate", "search", "explore"),
-        *("prepare", "runs", "dashboard", "__main__"),
+        *("export", "prepare", "runs", "dashboard", "__main__"),
     ),
 )
 """Names at the top of the package, the lowest first: a layer may import those below it, and itself not."""

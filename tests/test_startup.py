@@ -48,6 +48,7 @@ def packages_of(modules: set[str]) -> set[str]:
         ("report.record --help", 0),
         ("report.results --help", 0),
         ("dashboard --help", 0),
+        ("export --help", 0),
         ("data.synthetic --help", 0),
     ],
 )

@@ -16,6 +16,7 @@ COMMANDS: Mapping[str, str] = {
     "calibrate": "choose the distance up to which two images are taken for one person",
     "search": "build a store of embeddings, and find the people of images in it",
     "explore": "search a store and look at masks on a local page",
+    "export": "export a trained network to ONNX, torch.export or TorchScript",
     "prepare": "check a data set and store its decoded pixels",
     "runs": "list runs with state and scores, or compare the configs of two",
     "report": "write an HTML and a Markdown page with tables and figures of many runs",

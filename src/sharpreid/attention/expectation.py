@@ -81,6 +81,22 @@ def interpolated_slope(logit: Tensor, tau: float) -> Tensor:
     return left + part * (slopes[index + 1] - left)
 
 
+def interpolate_mean(logit: Tensor, means: Tensor, slopes: Tensor) -> Tensor:
+    """Interpolate the mean mask (cubic Hermite): dtype and shape of ``logit``.
+
+    Args:
+        logit: logit(pi), float, any shape.
+        means: result of `mean_table`.
+        slopes: result of `slope_table`.
+    """
+    index, t = _locate(logit)
+    low, high = means[index], means[index + 1]
+    step = 2 * REACH / STEPS
+    rise_low, rise_high = slopes[index] * step, slopes[index + 1] * step
+    curve = t * t * (3 - 2 * t) * (high - low)
+    return low + curve + t * (1 - t) * ((1 - t) * rise_low - t * rise_high)
+
+
 @_uncompiled
 @lru_cache(maxsize=8)
 def slope_table(tau: float, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -90,7 +106,8 @@ def slope_table(tau: float, device: torch.device, dtype: torch.dtype) -> Tensor:
 
 @_uncompiled
 @lru_cache(maxsize=8)
-def _mean_table(tau: float, device: torch.device, dtype: torch.dtype) -> Tensor:
+def mean_table(tau: float, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Compute `mean_mask` at the nodes of `slope_table`: (STEPS + 1,)."""
     return mean_mask(_nodes(), tau).to(device, dtype)
 
 
@@ -110,16 +127,8 @@ class _InterpolatedMean(torch.autograd.Function):
     def forward(ctx: Any, logit: Tensor, tau: float) -> Tensor:
         ctx.save_for_backward(logit)
         ctx.tau = tau
-        index, t = _locate(logit)
-        means = _mean_table(tau, logit.device, logit.dtype)
-        slopes = slope_table(tau, logit.device, logit.dtype) * (2 * REACH / STEPS)
-        low, high = means[index], means[index + 1]
-        rise_low, rise_high = slopes[index], slopes[index + 1]
-        # cubic Hermite interpolation
-        change = high - low
-        square = t * t
-        curve = square * (3 - 2 * t) * change
-        return low + curve + t * (1 - t) * ((1 - t) * rise_low - t * rise_high)
+        means = mean_table(tau, logit.device, logit.dtype)
+        return interpolate_mean(logit, means, slope_table(tau, logit.device, logit.dtype))
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:

@@ -9,6 +9,7 @@ the logit of Eq. 5 has an error of half a unit.
 """
 
 import math
+from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -183,6 +184,21 @@ def sample_mask(x: Tensor, noise: Tensor | float, params: MaskParams) -> Tensor:
     return straight_through(mask) if params.hard else mask
 
 
+def average_draws(logit: Tensor, noise: Iterable[Tensor], tau: float | Tensor) -> Tensor:
+    """Return the average of several draws of Eq. 5, shape and dtype of ``logit``.
+
+    Args:
+        logit: logit(pi), float, (B * V, C, H, W); the V views of an image are consecutive.
+        noise: g1 - g0 of each draw, (V, C, H, W), the same for all images; at least one draw.
+        tau: softmax temperature, > 0, unitless.
+    """
+    total, draws = torch.zeros_like(logit), 0
+    for one in noise:
+        total += gumbel_mask(logit.view(-1, *one.shape), one.to(logit.device), tau).flatten(0, 1)
+        draws += 1
+    return total / draws
+
+
 class MaskSampler(nn.Module):
     """Mask of an activation map by Eq. 3-5, with a temperature that the training loop sets.
 
@@ -311,7 +327,8 @@ class MaskSampler(nn.Module):
                 return torch.where(logit.isnan(), logit, (logit > 0).to(logit.dtype))
             if self.test_mask == "noise_free":
                 return gumbel_mask(logit, 0.0, self.tau)
-            return self._average_draws(logit, views)
+            noise = self.draw_test_noise(logit.shape[1:], views, logit.dtype)
+            return average_draws(logit, noise, self.tau)
 
     def mask_params(self, noise_seed: int | None = None, first_image: int = 0) -> MaskParams:
         """Return the parameters of the next training mask.
@@ -338,15 +355,21 @@ class MaskSampler(nn.Module):
         masks = f"train_mask={self.train_mask}, gradient={self.gradient}, test_mask={self.test_mask}"
         return f"eps={self.eps}, {masks}"
 
-    def _average_draws(self, logit: Tensor, views: int) -> Tensor:
+    def draw_test_noise(self, shape: torch.Size, views: int, dtype: torch.dtype) -> Iterator[Tensor]:
+        """Yield the noise of each of the ``draws`` of ``test_mask=sample``.
+
+        Args:
+            shape: (C, H, W) of the mask.
+            views: V, number of views of an image; ``shared`` noise is drawn for one view only.
+            dtype: float32 or float64.
+
+        Yields:
+            Noise, (V or 1, C, H, W), on the CPU.
+        """
         generators = [torch.Generator().manual_seed(seed) for seed in self._view_seeds(views)]
-        by_view = logit.view(-1, len(generators), *logit.shape[1:])
-        total = torch.zeros_like(by_view)
+        like = torch.empty((), dtype=dtype)
         for _ in range(self.draws):
-            like = torch.empty((), dtype=logit.dtype)
-            noise = torch.stack([logistic_noise(logit.shape[1:], like, one) for one in generators])
-            total += gumbel_mask(by_view, noise.to(logit.device), self.tau)
-        return total.flatten(0, 1) / self.draws
+            yield torch.stack([logistic_noise(shape, like, one) for one in generators])
 
     def _view_seeds(self, views: int) -> list[int]:
         """Return one seed per view, each a function of the view's index alone, or one seed for all views."""

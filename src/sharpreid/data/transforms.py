@@ -242,15 +242,24 @@ class EvalTransform:
             views = [mirrored for view in views for mirrored in (view, ImageOps.mirror(view))]
         return torch.stack([to_tensor(view, self.mean) for view in views])
 
-    def _crops(self, image: Image.Image) -> list[Image.Image]:
-        scale = TEN_CROP_SCALES.get(self.crops)
-        if scale is None:
-            return [image.resize((self.width, self.height), Image.Resampling.BILINEAR)]
-        width, height = round(self.width * scale), round(self.height * scale)
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-        right, lower = width - self.width, height - self.height
+    @property
+    def resized(self) -> tuple[int, int]:
+        """Width and height in pixels that an image is resized to before it is cropped."""
+        scale = TEN_CROP_SCALES.get(self.crops, 1)
+        return round(self.width * scale), round(self.height * scale)
+
+    @property
+    def boxes(self) -> list[Box]:
+        """Crops of the resized image, (left, upper, right, lower) in pixels."""
+        if self.crops not in TEN_CROP_SCALES:
+            return [(0, 0, self.width, self.height)]
+        right, lower = self.resized[0] - self.width, self.resized[1] - self.height
         corners = [(0, 0), (right, 0), (0, lower), (right, lower), (right // 2, lower // 2)]
-        return [image.crop((x, y, x + self.width, y + self.height)) for x, y in corners]
+        return [(x, y, x + self.width, y + self.height) for x, y in corners]
+
+    def _crops(self, image: Image.Image) -> list[Image.Image]:
+        image = image.resize(self.resized, Image.Resampling.BILINEAR)
+        return [image.crop(box) for box in self.boxes]
 
 
 def _check_size(height: int, width: int) -> None:

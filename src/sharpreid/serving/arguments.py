@@ -43,6 +43,20 @@ def parse_pairs(arguments: Sequence[str], known: Sequence[str], *, required: Seq
     return given
 
 
+def join_options(arguments: Sequence[str]) -> list[str]:
+    """Return arguments in which ``--key value`` and ``--key=value`` are written as ``key=value``.
+
+    >>> join_options(["--format", "onnx", "--output=a", "model=b"])
+    ['format=onnx', 'output=a', 'model=b']
+    """
+    joined: list[str] = []
+    waiting = iter(arguments)
+    for argument in waiting:
+        option = argument.removeprefix("--")
+        joined.append(option if option == argument or "=" in option else f"{option}={next(waiting, '')}")
+    return joined
+
+
 def parse_count(given: Mapping[str, str], key: str, default: int) -> int:
     """Return a whole number > 0.
 
