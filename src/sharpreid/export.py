@@ -16,8 +16,8 @@ config.json (input, output, distance, difference of the embeddings) and README.m
   format=torch_export      torch.export.load, in Python
   format=torchscript       torch.jit.load, in Python and C++
   format=safetensors       a model folder: weights for sharpreid.load and for your own code
-  images=FOLDER            images of people, for comparing embeddings: a folder, a glob or a CSV file; without it
-                           people drawn by a program are compared
+  images=FOLDER            images of people, for comparing embeddings: a folder, a glob or a CSV file; without
+                           it, people drawn by a program are compared
 
 Input: RGB images, uint8, (B, height, width, 3), resized to the height and width in config.json; any B.
 Scaling, normalisation and crops are inside. Output: embeddings, float32, (B, D). Nothing is written if the
