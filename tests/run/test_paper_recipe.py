@@ -1,6 +1,7 @@
 """Every score says how its run departs from the paper's recipe."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -66,6 +67,7 @@ def test_the_demo_names_all_that_it_shrinks() -> None:
         ("objective.margin=5", "objective.margin 5 (0.5)"),
         ("objective=tv", "mu 0.01 (0.1), total variation mean (sum)"),
         ("model.head.embedding_dim=8", "model.head.embedding_dim 8 (128)"),
+        ("model.weights=a.ckpt", f"model.weights {Path.cwd()}/a.ckpt (none)"),
         ("model.combine=concat", "combination concat (add)"),
         ("model.combine=attended_only", "combination attended_only (add)"),
         ("model.sampler.eps=0.4", "model.sampler.eps 0.4 (1e-06)"),

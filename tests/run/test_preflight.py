@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from sharpreid.run.build import build_data, build_module, build_trainer
 from sharpreid.run.evaluation import _score
-from sharpreid.run.preflight import check_training
+from sharpreid.run.preflight import check_training, choose_small_batches
 
 HELD_OUT = "data.validation_identities=4"
 
@@ -55,6 +55,7 @@ def test_what_works_is_not_refused(overrides: list[str], check: Callable[..., No
         (["data.images_per_identity=1"], "must be at least 2"),
         (["data.eval_batch_size=0"], "eval_batch_size must be at least 1"),
         (["data.num_workers=-1"], "num_workers at least 0"),
+        (["trainer.precision=16-true"], "Take 16-mixed or bf16-mixed"),
         (["batch_norm=3"], "batch_norm=3 must divide the 8 images"),
         (["model.head.in_features=100"], "head.in_features must be 256"),
         (["data.eval_batch_size=4", "+trainer.limit_test_batches=2"], "all 4 test batches"),
@@ -76,6 +77,38 @@ def test_what_would_fail_later_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         check(*overrides)
+
+
+@pytest.mark.parametrize(
+    ("batch", "overrides", "taken"),
+    [
+        (9, ["data=market1501", "seed=1"], 4),
+        (9, ["+data.identities_per_batch=9"], 9),
+        (9, ["recipe=paper"], 9),
+        (9, ["+experiment=table1"], 9),
+        (8, [], 8),
+    ],
+)
+def test_few_identities_get_small_batches_unless_a_batch_was_chosen(
+    composed: Callable[..., DictConfig],
+    caplog: pytest.LogCaptureFixture,
+    batch: int,
+    overrides: list[str],
+    taken: int,
+) -> None:
+    cfg = composed(f"data.identities_per_batch={batch}")
+    data = build_data(cfg)
+    used = choose_small_batches(cfg, data, overrides)
+    assert used.data.identities_per_batch == data.identities_per_batch == taken
+    told = "8 training identities are fewer than the 9 of a batch, so this training takes recipe=small"
+    assert (told in caplog.text) == (taken == 4)
+
+
+def test_data_that_cannot_be_read_leave_the_batches_as_they_are(
+    composed: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    cfg = composed(f"data.source.root={tmp_path}")
+    assert choose_small_batches(cfg, build_data(cfg), []) == cfg
 
 
 def of_one_camera(data: Any) -> None:

@@ -39,7 +39,7 @@ _EVALUATION_KEYS = ("checkpoint", "output", "recalibrate", "experiment", "re_ran
 _SWEEPING = ("hydra.mode=MULTIRUN", "+experiment=", "experiment=", "+cluster=", "cluster=")
 """Starts of arguments that may start a sweep without --multirun."""
 
-_NEVER_SWEPT = ("output_dir", "trainer.", "callbacks.", "hydra.")
+_NEVER_SWEPT = ("output_dir", "trainer.", "callbacks.", "logger.", "hydra.")
 """Starts of keys in `PATH_KEYS` that a sweep does not vary."""
 
 

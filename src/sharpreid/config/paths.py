@@ -20,7 +20,8 @@ RUN_PATHS = (
 PATH_KEYS = (
     *RUN_PATHS,
     *("checkpoint", "images", "beside", "output", "output_dir", "resume", "trainer.default_root_dir"),
-    *("callbacks.checkpoint.folder", "callbacks.masks.folder", "hydra.run.dir", "hydra.sweep.dir"),
+    *("callbacks.checkpoint.folder", "callbacks.masks.folder", "logger.csv.folder", "logger.wandb.save_dir"),
+    *("hydra.run.dir", "hydra.sweep.dir"),
 )
 """All keys of a command line whose values are paths. A path is taken as it is written."""
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -154,6 +155,8 @@ def _leaves(cfg: DictConfig) -> dict[str, str]:
                     walk(below, node[name])
         elif key == "model.trunk.weights":
             found[key] = "none" if node in (None, "none") else "imagenet"
+        elif key == "model.weights":
+            found[key] = str(node) if node in (None, "none") else str(Path(node).expanduser().absolute())
         elif key == "schedule.noise_scale" or key.startswith("schedule.noise_scale."):
             found["schedule.noise_scale"] = "ramped in" if key != "schedule.noise_scale" else "whole"
         elif key == "data.training_identities":

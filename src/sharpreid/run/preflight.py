@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -12,13 +12,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from sharpreid.checkpoint_io import SafeCheckpointIO
+from sharpreid.config.sweep_context import key_of
 from sharpreid.config.validation import ConfigError
 from sharpreid.data.datamodule import ReIDDataModule
 from sharpreid.data.datasets import EvalImages
+from sharpreid.data.reid_data import DataError
 from sharpreid.evaluation.protocol import Protocol
 from sharpreid.evaluation.ranking import check_labels
 from sharpreid.models.weights import check_fits
 from sharpreid.module import ReIDModule
+from sharpreid.run.paper_recipe import compose_config
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +34,37 @@ _SCHEDULES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "noise_scale": (">= 0", lambda value: value >= 0),
 }
 """Schedule -> range of its values, in words and as a function."""
+
+
+def choose_small_batches(cfg: DictConfig, data: ReIDDataModule, overrides: Sequence[str]) -> DictConfig:
+    """Take the batches of ``recipe=small`` for fewer identities than a batch has, unless one was chosen.
+
+    Args:
+        cfg: Composed config, from which ``data`` was built.
+        data: Data; if it has changed batches, so has this module.
+        overrides: Overrides of the command line. ``recipe=``, ``+experiment=`` and
+            ``data.identities_per_batch=`` are a choice.
+
+    Returns:
+        The config with the batches that are used.
+    """
+    if {key_of(one) for one in overrides} & {"recipe", "experiment", "data.identities_per_batch"}:
+        return cfg
+    try:
+        data.setup("fit")
+    except (OSError, DataError):
+        return cfg  # the caller reads the data too, or does without them
+    if (count := len(set(data.train.labels))) >= data.identities_per_batch:
+        return cfg
+    small = compose_config("recipe=small").data.identities_per_batch
+    log.warning(
+        "%d training identities are fewer than the %d of a batch, so this training takes recipe=small: "
+        "data.identities_per_batch=%d",
+        *(count, data.identities_per_batch, small),
+    )
+    chosen: DictConfig = cfg.copy()
+    chosen.data.identities_per_batch = data.identities_per_batch = small
+    return chosen
 
 
 def check_training(
@@ -154,6 +188,12 @@ def reject_incompatible_options(cfg: DictConfig, trainer: pl.Trainer) -> None:
         raise ValueError(
             f"optimizer.fused=true is incompatible with trainer.precision={cfg.trainer.precision}; use "
             "bf16-mixed, or optimizer.fused=null"
+        )
+    eps = OmegaConf.select(cfg, "optimizer.eps") or 1e-8
+    if str(cfg.trainer.precision) == "16-true" and "Adam" in str(cfg.optimizer._target_) and eps < 6e-8:
+        raise ValueError(
+            f"trainer.precision=16-true: Adam's eps of {eps} is 0 in half precision, and the loss NaN. "
+            "Take 16-mixed or bf16-mixed"
         )
     expected = OmegaConf.select(cfg, "model.sampler.gradient") == "expected"
     if expected and OmegaConf.select(cfg, "schedule.noise_scale") is not None:

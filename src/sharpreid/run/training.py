@@ -35,7 +35,7 @@ from sharpreid.run.fingerprint import describe_change, read_fingerprint, take_fi
 from sharpreid.run.job import Job
 from sharpreid.run.loading import score
 from sharpreid.run.model_folder import write_model
-from sharpreid.run.preflight import check_training
+from sharpreid.run.preflight import check_training, choose_small_batches
 from sharpreid.run.records import (
     describe_config,
     describe_environment,
@@ -105,6 +105,7 @@ def run_job(cfg: DictConfig, output_dir: Path) -> float:
     with job.preparing():
         check_config(cfg)
         data = build_data(cfg)
+        cfg = choose_small_batches(cfg, data, job.fields["overrides"])
         if cfg.skip_finished or cfg.resume == "auto":
             finished = _find_finished(cfg, output_dir, data)
             if finished is not None:
