@@ -15,7 +15,7 @@ from sharpreid.report.comparison import shorten_brackets
 from sharpreid.report.markdown import markdown_table
 from sharpreid.report.paper_tables import NOTE, PaperRow, RunTable
 from sharpreid.report.runs import Job
-from sharpreid.run.job import resume_command
+from sharpreid.run.records import resume_command
 
 DRAWING_ERRORS = (OSError, ValueError, RuntimeError, OmegaConfBaseException)
 """Errors of a section that cannot be drawn."""

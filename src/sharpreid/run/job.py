@@ -7,7 +7,7 @@ import secrets
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from sharpreid.run.records import (
     move_later_checkpoints_aside,
     previous_runs,
     process_token,
+    resume_command,
     write_json,
 )
 
@@ -187,17 +188,6 @@ class Job:
             self._write()
         except OSError as second:  # a full disk; the first error is the one to report
             log.warning("%s could not be written (%s)", self.output_dir / "job.json", second)
-
-
-def resume_command(overrides: Sequence[str], output_dir: Path, resume: str | Path = "auto") -> str:
-    """Return the command that goes on with a run in its directory, also with one job of a sweep.
-
-    >>> resume_command(["seed=1", "resume=none"], Path("outputs/a b"))
-    "python -m sharpreid.train seed=1 hydra.mode=RUN 'hydra.run.dir=outputs/a b' resume=auto"
-    """
-    own = [one for one in overrides if not one.startswith("resume=")]
-    place = ["hydra.mode=RUN", f"hydra.run.dir={output_dir}", f"resume={resume}"]
-    return shlex.join(["python", "-m", "sharpreid.train", *own, *place])
 
 
 def _given_wandb_id(in_sweep: bool) -> str | None:

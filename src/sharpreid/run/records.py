@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import secrets
+import shlex
 import shutil
 import subprocess
 import time
@@ -292,6 +293,17 @@ def describe_scores(
         **describe_rules(cfg, protocol, data, scores.re_ranking),
         "seed": cfg.seed,
     }
+
+
+def resume_command(overrides: Sequence[str], output_dir: Path, resume: str | Path = "auto") -> str:
+    """Return the command that goes on with a run in its directory, also with one job of a sweep.
+
+    >>> resume_command(["seed=1", "resume=none"], Path("outputs/a b"))
+    "python -m sharpreid.train seed=1 hydra.mode=RUN 'hydra.run.dir=outputs/a b' resume=auto"
+    """
+    own = [one for one in overrides if not one.startswith("resume=")]
+    place = ["hydra.mode=RUN", f"hydra.run.dir={output_dir}", f"resume={resume}"]
+    return shlex.join(["python", "-m", "sharpreid.train", *own, *place])
 
 
 def describe_queries(samples: Sequence[Sample], scores: RankingScores) -> str:
