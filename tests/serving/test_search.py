@@ -2,13 +2,16 @@
 
 import csv
 import json
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+import urllib.request
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +23,10 @@ from sharpreid import load
 from sharpreid.search import main
 from sharpreid.serving.embedding import embed_images
 from sharpreid.serving.gallery import Item
+from sharpreid.serving.qdrant_store import QdrantStore
 from sharpreid.serving.query import Query, answer_queries, embed_queries, measure_recall
 from sharpreid.serving.sources import find_items
-from sharpreid.serving.store import EVERYTHING, Embeddings, Filter, StoreError
+from sharpreid.serving.store import EVERYTHING, Embeddings, Filter, Store, StoreError
 from sharpreid.serving.stores import open_store
 from tests.serving.test_model import saved
 
@@ -39,25 +43,50 @@ def corner(*values: float) -> Embeddings:
     return np.array([[value, 0.0] for value in values], np.float32)
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> str:
-    """A store with rows at 0, 1, 2, 3 and 9; cameras 1, 2, 1, 2 and none; times 0, 10, 20, 30 and none."""
-    place = str(tmp_path / "store")
+Opened = Callable[..., Store]
+
+
+@pytest.fixture(params=["lance", "qdrant"])
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opened]:
+    """Open the same store again and again: a folder, or a collection of Qdrant's local mode."""
+    if request.param == "lance":
+        yield partial(open_store, str(tmp_path / "store"))
+        return
+    client = pytest.importorskip("qdrant_client").QdrantClient(":memory:")
+    yield partial(QdrantStore, "http://127.0.0.1:6333/people", client=client)
+    client.close()
+
+
+def five_rows() -> tuple[list[Item], Embeddings]:
+    """Rows at 0, 1, 2, 3 and 9; cameras 1, 2, 1, 2 and none; times 0, 10, 20, 30 and none."""
     items = [
         Item(f"/photos/{number}.jpg", camera="12"[number % 2], time=10.0 * number, track=f"t{number}")
         for number in range(4)
     ]
-    open_store(place, digest=DIGEST, dim=2).add([*items, Item("/other/9.jpg")], corner(0, 1, 2, 3, 9))
-    return place
+    return [*items, Item("/other/9.jpg")], corner(0, 1, 2, 3, 9)
 
 
-def names(place: str, value: float, k: int, where: Filter = EVERYTHING, **options: Any) -> list[str]:
-    found = open_store(place).search(corner(value), k, where, **options)[0]
+@pytest.fixture
+def store(opened: Opened) -> Store:
+    store = opened(digest=DIGEST, dim=2)
+    store.add(*five_rows())
+    return store
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> str:
+    """A store in a folder."""
+    open_store(str(tmp_path / "store"), digest=DIGEST, dim=2).add(*five_rows())
+    return str(tmp_path / "store")
+
+
+def names(store: Store, value: float, k: int, where: Filter = EVERYTHING) -> list[str]:
+    found = store.search(corner(value), k, where)[0]
     return [Path(match.item.path).stem for match in found]
 
 
-def test_the_nearest_rows_come_first_with_their_euclidean_distances(place: str) -> None:
-    found = open_store(place).search(corner(2.75, 9), 3)
+def test_the_nearest_rows_come_first_with_their_euclidean_distances(store: Store) -> None:
+    found = store.search(corner(2.75, 9), 3)
     assert [[Path(match.item.path).stem for match in one] for one in found] == [
         ["3", "2", "1"],
         ["9", "3", "2"],
@@ -81,17 +110,16 @@ def test_the_nearest_rows_come_first_with_their_euclidean_distances(place: str) 
         (Filter(cameras=("3",)), []),
     ],
 )
-def test_a_filter_comes_before_the_search(place: str, where: Filter, expected: list[str]) -> None:
-    assert names(place, 0, len(expected) or 1, where) == expected
-    assert open_store(place).count(where) == len(expected)
-    items, embeddings = open_store(place).read(where)
+def test_a_filter_comes_before_the_search(store: Store, where: Filter, expected: list[str]) -> None:
+    assert names(store, 0, len(expected) or 1, where) == expected
+    assert store.count(where) == len(expected)
+    items, embeddings = store.read(where)
     assert sorted(Path(item.path).stem for item in items) == expected
     assert embeddings.shape == (len(expected), 2)
 
 
 @pytest.mark.parametrize("name", ["'", "' OR '1'='1", "1' --", '"', "a,b", "É\u200d", "\\", "%"])
-def test_names_with_odd_characters_are_only_names(place: str, name: str) -> None:
-    store = open_store(place)
+def test_names_with_odd_characters_are_only_names(store: Store, name: str) -> None:
     store.add([Item(f"/x/{name}", camera=name)], corner(5))
     assert [item.camera for item in store.read(Filter(cameras=(name,)))[0]] == [name]
     assert [item.path for item in store.read(Filter(paths=(f"/x/{name}",)))[0]] == [f"/x/{name}"]
@@ -99,8 +127,8 @@ def test_names_with_odd_characters_are_only_names(place: str, name: str) -> None
     assert store.count() == 5
 
 
-def test_rows_at_the_same_distance_are_ordered_by_path(tmp_path: Path) -> None:
-    store = open_store(str(tmp_path / "store"), digest=DIGEST, dim=2)
+def test_rows_at_the_same_distance_are_ordered_by_path(opened: Opened) -> None:
+    store = opened(digest=DIGEST, dim=2)
     items = [Item(f"/{name}.jpg") for name in "dbca"]
     store.add(items, corner(1, 1, 1, 1))
     assert [match.item.path for match in store.search(corner(0), 4)[0]] == [
@@ -111,26 +139,23 @@ def test_rows_at_the_same_distance_are_ordered_by_path(tmp_path: Path) -> None:
     ]
 
 
-def test_a_row_of_the_same_image_and_box_is_replaced(place: str) -> None:
-    store = open_store(place)
+def test_a_row_of_the_same_image_and_box_is_replaced(store: Store) -> None:
     store.add([Item("/photos/0.jpg"), Item("/photos/0.jpg", box=(0, 0, 1, 1))], corner(7, 8))
     assert store.count() == 6
-    assert names(place, 7.4, 2) == ["0", "0"]
+    assert names(store, 7.4, 2) == ["0", "0"]
     assert store.count(Filter(cameras=("1",))) == 1, "the row that was replaced had camera 1"
     store.add([Item("/twice.jpg"), Item("/twice.jpg")], corner(20, 21))
     assert [match.distance for match in store.search(corner(21), 1)[0]] == [0], "the last one counts"
 
 
-def test_removed_rows_are_found_no_more(place: str) -> None:
-    store = open_store(place)
+def test_removed_rows_are_found_no_more(store: Store) -> None:
     assert store.remove(Filter(cameras=("1",))) == 2
-    assert names(place, 0, 9) == ["1", "3", "9"]
+    assert names(store, 0, 9) == ["1", "3", "9"]
     assert store.remove(EVERYTHING) == 3
-    assert names(place, 0, 9) == []
+    assert names(store, 0, 9) == []
 
 
-def test_embeddings_that_do_not_fit_are_refused(place: str) -> None:
-    store = open_store(place)
+def test_embeddings_that_do_not_fit_are_refused(store: Store) -> None:
     with pytest.raises(ValueError, match=r"\(B, 2\)"):
         store.add([Item("/a.jpg")], np.zeros((1, 3), np.float32))
     with pytest.raises(ValueError, match="finite"):
@@ -139,7 +164,31 @@ def test_embeddings_that_do_not_fit_are_refused(place: str) -> None:
         store.search(corner(0), 0)
 
 
-def test_another_model_and_what_is_no_store_are_refused(place: str, tmp_path: Path) -> None:
+def test_a_store_is_opened_as_it_was_made(store: Store, opened: Opened) -> None:
+    again = opened()
+    assert (again.digest, again.dim, again.count()) == (DIGEST, 2, 5)
+    with pytest.raises(StoreError, match="another model"):
+        opened(digest="b" * 64)
+
+
+def test_a_server_that_is_not_there_and_what_is_no_collection_are_refused() -> None:
+    client = pytest.importorskip("qdrant_client").QdrantClient(":memory:")
+    with pytest.raises(FileNotFoundError, match="no such collection"):
+        QdrantStore("http://127.0.0.1:6333/people", client=client)
+    vectors = pytest.importorskip("qdrant_client").models
+    client.create_collection(
+        "theirs", vectors_config=vectors.VectorParams(size=2, distance=vectors.Distance.COSINE)
+    )
+    with pytest.raises(StoreError, match="another program"):
+        QdrantStore("http://127.0.0.1:6333/theirs", client=client)
+    client.close()
+    with pytest.raises(StoreError, match="HOST:PORT/COLLECTION"):
+        open_store("http://127.0.0.1:6333")
+    with pytest.raises(StoreError, match="is it running"):
+        open_store("http://127.0.0.1:9/people")
+
+
+def test_a_folder_of_another_model_and_what_is_no_store_are_refused(place: str, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="another model"):
         open_store(place, digest="b" * 64)
     with pytest.raises(FileNotFoundError, match="no store"):
@@ -312,6 +361,54 @@ def test_the_calibrated_threshold_of_the_model_is_used(
         assert f"\n  {word}nearest" in captured.out
         assert "no calibrated threshold" not in captured.err
         assert ("Warning" in captured.err) == (factor < 1), "the gallery of the calibration had 3 images"
+
+
+def test_a_program_asks_by_http(built: str, model: Path, photos: Path) -> None:
+    http = pytest.importorskip("sharpreid.serving.http")
+    from fastapi.testclient import TestClient
+
+    embedder = load(model)
+    one = sorted(photos.glob("*.jpg"))[0]
+    with TestClient(http.build_app(open_store(built), embedder)) as client:
+        assert client.get("/").json() == {"rows": 8, "model": embedder.digest, "threshold": None}
+        content = one.read_bytes()
+        answer = client.post("/query?k=2&threshold=0.01", content=content).json()
+        assert (answer["answer"], len(answer["matches"])) == ("match", 2)
+        assert answer["matches"][0]["path"] == str(one)
+        answer = client.post("/query?camera=2&camera=3&threshold=0.000001", content=content).json()
+        assert answer["answer"] == "unknown"
+        assert {match["camera"] for match in answer["matches"]} == {"2"}
+        assert client.post("/query?k=0", content=content).status_code == 422
+        broken = client.post("/query", content=b"no image")
+        assert (broken.status_code, "cannot be read" in broken.text) == (400, True)
+        assert client.post("/query", content=b"").status_code == 400
+        assert client.post("/query", content=bytes(http.MAX_BYTES + 1)).status_code == 413
+        assert client.get("/docs").status_code == 404, "its scripts come from another machine"
+
+
+@pytest.mark.slow
+@pytest.mark.own_interpreter
+def test_the_command_serve_answers_until_ctrl_c(built: str, model: Path, photos: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "sharpreid.search",
+        "serve",
+        f"store={built}",
+        f"model={model}",
+        "port=0",
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        address = next(
+            found.group() for line in process.stderr if (found := re.search(r"http://127\.0\.0\.1:\d+", line))
+        )
+        body = sorted(photos.glob("*.jpg"))[0].read_bytes()
+        with urllib.request.urlopen(f"{address}/query?k=1", data=body, timeout=30) as response:
+            assert json.load(response)["matches"][0]["distance"] == pytest.approx(0, abs=1e-4)
+        process.send_signal(signal.SIGINT)
+        process.stderr.read()
+        assert process.wait(30) in (0, -signal.SIGINT)
 
 
 @pytest.mark.parametrize(

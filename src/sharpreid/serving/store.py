@@ -63,7 +63,7 @@ class Store(Protocol):
         """Return the number of rows that pass a filter."""
 
     def add(self, items: Sequence[Item], embeddings: Embeddings) -> None:
-        """Add rows, all or none of them; a row of the same path, frame and box is replaced.
+        """Add rows; a row of the same path, frame and box is replaced. In a folder all are added, or none.
 
         Args:
             items: images, B.

@@ -1,6 +1,7 @@
 """Stores of embeddings by their place."""
 
 from sharpreid.serving.lance_store import LanceStore
+from sharpreid.serving.qdrant_store import QdrantStore
 from sharpreid.serving.store import Store
 
 
@@ -17,4 +18,6 @@ def open_store(place: str, *, digest: str | None = None, dim: int | None = None)
         FileNotFoundError: there is no such store.
         StoreError: the store is damaged, or of another model.
     """
+    if place.startswith(("http://", "https://")):
+        return QdrantStore(place, digest=digest, dim=dim)
     return LanceStore(place, digest=digest, dim=dim)
