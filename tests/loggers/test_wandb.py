@@ -152,6 +152,13 @@ class TestBuildWandbLogger:
         assert made._wandb_init["name"] == "run"
         assert made._wandb_init["tags"] == ["a", "b"]
 
+    def test_a_long_tag_is_cut_to_what_wandb_takes(self, tmp_path: Path) -> None:
+        made = build_wandb_logger(
+            project="p", group="g", name="n", tags=("t" * 70,), save_dir=str(tmp_path), required=True
+        )
+        made.experiment.finish()
+        assert made.experiment.tags == ("t" * 64,)
+
     def test_each_run_of_a_process_has_the_id_that_was_set_for_it(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

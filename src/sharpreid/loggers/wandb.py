@@ -130,10 +130,11 @@ def build_wandb_logger(
         os.environ.setdefault("WANDB_SILENT", "true")
     Path(save_dir).mkdir(parents=True, exist_ok=True)
     log.info("W&B mode: %s; files are in %s/wandb", mode, save_dir)
+    tags = [tag[:64] for tag in tags]  # W&B refuses longer ones
     # not offline=True: Lightning then sets WANDB_MODE=dryrun for all later jobs of this process
     try:
         logger = FaultTolerantWandbLogger(
-            project=project, group=group, name=name, tags=list(tags), save_dir=save_dir, mode=mode
+            project=project, group=group, name=name, tags=tags, save_dir=save_dir, mode=mode
         )
     except Exception as error:  # a broken installation may raise anything
         if required or os.environ.get("WANDB_SWEEP_ID"):

@@ -100,6 +100,8 @@ def is_run_dir_locked(output_dir: Path) -> bool:
             return False
     except Timeout:
         return True
+    except PermissionError:  # the folder of somebody else: nobody writes there as far as one can see
+        return False
 
 
 def _refuse_same_sweep(output_dir: Path) -> None:
