@@ -494,7 +494,7 @@ def test_an_unfinished_run_that_another_replaces_can_be_brought_back(
     start(None)
     moved = step_path(folder / "previous" / "1" / "checkpoints", 7)
     (told,) = [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
-    assert "last saved step is 7" in told
+    assert "stopped unfinished, at step 7" in told
     *words, resume = shlex.split(told.partition("python" if in_sweep else "the same command with")[2])
     assert resume == f"resume={moved}"
     assert ("hydra.mode=RUN" in words) == (f"hydra.run.dir={folder}" in words) == in_sweep

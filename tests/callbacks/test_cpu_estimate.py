@@ -52,7 +52,7 @@ def test_a_long_training_is_a_warning_with_advice(
     (_, first), (level, message) = told(quiet, caplog, monkeypatch, steps=203)
     assert "training 203 steps on the CPU" in first
     assert level == logging.WARNING
-    assert "1:40:00 for 200 steps of 30.0 s" in message
+    assert "1:40:00 for 200 steps of 30 s" in message
     assert message.endswith("use another")
 
 

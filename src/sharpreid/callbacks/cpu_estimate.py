@@ -57,7 +57,7 @@ class CPUEstimate(pl.Callback):
         """Log the estimate from the duration of a step, in seconds."""
         left = trainer.estimated_stepping_batches - trainer.global_step
         training, test = left * each, _test_steps(trainer) * each
-        found = f"{clock(training)} for {left} steps of {each:.1f} s, and {clock(test)} for the test"
+        found = f"{clock(training)} for {left} steps of {each:.3g} s, and {clock(test)} for the test"
         if training + test > 3600 * self.hours:
             log.warning("this training takes long on a CPU: about %s. %s", found, self.advice)
         else:

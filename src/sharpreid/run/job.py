@@ -136,9 +136,8 @@ class Job:
             log.info("an earlier run of this output directory is now in %s", place)
             return
         log.warning(
-            "the earlier run of this output directory had stopped unfinished; its last saved step is %d. "
-            "This run starts anew, and the earlier one is now in %s. To go on with that instead, stop this "
-            "run and give %s",
+            "the earlier run of this output directory had stopped unfinished, at step %d, and is now in %s. "
+            "To go on with it instead, stop this run and give %s",
             *(step_of(saved[0]), place, self._command_to_resume(place / "checkpoints" / saved[0].name)),
         )
 
