@@ -175,16 +175,14 @@ def _suggest_stopped_run(cfg: DictConfig, output_dir: Path) -> None:
     differing, run = min(stopped, key=lambda one: len(one[0]))
     if not differing:
         log.warning(
-            "this run starts anew. An unfinished run with the same config is in %s; to resume that one give "
-            "hydra.run.dir=%s",
-            run,
-            run,
+            "this run starts anew. An unfinished run of the same config is in %s; to resume it give %s",
+            *(run, shlex.quote(f"hydra.run.dir={run}")),
         )
     else:
         keys = ", ".join(f"{key} {before!r} -> {now!r}" for key, (before, now) in list(differing.items())[:5])
         log.warning(
             "this config has no checkpoint, so the run starts anew. The most similar unfinished run, %s, "
-            "differs in %d keys (%s); to resume it with these values give hydra.run.dir=%s "
+            "differs in %d keys (%s); to resume it with these values give %s "
             "'allow_changed=[%s]'",
-            *(run, len(differing), keys, run, ",".join(differing)),
+            *(run, len(differing), keys, shlex.quote(f"hydra.run.dir={run}"), ",".join(differing)),
         )
