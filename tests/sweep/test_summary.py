@@ -17,7 +17,13 @@ from rich.console import Console
 
 from sharpreid.config import sweep_context as sweeps
 from sharpreid.config.sweep_context import count_choices
-from sharpreid.report.comparison import compare_jobs, group_by_configuration, group_by_data, varying_keys
+from sharpreid.report.comparison import (
+    compare_jobs,
+    describe_data,
+    group_by_configuration,
+    group_by_data,
+    varying_keys,
+)
 from sharpreid.report.figures import draw_sweep
 from sharpreid.report.runs import Job, load_jobs, unfinished_jobs
 from sharpreid.report.sweep import main
@@ -120,6 +126,24 @@ def test_jobs_of_another_sweep_and_earlier_runs_are_left_out(tmp_path: Path) -> 
     put(tmp_path / "1" / "previous" / "1", job("model.blocks=[1]", mAP=0.9, started=9.0))
     assert [one.started for one in load_jobs(tmp_path, "b")] == [2.0, 3.0]
     assert len(load_jobs(tmp_path)) == 4, "all jobs, also those of early versions"
+
+
+def test_scores_on_labels_that_have_changed_between_the_jobs_are_not_averaged(tmp_path: Path) -> None:
+    """Jobs of early versions, whose labels are not known, have no part in it."""
+
+    def put_all(*labels: str | None) -> list[Job]:
+        folder = tmp_path / str(labels)
+        for seed, known in enumerate(labels):
+            put(folder / str(seed), job("model.blocks=[1]", mAP=0.5, started=seed, seed=seed))
+            path, split = folder / str(seed) / "job.json", {"files": "f", "labels": known}
+            data = {"query": split, "gallery": split} if known else None
+            path.write_text(json.dumps({**json.loads(path.read_text()), "data": data}))
+        return load_jobs(folder)
+
+    assert [len(part) for part in group_by_data(compare_jobs(put_all("a", "a", None), None))] == [3]
+    parts = group_by_data(compare_jobs(put_all("a", "b", "a"), None))
+    assert [[row.job.seed for row in part] for part in parts] == [["0", "2"], ["1"]]
+    assert "of its images and labels" in describe_data(parts[0])
 
 
 def test_damaged_files_are_failed_jobs(tmp_path: Path) -> None:

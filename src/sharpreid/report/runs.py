@@ -1,5 +1,6 @@
 """Read training jobs and finished runs from the folders that they wrote."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +34,7 @@ class Job:
         record: content of ``scores.json``; None unless the job is done.
         number: number of the job in its sweep.
         sweeps: ids of the sweeps that asked for the job.
+        test_data: digest of the test images' names and labels; None if it is not known.
     """
 
     folder: Path
@@ -44,6 +46,7 @@ class Job:
     record: Mapping[str, Any] | None
     number: int | None = None
     sweeps: tuple[str, ...] = ()
+    test_data: str | None = None
 
     @property
     def settings(self) -> dict[str, str]:
@@ -127,19 +130,43 @@ def load_jobs(folder: Path, sweep: str | None = None) -> list[Job]:
 
     Jobs of one sweep are sorted by their numbers, because parallel jobs start in any order. Jobs of several
     sweeps, or without a number, are sorted by their start times. A job with an unreadable file counts as
-    failed.
+    failed. Jobs whose data set has changed between them have two variants of it, see `_name_variants`.
 
     Args:
         folder: output folder of a sweep, searched at any depth for ``job.json``. Folders named ``previous``,
             which hold the earlier attempts of a repeated run, are skipped.
         sweep: id of a sweep; jobs that it did not ask for are left out. None takes all jobs.
     """
+    return _name_variants(_read_jobs(folder, sweep))
+
+
+def _read_jobs(folder: Path, sweep: str | None = None) -> list[Job]:
     found = sorted(folder.rglob("job.json"))
     jobs = [_read_job(path) for path in found if "previous" not in path.relative_to(folder).parts]
     asked_for = (job for job in jobs if sweep is None or sweep in job.sweeps)
     kept = sorted(asked_for, key=lambda job: (job.started, job.folder))
     numbered = {job.number: job for job in kept if job.number is not None}
     return [job for _, job in sorted(numbered.items())] if len(numbered) == len(kept) else kept
+
+
+def _name_variants(jobs: Sequence[Job]) -> list[Job]:
+    """Name the variants of a data set whose test images or labels have changed between the jobs.
+
+    Scores on several variants are not averaged or compared, and not put beside the paper's.
+    """
+    found: dict[tuple[object, str], set[str]] = {}
+    known = [job for job in jobs if job.test_data and job.record and "dataset" in job.record]
+    for job in known:
+        found.setdefault((job.scored_on, job.split), set()).add(str(job.test_data))
+    named = {id(job): _name_variant(job) for job in known if len(found[job.scored_on, job.split]) > 1}
+    return [named.get(id(job), job) for job in jobs]
+
+
+def _name_variant(job: Job) -> Job:
+    assert job.record is not None
+    data = job.record["dataset"]
+    parts = (data.get("variant"), f"state {job.test_data} of its images and labels")
+    return replace(job, record={**job.record, "dataset": {**data, "variant": "; ".join(filter(None, parts))}})
 
 
 def _read_job(path: Path) -> Job:
@@ -164,7 +191,17 @@ def _read_job(path: Path) -> Job:
     name, number = str(content.get("name", folder.name)), content.get("number")
     number = number if isinstance(number, int) else None
     sweeps = tuple(str(sweep) for sweep in content.get("sweeps") or ())
-    return Job(folder, name, status, started, overrides, reason, record, number, sweeps)
+    data = _digest_test_data(content.get("data"))
+    return Job(folder, name, status, started, overrides, reason, record, number, sweeps, data)
+
+
+def _digest_test_data(fingerprint: Any) -> str | None:
+    """Return a short digest of what a run's fingerprint says of query and gallery; None without one."""
+    try:
+        parts = [fingerprint[split][key] for split in ("query", "gallery") for key in ("files", "labels")]
+    except (TypeError, KeyError):
+        return None
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:6]
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -185,22 +222,21 @@ def load_runs(folders: Iterable[Path]) -> tuple[list[Run], list[Job]]:
     Raises:
         FileNotFoundError: a folder does not exist.
     """
-    runs, others = [], []
-    seen: set[Path] = set()
+    jobs: dict[Path, Job] = {}
     for folder in folders:
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder; expected an output folder of runs (outputs)")
-        for job in load_jobs(folder):
-            if job.folder.resolve() in seen:
-                continue
-            seen.add(job.folder.resolve())
-            if job.record is None:
-                others.append(job)
-                continue
-            try:
-                runs.append(_load_run(job, job.record))
-            except (OSError, ValueError, YAMLError) as error:
-                others.append(replace(job, status="unreadable", error=str(error), record=None))
+        for job in _read_jobs(folder):
+            jobs.setdefault(job.folder.resolve(), job)
+    runs, others = [], []
+    for job in _name_variants([*jobs.values()]):
+        if job.record is None:
+            others.append(job)
+            continue
+        try:
+            runs.append(_load_run(job, job.record))
+        except (OSError, ValueError, YAMLError) as error:
+            others.append(replace(job, status="unreadable", error=str(error), record=None))
     return runs, others
 
 
