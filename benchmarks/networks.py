@@ -4,6 +4,7 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from omegaconf import DictConfig
 
 from sharpreid.models.network import SharpAttentionNetwork
 
@@ -16,8 +17,12 @@ def build_network(*overrides: str) -> SharpAttentionNetwork:
     Args:
         overrides: config overrides, for example ``model.blocks=[]``.
     """
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", ["data=market1501", "model.trunk.weights=none", *overrides])
-    built: SharpAttentionNetwork = instantiate(cfg.model)
+    built: SharpAttentionNetwork = instantiate(compose_config(*overrides).model)
     built.set_temperature(0.8)
     return built.train()
+
+
+def compose_config(*overrides: str) -> DictConfig:
+    """Compose the config of the paper's network with random weights; see `build_network`."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", ["data=market1501", "model.trunk.weights=none", *overrides])

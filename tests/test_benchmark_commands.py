@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import __main__, attention, command, loader, re_ranking, scoring, startup, training
+from benchmarks import __main__, attention, command, export, loader, re_ranking, scoring, startup, training
 
 MAINS = {
     "": __main__,
     "attention": attention,
+    "export": export,
     "loader": loader,
     "re_ranking": re_ranking,
     "scoring": scoring,
@@ -28,6 +29,7 @@ MAINS = {
         ("", ["--record", "/nowhere"], ["--record", "/nowhere", "--output"]),
         ("attention", ["--batch", "0"], ["--batch", "at least 2", "got 0"]),
         ("attention", ["--output", "/nowhere/x.json"], ["--output", "/nowhere/x.json", "existing folder"]),
+        ("export", ["--repeats", "0"], ["--repeats", "at least 1", "got 0"]),
         ("loader", ["--root", "/nowhere"], ["--root", "/nowhere", "folder"]),
         ("re_ranking", ["--size", "-1", "100"], ["--size", "at least 2", "got -1"]),
         ("re_ranking", ["--torchreid", "{}"], ["torchreid/utils/rerank.py", "another version"]),

@@ -16,8 +16,10 @@ config.json (input, output, distance, difference of the embeddings) and README.m
   format=torch_export      torch.export.load, in Python
   format=torchscript       torch.jit.load, in Python and C++
   format=safetensors       a model folder: weights for sharpreid.load and for your own code
-  images=FOLDER            images of people, for comparing embeddings: a folder, a glob or a CSV file; without
-                           it, people drawn by a program are compared
+  precision=float32        float32 | float16 | int8 (onnx only); safetensors is float32
+  images=FOLDER            images of people, for comparing embeddings and for the ranges of int8: a folder, a
+                           glob or a CSV file; without it people drawn by a program are compared, and int8 is
+                           refused
 
 Input: RGB images, uint8, (B, height, width, 3), resized to the height and width in config.json; any B.
 Scaling, normalisation and crops are inside. Output: embeddings, float32, (B, D). Nothing is written if the
@@ -26,7 +28,7 @@ for each key.
 Exit status: 0, 1 if the export failed, 2 wrong arguments.
 """
 
-_KEYS = ("model", "format", "output", "images")
+_KEYS = ("model", "format", "output", "precision", "images")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -42,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
         given = parse_pairs(join_options(arguments), _KEYS, required=("model", "format", "output"))
         export_model(
             given["model"],
-            parse_target(given["format"], "float32", images=given.get("images")),
+            parse_target(given["format"], given.get("precision", "float32"), images=given.get("images")),
             output=Path(given["output"]).expanduser(),
         )
     except UsageError as error:

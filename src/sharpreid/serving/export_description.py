@@ -46,9 +46,13 @@ class Parity(_Strict):
     max_abs_difference: float
     relative_difference: float
     """The largest difference, divided by the largest coordinate of all embeddings."""
+    median_relative_difference: float
+    """The same for the median image."""
     min_cosine: float
     limit: float
-    """Largest accepted `relative_difference`."""
+    """Largest accepted relative difference."""
+    limited: Literal["largest", "median"]
+    """Image that has to keep the limit."""
 
 
 class ExportConfig(_Strict):
