@@ -15,7 +15,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=lo
 NONE_IS_FINE = $(if $(ARGS),|| [ $$? = 5 ])
 
 .DEFAULT_GOAL := help
-.PHONY: help setup ablation report check lint test test-fast test-slow test-hosts test-slurm bench bench-growth \
+.PHONY: help setup ablation search report check lint test test-fast test-slow test-hosts test-slurm bench bench-growth \
 	soak docs format clean
 
 help: ## list the targets
@@ -34,6 +34,18 @@ $(READY): pyproject.toml constraints.txt
 ablation: $(READY) ## train the block ablation (Fig. 5 a, b) on synthetic people: 11 minutes
 	$(BIN)/python -m sharpreid.prepare data=synthetic
 	$(BIN)/python -m sharpreid.train +experiment=block_ablation $(GRADIENT) $(SIDE_BY_SIDE) $(ARGS)
+
+# The run is one of those of `make ablation`; it is trained here if it does not exist yet.
+SEARCHED := outputs/block_ablation/synthetic/model.blocks=[1,2,3,4],model.sampler.gradient=none/seed=0
+NAMES := '(?P<identity>\d+)_c(?P<camera>\d)'
+
+search: $(READY) ## find four synthetic people again in the photos of other cameras: half a minute after make ablation
+	$(BIN)/python -m sharpreid.train +experiment=block_ablation model.blocks=[1,2,3,4] seed=0 $(GRADIENT) skip_finished=true
+	rm -rf outputs/search
+	$(BIN)/python -m sharpreid.embed images=data/synthetic/bounding_box_test model=$(SEARCHED) output=outputs/search/gallery camera_pattern=$(NAMES)
+	$(BIN)/python -m sharpreid.search build gallery=outputs/search/gallery store=outputs/search/store
+	$(BIN)/python -m sharpreid.search query store=outputs/search/store model=$(SEARCHED) camera_pattern=$(NAMES) \
+		images='data/synthetic/query/015[2-5]_c3*.jpg' not_camera=3 k=8 output=outputs/search/matches.png $(ARGS)
 
 report: $(READY) ## train the demo runs and show them beside the paper's tables in report/index.html
 	$(BIN)/python -m sharpreid.train +experiment=block_ablation $(GRADIENT) skip_finished=true $(SIDE_BY_SIDE) $(ARGS)

@@ -18,7 +18,7 @@ since are embedded again.
                                 camera, time (seconds), track, identity; paths are relative to the file
   images=clip.mp4 boxes=b.csv   or boxes in a video: frame (from 0), x, y, w, h (pixels), optionally track
   model=RUN                     directory of a run, or a copy of its folder model/
-  camera_pattern='_c(?P<camera>\\d+)'   camera from each file name; a group time is the time in seconds
+  camera_pattern='_c(?P<camera>\\d+)'   camera from each file name; it may have groups time and identity
   batch_size=64 device=cpu      images per pass of the network; a device such as cuda
 
 An image that cannot be read is listed in FOLDER/skipped.csv. Exit status: 0, 1 if no image could be embedded,

@@ -1,14 +1,14 @@
 """Search embeddings: ``python -m sharpreid.search build|add|remove|query|serve key=value ...``."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sharpreid.standard_streams import tolerate_write_errors
 
 if TYPE_CHECKING:
-    from sharpreid.serving.query import GroupBy
+    from sharpreid.serving.query import Answer, GroupBy
     from sharpreid.serving.store import Filter
 
 USAGE = """\
@@ -30,7 +30,7 @@ Queries: images=PLACE is an image, a folder, a glob, a CSV file, or a video with
                            "unknown". By default the calibrated threshold of the model, if it has one
   re_ranking=k_reciprocal  order the 2,000 nearest rows by k-reciprocal re-ranking
   approximate=yes          use the index of the store, if it has one; without it a search is exact
-  output=matches.json      also write .json, or .csv with a line for each match
+  output=matches.json      also write .json, .csv (a line for each match) or .png (a row for each query)
 
 Filters, for query and remove; they come before the search, and several values have commas between them:
   camera=1,2  not_camera=3  from=0  to=59.5 (seconds)  identity=7  track=a  path=FILE_OR_FOLDER
@@ -139,8 +139,8 @@ def query(given: Mapping[str, str]) -> None:
     re_ranking = parse_choice(given, "re_ranking", ("none", "k_reciprocal")) == "k_reciprocal"
     approximate = parse_yes(given, "approximate")
     output = Path(given["output"]).expanduser() if "output" in given else None
-    if output is not None and output.suffix.lower() not in (".json", ".csv"):
-        raise UsageError(f"output={output}: the name must end in .json or .csv")
+    if output is not None and output.suffix.lower() not in (".json", ".csv", ".png"):
+        raise UsageError(f"output={output}: the name must end in .json, .csv or .png")
     where = _filter(given)
     if missing := [key for key in ("images", "model") if key not in given]:
         raise UsageError(f"{missing[0]}=... is missing")
@@ -164,7 +164,7 @@ def query(given: Mapping[str, str]) -> None:
         if caution := calibrated.find_caution(store.count(where)):
             print(f"Warning: {caution}", file=sys.stderr)
     queries = embed_queries(items, embedder, group_by=group_by)
-    described = []
+    answers = []
     for answer in answer_queries(
         store,
         queries,
@@ -175,14 +175,38 @@ def query(given: Mapping[str, str]) -> None:
         approximate=approximate,
     ):
         print_answer(answer, threshold)
-        described.append(describe_answer(answer, threshold))
+        answers.append(answer)
     if threshold is None:
         print(
             "the model has no calibrated threshold, so nobody is called unknown; threshold=NUMBER sets one",
             file=sys.stderr,
         )
-    if output is not None:
-        write_answers(output, described)
+    if output is not None and output.suffix.lower() == ".png":
+        _draw(output, answers, threshold)
+    elif output is not None:
+        write_answers(output, [describe_answer(answer, threshold) for answer in answers])
+
+
+def _draw(output: Path, answers: "Sequence[Answer]", threshold: float | None) -> None:
+    """Draw a row for each query, with a green frame round its person and a red one round others.
+
+    Where the identity of the query or of the match is not known, the threshold decides.
+    """
+    from sharpreid.atomic_io import replacing
+    from sharpreid.serving.query import is_same_person
+    from sharpreid.serving.sources import read_picture
+    from sharpreid.visualization.attention import MatchKind, RankedImage, draw_ranked_lists
+
+    rows = []
+    for answer in answers:
+        found = []
+        for match in answer.matches:
+            same = is_same_person(answer.query, match, threshold)
+            kind: MatchKind = "unlabelled" if same is None else "match" if same else "other"
+            found.append(RankedImage(read_picture(match.item), kind, match.distance))
+        rows.append((read_picture(answer.query.items[0]), found))
+    with replacing(output) as temporary:
+        draw_ranked_lists(rows).save(temporary)
 
 
 def serve(given: Mapping[str, str]) -> None:

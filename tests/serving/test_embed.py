@@ -41,7 +41,7 @@ def test_rows_have_the_embeddings_of_their_images(model: Path, photos: Path, tmp
     (photos / "deeper").mkdir()
     shutil.move(next(iter(photos.glob("*.jpg"))), photos / "deeper")
     (photos / ".hidden.jpg").touch()
-    pattern = r"_c(?P<camera>\d)s(?P<time>\d)"
+    pattern = r"(?P<identity>\d+)_c(?P<camera>\d)s(?P<time>\d)"
     assert embed_images(str(photos), model=str(model), output=tmp_path / "g", camera_pattern=pattern) == (
         8,
         0,
@@ -51,6 +51,7 @@ def test_rows_have_the_embeddings_of_their_images(model: Path, photos: Path, tmp
     assert sorted(paths) == sorted(map(str, photos.rglob("0*.jpg")))
     assert table["camera"].to_pylist() == [Path(path).name[6] for path in paths]
     assert set(table["time"].to_pylist()) == {1.0}
+    assert table["identity"].to_pylist() == [Path(path).name[:4] for path in paths]
     np.testing.assert_allclose(embeddings_of(table), load(model).embed(paths), atol=1e-4)
 
 

@@ -24,9 +24,9 @@ from sharpreid.search import main
 from sharpreid.serving.embedding import embed_images
 from sharpreid.serving.gallery import Item
 from sharpreid.serving.qdrant_store import QdrantStore
-from sharpreid.serving.query import Query, answer_queries, embed_queries, measure_recall
+from sharpreid.serving.query import Query, answer_queries, embed_queries, is_same_person, measure_recall
 from sharpreid.serving.sources import find_items
-from sharpreid.serving.store import EVERYTHING, Embeddings, Filter, Store, StoreError
+from sharpreid.serving.store import EVERYTHING, Embeddings, Filter, Match, Store, StoreError
 from sharpreid.serving.stores import open_store
 from tests.serving.test_model import saved
 
@@ -260,6 +260,24 @@ def test_a_query_within_the_threshold_is_known_and_its_own_image_is_no_match(pla
     assert next(answer_queries(store, [query], k=2, where=EVERYTHING)).known is None
 
 
+@pytest.mark.parametrize(
+    ("query", "match", "threshold", "same"),
+    [
+        ("7", "7", 0.1, True),
+        ("7", "8", 9.0, False),
+        ("7", None, 1.0, True),
+        (None, "8", 0.4, False),
+        (None, "8", None, None),
+    ],
+)
+def test_identities_say_who_is_the_same_person_otherwise_the_threshold(
+    query: str | None, match: str | None, threshold: float | None, same: bool | None
+) -> None:
+    asked = Query((Item("/a.jpg", identity=query),), corner(0)[0])
+    found = Match(Item("/b.jpg", identity=match), 0.5, corner(0.5)[0])
+    assert is_same_person(asked, found, threshold) is same
+
+
 def test_re_ranking_changes_the_order_and_not_the_verdict(tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "store"), digest=DIGEST, dim=2)
     rng = np.random.default_rng(0)
@@ -328,7 +346,9 @@ def test_the_commands_build_query_add_and_remove(
     rows = [*csv.DictReader((tmp_path / "found.csv").read_text().splitlines())]
     assert {(row["answer"], row["camera"]) for row in rows} == {("unknown", "2")}
     assert len(rows) == 4
-    main(["query", *asked])
+    main(["query", *asked, f"output={tmp_path / 'found.png'}"])
+    with Image.open(tmp_path / "found.png") as picture:
+        assert picture.width > 8 * picture.height / 3, "a row of the query and eight matches"
     assert "no calibrated threshold" in capsys.readouterr().err
     main(["add", *asked])
     main(["remove", f"store={built}", f"path={photos}"])
@@ -418,7 +438,7 @@ def test_the_command_serve_answers_until_ctrl_c(built: str, model: Path, photos:
         (["query", "store=s", "images=a.jpg"], "model=... is missing"),
         (["query", "store=s", "images=a.jpg", "model=m", "k=0"], "k must be"),
         (["query", "store=s", "images=a.jpg", "model=m", "from=noon"], "from must be a number"),
-        (["query", "store=s", "images=a.jpg", "model=m", "output=found.txt"], ".json or .csv"),
+        (["query", "store=s", "images=a.jpg", "model=m", "output=found.txt"], ".csv or .png"),
         (["query", "store=s", "images=a.jpg", "model=m", "re_ranking=yes"], "k_reciprocal"),
         (["query", "store=s", "images=a.jpg", "model=m", "kamera=1"], "did you mean camera"),
         (["build", "store=s"], "gallery=... is missing"),

@@ -169,6 +169,18 @@ def _describe_item(item: Item) -> dict[str, Any]:
     return {name: list(value) if name == "box" and value else value for name, value in fields.items()}
 
 
+def is_same_person(query: Query, match: Match, threshold: float | None) -> bool | None:
+    """Return whether a match shows the person of a query: by their identities, otherwise by the threshold.
+
+    Returns:
+        None if an identity and the threshold are missing.
+    """
+    identities = {item.identity for item in query.items}
+    if match.item.identity is not None and None not in identities:
+        return identities == {match.item.identity}
+    return None if threshold is None else match.distance <= threshold
+
+
 def print_answer(answer: Answer, threshold: float | None) -> None:
     """Print an answer as a table."""
     nearest = "no row passes the filter" if answer.nearest is None else f"nearest {answer.nearest:.3f}"

@@ -45,7 +45,7 @@ def find_items(images: str, *, boxes: str | None, camera_pattern: str | None) ->
         boxes: for a video, CSV file with the columns frame (from 0), x, y, w, h (pixels) and, optionally,
             track.
         camera_pattern: regular expression that is searched in each file name; its group ``camera`` is the
-            camera, and its group ``time``, if it has one, the time in seconds.
+            camera, and its groups ``time`` (seconds) and ``identity``, if it has them, are what they say.
 
     Raises:
         FileNotFoundError: there is no such place.
@@ -108,15 +108,17 @@ def _named(path: Path, camera_pattern: str | None, **given: Any) -> Item:
         pattern = re.compile(camera_pattern)
     except re.error as error:
         raise DataError(f"camera_pattern={camera_pattern}: no regular expression ({error})") from error
-    if not {"camera"} <= pattern.groupindex.keys() <= {"camera", "time"}:
+    if not {"camera"} <= pattern.groupindex.keys() <= {"camera", "time", "identity"}:
         raise DataError(
-            f"camera_pattern={camera_pattern}: needs a group (?P<camera>...), and may have (?P<time>...)"
+            f"camera_pattern={camera_pattern}: needs a group (?P<camera>...), and may have (?P<time>...) and "
+            "(?P<identity>...)"
         )
     if (match := pattern.search(path.name)) is None:
         raise DataError(f"{path}: its name does not fit camera_pattern={camera_pattern}")
     groups = match.groupdict()
     time = _number(groups["time"], f"{path}: time") if groups.get("time") else item.time
-    return item._replace(camera=groups["camera"], time=time)
+    identity = groups.get("identity") or item.identity
+    return item._replace(camera=groups["camera"], time=time, identity=identity)
 
 
 def _changed(path: Path) -> int:

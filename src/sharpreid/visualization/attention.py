@@ -243,8 +243,9 @@ def draw_before_and_after(
     return _sheet(lines)
 
 
-MatchKind = Literal["match", "other", "junk"]
-"""``junk`` is the query's identity in the query's camera, which is not ranked."""
+MatchKind = Literal["match", "other", "junk", "unlabelled"]
+"""``junk`` is the query's identity in the query's camera, which is not ranked. The identity of ``unlabelled``
+is not known."""
 
 
 class RankedImage(NamedTuple):
@@ -258,13 +259,13 @@ class RankedImage(NamedTuple):
 def draw_ranked_lists(queries: Sequence[tuple[Image.Image, Sequence[RankedImage]]]) -> Image.Image:
     """Draw a row per query with its ranked list, nearest first.
 
-    The query has a blue frame, a match a green one, another person a red one. Junk is greyed out and has no
-    rank.
+    The query has a blue frame, a match a green one, another person a red one, an unlabelled image a grey one.
+    Junk is greyed out and has no rank.
 
     Args:
         queries: each query with its ranked list.
     """
-    colours = {"match": _GREEN, "other": _RED, "junk": _GREY}
+    colours = {"match": _GREEN, "other": _RED, "junk": _GREY, "unlabelled": _GREY}
     lines = []
     for query, found in queries:
         cells = [(_framed(_sized(query), _BLUE), "query")]
