@@ -7,15 +7,29 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import __main__, attention, command, export, loader, re_ranking, scoring, startup, training
+from benchmarks import (
+    __main__,
+    attention,
+    command,
+    embed,
+    export,
+    loader,
+    re_ranking,
+    scoring,
+    search,
+    startup,
+    training,
+)
 
 MAINS = {
     "": __main__,
     "attention": attention,
     "export": export,
+    "embed": embed,
     "loader": loader,
     "re_ranking": re_ranking,
     "scoring": scoring,
+    "search": search,
     "startup": startup,
     "training": training,
 }
@@ -30,10 +44,12 @@ MAINS = {
         ("attention", ["--batch", "0"], ["--batch", "at least 2", "got 0"]),
         ("attention", ["--output", "/nowhere/x.json"], ["--output", "/nowhere/x.json", "existing folder"]),
         ("export", ["--repeats", "0"], ["--repeats", "at least 1", "got 0"]),
+        ("embed", ["--images", "0"], ["--images", "at least 1", "got 0"]),
         ("loader", ["--root", "/nowhere"], ["--root", "/nowhere", "folder"]),
         ("re_ranking", ["--size", "-1", "100"], ["--size", "at least 2", "got -1"]),
         ("re_ranking", ["--torchreid", "{}"], ["torchreid/utils/rerank.py", "another version"]),
         ("scoring", ["--torchreid", "{}"], ["python setup.py build_ext --inplace", "rank_cylib"]),
+        ("search", ["--sizes", "10"], ["--sizes", "at least 100", "got 10"]),
         ("startup", ["--repeats", "x"], ["--repeats", "at least 1", "got x"]),
         ("training", ["--batch", "10"], ["--batch", "multiple of 4", "got 10"]),
         ("training", ["--images", "8"], ["--images", "--batch", "got 8 and 16"]),

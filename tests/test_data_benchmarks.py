@@ -101,3 +101,18 @@ def test_help_and_the_way_to_the_first_batch_are_measured(tmp_path: Path) -> Non
 def test_the_images_for_the_start_up_are_as_many_as_those_of_market1501(tmp_path: Path) -> None:
     data = load_market1501(root=write_market(tmp_path / "market"))
     assert (len(data.train), len(data.query)) == (12_936, 3_368)
+
+
+@pytest.mark.slow
+def test_embedding_and_searching_are_measured(tmp_path: Path) -> None:
+    (row,) = measured(tmp_path, "benchmarks.embed", "--images", "8")
+    assert (row["name"], row["other"]) == ("sharpreid.embed", "a bare loop")
+    rows = measured(tmp_path, "benchmarks.search", "--sizes", "400")
+    assert [row["name"] for row in rows] == [
+        "exact search, 400 rows",
+        "approximate search, 400 rows",
+        "exact search, 400 rows, filter",
+        "make the index, 400 rows",
+    ]
+    assert rows[0]["theirs"] is None
+    assert "recall" in rows[1]["note"]

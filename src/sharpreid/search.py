@@ -29,7 +29,7 @@ Queries: images=PLACE is an image, a folder, a glob, a CSV file, or a video with
   threshold=0.8            distance up to which a row counts as the same person; beyond it the answer is
                            "unknown". By default the calibrated threshold of the model, if it has one
   re_ranking=k_reciprocal  order the 2,000 nearest rows by k-reciprocal re-ranking
-  approximate=yes          use the index of the store, if it has one; without it a search is exact
+  approximate=yes          use the index of the store. Without one, or with a filter, a search is exact
   output=matches.json      also write .json, .csv (a line for each match) or .png (a row for each query)
 
 Filters, for query and remove; they come before the search, and several values have commas between them:

@@ -136,7 +136,8 @@ class LanceStore:
         table, condition, found = self._latest(), _condition(where), []
         for embedding in embeddings:
             query = table.search(embedding, vector_column_name="embedding").distance_type("l2").limit(k)
-            query = query.nprobes(self._probes()) if approximate else query.bypass_vector_index()
+            indexed = approximate and condition is None  # few rows of a filter are in the nearest partitions
+            query = query.nprobes(self._probes()) if indexed else query.bypass_vector_index()
             if condition is not None:
                 query = query.where(condition, prefilter=True)
             rows = self._result_of(query)

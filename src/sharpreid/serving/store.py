@@ -85,7 +85,8 @@ class Store(Protocol):
             embeddings: queries, float32, (Q, D).
             k: rows per query, > 0.
             where: rows to search.
-            approximate: use the index, see `index`; without one the search is exact.
+            approximate: use the index, see `index`. Without an index, and in a folder also with a filter, the
+                search is exact.
         """
 
     def read(self, where: Filter = EVERYTHING) -> tuple[list[Item], Embeddings]:
