@@ -97,7 +97,7 @@ def _portable(overrides: str) -> str:
     name = re.sub(r"[^\w.=,+\[\]-]", "_", overrides) or "default"
     if len(name.encode()) <= _LONGEST_NAME:
         return name
-    digest = hashlib.sha256(overrides.encode()).hexdigest()[:8]
+    digest = hashlib.sha256(overrides.encode(errors="surrogateescape")).hexdigest()[:8]
     return f"{name.encode()[: _LONGEST_NAME - 9].decode(errors='ignore')}-{digest}"
 
 

@@ -1,6 +1,8 @@
 """Files of a run directory beside checkpoints and logs: job.json, scores.json, config.yaml, queries.csv."""
 
+import csv
 import functools
+import io
 import json
 import logging
 import math
@@ -63,9 +65,12 @@ def write_json(path: Path, content: Mapping[str, Any] | Sequence[Mapping[str, An
 
 @rank_zero_only
 def write_text(path: Path, text: str) -> None:
-    """Write a text file completely or not at all; only rank 0 writes."""
+    r"""Write a text file completely or not at all; only rank 0 writes.
+
+    A byte of a file name that is not UTF-8 is written as an escape such as ``\udcfc``.
+    """
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager
@@ -322,11 +327,13 @@ def describe_queries(samples: Sequence[Sample], scores: RankingScores) -> str:
     """
     if scores.queries is None:
         raise ValueError("scores.queries is None; pass scores that evaluate_ranking returned")
-    lines = ["image,identity,camera,ap,rank1"]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "identity", "camera", "ap", "rank1"])
     for sample, ap, rank1 in zip(samples, *scores.queries, strict=True):
-        values = "," if math.isnan(ap) else f"{ap:.6f},{rank1:g}"
-        lines.append(f"{sample.path.name},{sample.pid},{sample.camid},{values}")
-    return "\n".join(lines) + "\n"
+        values = ("", "") if math.isnan(ap) else (f"{ap:.6f}", f"{rank1:g}")
+        writer.writerow([sample.path.name, sample.pid, sample.camid, *values])
+    return text.getvalue()
 
 
 def describe_rules(cfg: DictConfig, protocol: Protocol, data: ReIDData, re_ranking: str) -> dict[str, Any]:
