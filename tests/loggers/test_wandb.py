@@ -5,12 +5,14 @@ import pty
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import wandb
 
 from sharpreid.loggers.wandb import build_wandb_logger, has_key
+from sharpreid.run.training import finish_loggers
 
 START = """
 import os, sys
@@ -258,6 +260,14 @@ class TestAFailureOfWandb:
         made.experiment.finish(exit_code=0)
         assert [one for one in caplog.records if one.levelname == "WARNING"] == [caplog.records[-1]]
         assert "the service does not start" in caplog.text
+
+    def test_at_its_end_costs_one_warning(self, caplog: pytest.LogCaptureFixture) -> None:
+        def fail(exit_code: int) -> None:
+            raise RuntimeError("no network")
+
+        trainer: Any = SimpleNamespace(loggers=[SimpleNamespace(experiment=SimpleNamespace(finish=fail))])
+        finish_loggers(trainer, succeeded=True)
+        assert "did not end well: no network" in caplog.text
 
     def test_is_an_error_where_wandb_was_asked_for(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -244,8 +244,12 @@ def finish_loggers(trainer: pl.Trainer, *, succeeded: bool) -> None:
     for logger in trainer.loggers:
         finish = getattr(getattr(logger, "experiment", None), "finish", None)
         if finish is not None:
-            with suppress(ConnectionError):  # a signal to all processes ends W&B's own process first
+            try:
                 finish(exit_code=0 if succeeded else 1)
+            except ConnectionError:  # a signal to all processes ends W&B's own process first
+                pass
+            except Exception as error:  # the scores do not need the log
+                log.warning("the run of %s did not end well: %s", type(logger).__name__, error_message(error))
 
 
 def _silence_other_ranks() -> None:
