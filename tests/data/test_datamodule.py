@@ -405,6 +405,16 @@ def test_an_unknown_place_of_augmentation_is_refused_with_the_choices(image_tree
         datamodule(image_tree, augment_on="gpu")
 
 
+def test_a_damaged_cache_costs_a_warning(
+    image_tree: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = cached(image_tree, tmp_path)
+    (tmp_path / "market1501" / "index.csv").write_text("damaged")
+    plain, other = (datamodule(image_tree, **changes).test[0].views for changes in ({}, options))
+    assert torch.equal(plain, other)
+    assert "the cache cannot be read" in caplog.text
+
+
 def test_resident_images_need_the_cache_in_training_alone(image_tree: Path, tmp_path: Path) -> None:
     for cache in (None, tmp_path):
         with pytest.raises(DataError, match=r"resident needs decoded images.*sharpreid\.prepare"):

@@ -216,7 +216,12 @@ class ReIDDataModule(pl.LightningDataModule):
             transform.mean = means[size]
 
     def _reader(self, name: str) -> ReadImage:
-        cache = None if self.cache is None else open_cache(cache_folder(self.cache, name))
+        folder = None if self.cache is None else cache_folder(self.cache, name)
+        try:
+            cache = None if folder is None else open_cache(folder)
+        except (OSError, DataError) as error:
+            log.warning("decoding the images anew, which is slower: the cache cannot be read: %s", error)
+            return read_image
         if cache is None:
             return read_image
         log.info("reading %d decoded images from %s", len(cache), cache.folder)
