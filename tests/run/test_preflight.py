@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from omegaconf import DictConfig
 
 from sharpreid.run.build import build_data, build_module, build_trainer
 from sharpreid.run.evaluation import _score
-from sharpreid.run.preflight import check_training, choose_small_batches
+from sharpreid.run.preflight import check_test, check_training, choose_small_batches
 
 HELD_OUT = "data.validation_identities=4"
 
@@ -170,6 +171,18 @@ def test_a_decay_that_never_starts_is_told(
     check()
     assert "does not decay" in caplog.text
     assert "trainer.max_epochs=2" in caplog.text
+
+
+def test_a_score_without_test_images_is_refused_by_what_is_missing(
+    composed: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    cfg = composed(f"output_dir={tmp_path}")
+    cfg.callbacks = cfg.logger = None
+    data = build_data(cfg)
+    whole = data.source()
+    data.source = lambda: replace(whole, query=(), gallery=())
+    with pytest.raises(ValueError, match="market1501 has no query and no gallery images"):
+        check_test(build_trainer(cfg, training=False), build_module(cfg), data)
 
 
 def test_an_evaluation_is_refused_before_it_embeds(

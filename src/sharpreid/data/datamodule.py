@@ -177,9 +177,9 @@ class ReIDDataModule(pl.LightningDataModule):
             return
         data = self.source()
         if stage == "fit" or self.normalise == "per_pixel_mean":
-            _check_has_images(data, "train")
+            check_has_images(data, "train")
         if stage == "fit":
-            _check_has_images(data, "query", "gallery")
+            check_has_images(data, "query", "gallery")
         if self.training_identities is not None:
             data = subsample_identities(data, self.training_identities, self.seed)
         train: Sequence[Sample] = data.train
@@ -288,7 +288,7 @@ class ReIDDataModule(pl.LightningDataModule):
 
     def test_dataloader(self) -> DataLoader[EvalBatch]:
         """Return this rank's shard of query and gallery; raise DataError if one of them has no images."""
-        _check_has_images(self.data, "query", "gallery")
+        check_has_images(self.data, "query", "gallery")
         return self._eval_loader(self.test)
 
     def recalibration_dataloader(self, images: int) -> DataLoader[EvalBatch]:
@@ -327,7 +327,8 @@ class ReIDDataModule(pl.LightningDataModule):
         }
 
 
-def _check_has_images(data: ReIDData, *splits: Literal["train", "query", "gallery"]) -> None:
+def check_has_images(data: ReIDData, *splits: Literal["train", "query", "gallery"]) -> None:
+    """Raise DataError if a split of the data set has no images."""
     missing = [split for split in splits if not getattr(data, split)]
     if missing:
         raise DataError(

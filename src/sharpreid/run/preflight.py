@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from sharpreid.checkpoint_io import SafeCheckpointIO
 from sharpreid.config.sweep_context import key_of
 from sharpreid.config.validation import ConfigError
-from sharpreid.data.datamodule import ReIDDataModule
+from sharpreid.data.datamodule import ReIDDataModule, check_has_images
 from sharpreid.data.datasets import EvalImages
 from sharpreid.data.reid_data import DataError
 from sharpreid.evaluation.protocol import Protocol
@@ -110,10 +110,11 @@ def check_test(trainer: pl.Trainer, module: ReIDModule, data: ReIDDataModule) ->
     """Check that the test set can be scored, before its images are embedded.
 
     Raises:
-        ValueError: Some test images would not be embedded, no query has a valid match, or a process has no
-            image.
+        ValueError: There are no queries or no gallery, some test images would not be embedded, no query has a
+            valid match, or a process has no image.
     """
     data.setup("test")
+    check_has_images(data.data, "query", "gallery")
     _check_scores("test", trainer, data.test, data, module.test_metric.protocol)
 
 
