@@ -228,7 +228,10 @@ from sharpreid.run.training import finish_loggers
 from sharpreid.loggers.wandb import build_wandb_logger
 made = build_wandb_logger(project="p", group="g", name="n", tags=(), save_dir=sys.argv[1])
 made.log_metrics({"x": 1}, 0)
-subprocess.run(["pkill", "-TERM", "-P", str(os.getpid()), "wandb-core"], check=True)
+service = int(subprocess.check_output(["pgrep", "-P", str(os.getpid()), "wandb-core"]))
+os.kill(service, signal.SIGTERM)
+while os.path.exists(f"/proc/{service}/exe"):  # a process that has ended has none
+    time.sleep(0.1)
 time.sleep(1)
 for step in range(1, 3):
     made.log_metrics({"x": 1}, step)
