@@ -17,8 +17,8 @@ from sharpreid import load
 from sharpreid.data.reid_data import DataError
 from sharpreid.embed import main
 from sharpreid.serving.embedding import embed_images
-from sharpreid.serving.gallery import Gallery, GalleryError, Item, embeddings_of
-from sharpreid.serving.sources import find_items
+from sharpreid.serving.gallery import Gallery, GalleryError, Item, embeddings_of, items_of
+from sharpreid.serving.sources import find_items, read_picture
 from tests.serving.test_model import saved
 
 __all__ = ["saved"]  # a fixture
@@ -128,6 +128,13 @@ def test_boxes_in_a_video_are_embedded_with_their_frames(model: Path, tmp_path: 
     expected = load(model).embed([np.full((8, 8, 3), 40 * number, np.uint8) for number in (1, 4)])
     distances = np.linalg.norm(embeddings_of(table)[:, None] - expected, axis=2)
     assert distances.argmin(1).tolist() == [0, 1], "frame 4 is bright, frame 1 is dark"
+    for item, size in zip(items_of(table), ((24, 48), (16, 32)), strict=True):
+        for time in (item.time, None, 7.0):
+            picture = read_picture(item._replace(time=time))
+            assert picture.size == size, "a box beyond the edge ends there"
+            assert abs(picture.getpixel((0, 0))[0] - 40 * item.frame) < 12, "also without its time"
+    with pytest.raises(DataError, match="has no frame 99"):
+        read_picture(Item(str(video), frame=99, box=(0, 0, 9, 9)))
 
 
 @pytest.mark.slow
