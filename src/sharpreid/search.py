@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from sharpreid.standard_streams import tolerate_write_errors
 
 if TYPE_CHECKING:
+    from sharpreid.serving.gallery import Item
     from sharpreid.serving.query import Answer, GroupBy
     from sharpreid.serving.store import Filter
 
@@ -145,6 +146,7 @@ def query(given: Mapping[str, str]) -> None:
     if missing := [key for key in ("images", "model") if key not in given]:
         raise UsageError(f"{missing[0]}=... is missing")
 
+    from sharpreid.data.reid_data import DataError
     from sharpreid.serving.model import load_model
     from sharpreid.serving.query import (
         answer_queries,
@@ -163,7 +165,13 @@ def query(given: Mapping[str, str]) -> None:
         threshold = calibrated.distance
         if caution := calibrated.find_caution(store.count(where)):
             print(f"Warning: {caution}", file=sys.stderr)
-    queries = embed_queries(items, embedder, group_by=group_by)
+
+    def report_unread(item: "Item", error: Exception) -> None:
+        print(f"left out: {error}", file=sys.stderr)
+
+    queries = embed_queries(items, embedder, group_by=group_by, skip=report_unread)
+    if not queries:
+        raise DataError(f"images={given['images']}: no image could be read")
     answers = []
     for answer in answer_queries(
         store,
@@ -259,6 +267,7 @@ def _add_gallery(given: Mapping[str, str]) -> None:
 def _add_images(given: Mapping[str, str]) -> None:
     import tempfile
 
+    from sharpreid.data.reid_data import DataError
     from sharpreid.serving.arguments import UsageError, parse_count
     from sharpreid.serving.embedding import embed_images
 
@@ -266,7 +275,7 @@ def _add_images(given: Mapping[str, str]) -> None:
         raise UsageError("model=... is missing")
     batch_size = parse_count(given, "batch_size", 64)
     with tempfile.TemporaryDirectory() as folder:
-        _, skipped = embed_images(
+        embedded, skipped = embed_images(
             given["images"],
             model=given["model"],
             output=Path(folder, "gallery"),
@@ -275,6 +284,8 @@ def _add_images(given: Mapping[str, str]) -> None:
             batch_size=batch_size,
             device=given.get("device", "cpu"),
         )
+        if not embedded:
+            raise DataError(f"images={given['images']}: no image could be read")
         _add_gallery({**given, "gallery": str(Path(folder, "gallery"))})
     if skipped:
         print(f"{skipped} images could not be read", file=sys.stderr)

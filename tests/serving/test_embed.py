@@ -129,8 +129,8 @@ def test_boxes_in_a_video_are_embedded_with_their_frames(model: Path, tmp_path: 
     distances = np.linalg.norm(embeddings_of(table)[:, None] - expected, axis=2)
     assert distances.argmin(1).tolist() == [0, 1], "frame 4 is bright, frame 1 is dark"
     for item, size in zip(items_of(table), ((24, 48), (16, 32)), strict=True):
-        for time in (item.time, None, 7.0):
-            picture = read_picture(item._replace(time=time))
+        for when in (item.time, None, 7.0):
+            picture = read_picture(item._replace(time=when))
             assert picture.size == size, "a box beyond the edge ends there"
             assert abs(picture.getpixel((0, 0))[0] - 40 * item.frame) < 12, "also without its time"
     with pytest.raises(DataError, match="has no frame 99"):

@@ -356,6 +356,26 @@ def test_the_commands_build_query_add_and_remove(
     assert [item.path for item in open_store(built).read()[0]] == [str(copy)]
 
 
+def test_an_image_that_cannot_be_read_is_left_out(
+    built: str, model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "asked").mkdir()
+    shutil.copy(sorted(photos.glob("*.jpg"))[0], tmp_path / "asked" / "b.jpg")
+    (tmp_path / "asked" / "a.jpg").write_bytes(b"no image")
+    asked = [f"store={built}", f"images={tmp_path / 'asked'}", f"model={model}"]
+    main(["query", *asked, "k=1"])
+    captured = capsys.readouterr()
+    assert captured.out.count("nearest 0.000") == 1
+    assert "left out: " in captured.err
+    assert "a.jpg" in captured.err
+    (tmp_path / "asked" / "b.jpg").unlink()
+    for action in ("query", "add"):
+        with pytest.raises(SystemExit) as ended:
+            main([action, *asked])
+        assert ended.value.code == 1
+        assert "no image could be read" in capsys.readouterr().err
+
+
 def test_the_calibrated_threshold_of_the_model_is_used(
     built: str, model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

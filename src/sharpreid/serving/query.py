@@ -1,7 +1,7 @@
 """Search a store for the people in images: one query per image or per track, and "unknown" as an answer."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -55,13 +55,20 @@ class Answer(NamedTuple):
     """Whether the nearest row is within the threshold; None without a threshold."""
 
 
-def embed_queries(items: Sequence[Item], embedder: Embedder, *, group_by: GroupBy) -> list[Query]:
+def embed_queries(
+    items: Sequence[Item],
+    embedder: Embedder,
+    *,
+    group_by: GroupBy,
+    skip: Callable[[Item, DataError], None] | None = None,
+) -> list[Query]:
     """Embed the images of queries.
 
     Args:
         items: images.
         embedder: the model of the store.
         group_by: images that form one query. Images without a track are queries of their own.
+        skip: called with an image that cannot be read, and the error; None raises it.
 
     Raises:
         DataError: an image cannot be read, or ``group_by`` is track and no image has one.
@@ -69,14 +76,17 @@ def embed_queries(items: Sequence[Item], embedder: Embedder, *, group_by: GroupB
     if group_by == "track" and not any(item.track for item in items):
         raise DataError("group_by=track: no image has a track; a CSV needs the column track")
     tasks = list(read_items(items, embedder))
-    read = [task.read for task in tasks]
-    rows = np.concatenate([some for _, some in embedder.embed_batches(read)])
-    groups: dict[object, list[int]] = {}
-    for number, (item, _) in enumerate(tasks):
-        track = (item.path if item.frame is not None else None, item.track) if item.track else number
-        groups.setdefault({"image": number, "track": track, "all": None}[group_by], []).append(number)
+    unread = None if skip is None else lambda number, error: skip(tasks[number].item, error)
+    groups: dict[object, list[tuple[Item, Embeddings]]] = {}
+    for numbers, rows in embedder.embed_batches([task.read for task in tasks], skip=unread):
+        for number, row in zip(numbers, rows, strict=True):
+            item = tasks[number].item
+            track = (item.path if item.frame is not None else None, item.track) if item.track else number
+            key = {"image": number, "track": track, "all": None}[group_by]
+            groups.setdefault(key, []).append((item, row))
     return [
-        Query(tuple(tasks[number].item for number in some), rows[some].mean(0)) for some in groups.values()
+        Query(tuple(item for item, _ in some), np.mean([row for _, row in some], 0))
+        for some in groups.values()
     ]
 
 
