@@ -1,15 +1,21 @@
 """The scripts of experiments/, on a tiny network."""
 
 import importlib.util
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from sharpreid.run.build import build_module
+from sharpreid.run.build import build_data, build_module
+from sharpreid.run.model_folder import write_model
+from sharpreid.serving import calibration
+from tests.serving.test_calibration import on_a_circle
+from tests.serving.test_model import RECORD
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 SCRIPTS = sorted(EXPERIMENTS.rglob("*.py"))
@@ -94,3 +100,38 @@ def test_the_gradient_through_the_mask_is_measured_and_drawn(
     assert all(-1 <= row["cosine"] <= 1.000001 for row in cosines)
     script.draw_figure(slopes, cosines, "tiny").savefig(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 0
+
+
+def test_thresholds_are_measured_on_the_other_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "SPLITS", 50)
+    script = load(EXPERIMENTS / "threshold" / "measure.py")
+    rows = script.measure(on_a_circle(np.random.default_rng(0), 600, images=1), splits=2)
+    sizes = [(row["rate"], row["enrolled"], row["measured_enrolled"]) for row in rows]
+    assert sizes[::3] == [(0.01, 150, 150), (0.01, 50, 50), (0.01, 50, 150)]
+    for row in rows:
+        if row["rate"] == 0.1:
+            expected = 1 - 0.9 ** (row["measured_enrolled"] / row["enrolled"])
+            assert row["measured"] == pytest.approx(expected, rel=0.5)
+        assert row["interval"][0] < row["rate"] < row["interval"][1]
+        assert row["measured_95"][0] <= row["measured"] <= row["measured_95"][1]
+
+
+def test_test_people_are_embedded_without_distractors(
+    composed: Callable[..., DictConfig], tiny_market: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_market, tmp_path / "market")
+    test = tmp_path / "market" / "bounding_box_test"
+    shutil.copy(next(iter(test.glob("*.jpg"))), test / "0000_c1s1_000000_00.jpg")
+    cfg = composed(f"output_dir={tmp_path}", "name=tiny", f"data.source.root={tmp_path / 'market'}")
+    OmegaConf.save(cfg, tmp_path / "config.yaml", resolve=False)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "final.ckpt").touch()
+    write_model(tmp_path / "model", cfg, build_module(cfg), mean=None, record=RECORD)
+    script = load(EXPERIMENTS / "threshold" / "measure.py")
+    distances = script.embed_test_people(tmp_path, tmp_path / "gallery")
+    data = build_data(cfg)
+    data.setup("test")
+    people = [sample.pid for sample in (*data.data.query, *data.data.gallery)]
+    assert people.count(0) == 1
+    assert len(distances.person) == len(people) - 1
+    assert distances.people == len({*people}) - 1

@@ -146,6 +146,8 @@ def checkout(experiments: Path, place: Path, monkeypatch: pytest.MonkeyPatch) ->
     shutil.copytree(experiments, place / "experiments")
     text = "".join(f"<!-- results: {name} -->\n<!-- end -->\n" for name in NAMES)
     (place / "README.md").write_text(text)
+    (place / "docs").mkdir()
+    (place / "docs" / "serving.md").touch()
     monkeypatch.setattr(results, "CHECKOUT", place)
     return place
 
@@ -213,7 +215,7 @@ def test_one_seed_is_hollow_and_every_seed_is_a_point() -> None:
 
 
 def test_the_tables_of_the_checkout_are_current() -> None:
-    for path in results.find_readmes(results.CHECKOUT):
+    for path in results.find_pages(results.CHECKOUT):
         text = path.read_text(encoding="utf-8")
         assert update_tables(text, results.CHECKOUT / "experiments") == text
     for path, figure in forest_plots(results.CHECKOUT / "experiments" / "does_it_help").items():

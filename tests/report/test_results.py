@@ -2,14 +2,14 @@ from pathlib import Path
 
 import pytest
 
-from sharpreid.report.results import CHECKOUT, TABLES, find_readmes, update_tables
+from sharpreid.report.results import CHECKOUT, TABLES, find_pages, update_tables
 
 HEAD = "overrides,dataset,protocol,crops,test_mask,deviations,seed,mAP,rank1,rank5"
 
 
 def test_the_tables_in_the_readmes_are_those_of_the_records() -> None:
     found = 0
-    for path in find_readmes(CHECKOUT):
+    for path in find_pages(CHECKOUT):
         text = path.read_text(encoding="utf-8")
         assert update_tables(text, CHECKOUT / "experiments") == text, (
             f"{path}: python -m sharpreid.report.results"

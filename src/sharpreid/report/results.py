@@ -1,6 +1,6 @@
-"""Write the tables of recorded results into the READMEs: ``python -m sharpreid.report.results [--check]``.
+"""Write the tables of recorded results into the pages: ``python -m sharpreid.report.results [--check]``.
 
-Each table stands between ``<!-- results: NAME -->`` and ``<!-- end -->`` in a README; edits by hand there are
+Each table stands between ``<!-- results: NAME -->`` and ``<!-- end -->`` in a page; edits by hand there are
 overwritten. To add a table, write a function that returns its lines, and add it to `TABLES`. The command also
 draws the figures of experiments/does_it_help.
 """
@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from sharpreid.report.ablation import (
     QUESTIONS,
@@ -276,6 +277,60 @@ def study_commands(experiments: Path) -> list[str]:
     )
 
 
+def threshold_rates(experiments: Path) -> list[str]:
+    """Return what thresholds do in galleries of as many other people as they were chosen for."""
+    record, lines = _read_thresholds(experiments)
+    rows = [
+        {
+            "wanted rate, %": f"{100 * row['rate']:g}",
+            "gallery": f"{row['enrolled']} people",
+            "measured, mean": _percent_range(row["measured"]),
+            "measured, 95 % of the splits": _percent_range(*row["measured_95"]),
+            "stated interval, mean": _percent_range(*row["interval"]),
+            f"inside, of {record['splits']}": str(row["inside"]),
+            "found, measured": percent(row["detection"]),
+            "found, stated": percent(row["stated_detection"]),
+        }
+        for row in record["rows"]
+        if row["measured_enrolled"] == row["enrolled"]
+    ]
+    return [*lines, *markdown_table(rows)]
+
+
+def threshold_galleries(experiments: Path) -> list[str]:
+    """Return what thresholds do in larger galleries than they were chosen for."""
+    record, lines = _read_thresholds(experiments)
+    rows = []
+    for row in record["rows"]:
+        if (times := row["measured_enrolled"] / row["enrolled"]) > 1:
+            rows.append(
+                {
+                    "rate for a small gallery, %": f"{100 * row['rate']:g}",
+                    "small": f"{row['enrolled']} people",
+                    "searched": f"{row['measured_enrolled']} people",
+                    "measured, mean": _percent_range(row["measured"]),
+                    "1 - (1 - rate)^m": _percent_range(1 - (1 - row["rate"]) ** times),
+                    f"inside the interval, of {record['splits']}": str(row["inside"]),
+                }
+            )
+    return [*lines, *markdown_table(rows)]
+
+
+def _read_thresholds(experiments: Path) -> tuple[dict[str, Any], list[str]]:
+    record = json.loads((experiments / "threshold" / "measured.json").read_text(encoding="utf-8"))
+    run = record["run"]
+    line = (
+        f"In percent, over {record['splits']} splits of the {record['people']} test people of "
+        f"{dataset_line(run['dataset'])} ({record['images']} images). One network, seed {run['seed']}, "
+        f"mAP {percent(run['scores']['mAP'])}, rank-1 {percent(run['scores']['rank1'])}."
+    )
+    return record, [" ".join([line, *caveats(run)]), ""]
+
+
+def _percent_range(*ends: float) -> str:
+    return " to ".join(f"{100 * end:.2f}" for end in ends)
+
+
 TABLES: Mapping[str, Callable[[Path], list[str]]] = {
     "market1501-cpu": market1501_cpu,
     "open-questions": open_questions,
@@ -285,6 +340,8 @@ TABLES: Mapping[str, Callable[[Path], list[str]]] = {
     "does-it-help-key": study_answers,
     "does-it-help-figures": study_figures,
     "does-it-help-commands": study_commands,
+    "threshold-rates": threshold_rates,
+    "threshold-galleries": threshold_galleries,
 }
 """NAME of a table -> function of the folder experiments/ that returns the lines of the table."""
 
@@ -307,9 +364,10 @@ def update_tables(text: str, experiments: Path) -> str:
     return new
 
 
-def find_readmes(checkout: Path) -> list[Path]:
-    """Return the READMEs that may contain tables of results."""
-    return [checkout / "README.md", *sorted((checkout / "experiments").rglob("README.md"))]
+def find_pages(checkout: Path) -> list[Path]:
+    """Return the pages that may contain tables of results."""
+    readmes = sorted((checkout / "experiments").rglob("README.md"))
+    return [checkout / "README.md", checkout / "docs" / "serving.md", *readmes]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -320,7 +378,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     check = parser.parse_args(arguments).check
     stale = []
-    for path in find_readmes(CHECKOUT):
+    for path in find_pages(CHECKOUT):
         text = path.read_text(encoding="utf-8")
         if (new := update_tables(text, CHECKOUT / "experiments")) != text:
             stale.append(path)

@@ -191,9 +191,9 @@ class Threshold(_Strict):
         times = gallery_images / self.gallery_images
         return (
             f"the threshold was chosen for galleries of about {self.gallery_images} images, and this one has "
-            f"{gallery_images}: about {1 - (1 - self.false_positive_rate) ** times:.1%} of the queries of "
-            f"people who are not in it will be matched, not {self.false_positive_rate:.2%}; calibrate on "
-            "more people"
+            f"{gallery_images}: up to {1 - (1 - self.false_positive_rate) ** times:.1%} of the queries of "
+            f"people who are not in it may be matched, instead of {self.false_positive_rate:.2%}; calibrate "
+            "on more people"
         )
 
 
