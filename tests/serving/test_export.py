@@ -195,7 +195,7 @@ def test_it_exports_without_hydra_and_lightning(saved: Saved, tmp_path: Path) ->
     folder, _ = saved()
     code = (
         "import sys\n"
-        "for name in ('hydra', 'omegaconf', 'pytorch_lightning', 'lightning_fabric', 'wandb'):\n"
+        "for name in ('hydra', 'omegaconf', 'pytorch_lightning', 'wandb', 'pyarrow', 'onnx'):\n"
         "    sys.modules[name] = None\n"
         "from sharpreid.export import main\n"
         f"main(['--model', {str(folder)!r}, '--format', 'torchscript', '--output={tmp_path / 'out'}'])\n"
@@ -286,11 +286,16 @@ def test_a_wrong_call_says_what_is_wrong(
     assert message in capsys.readouterr().err
 
 
-def test_a_missing_package_is_named(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("package", "extra"), [("onnxscript", "export"), ("sharpreid.serving.sources", "serve")]
+)
+def test_a_missing_package_is_named(
+    saved: Saved, monkeypatch: pytest.MonkeyPatch, package: str, extra: str
+) -> None:
     folder, _ = saved()
-    monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(ImportError, match=r"pip install 'sharpreid\[export\]'"):
-        export(folder)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf"pip install 'sharpreid\[{extra}\]'"):
+        export(folder, images="photos" if extra == "serve" else None)
 
 
 def test_formats_and_precisions_that_do_not_go_together_are_refused() -> None:

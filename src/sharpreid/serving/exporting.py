@@ -46,7 +46,6 @@ from sharpreid.serving.export_description import (
     describe_export,
 )
 from sharpreid.serving.model import CARD, CONFIG, Embedder, load_model, save_model
-from sharpreid.serving.sources import find_items
 
 FILES: Mapping[Format, str] = {
     "onnx": "model.onnx",
@@ -547,7 +546,12 @@ def _read_pixels(embedder: Embedder, images: str, *, least: int) -> Pixels:
 
     Raises:
         DataError: an image cannot be read, or they are fewer than are needed.
+        ImportError: the packages that read places of images are not installed.
     """
+    try:
+        from sharpreid.serving.sources import find_items
+    except ImportError as error:
+        raise ImportError(f"images={images} needs pip install 'sharpreid[serve]' ({error})") from error
     items = find_items(images, boxes=None, camera_pattern=None)
     if len(items) < least:
         raise DataError(f"images={images}: {len(items)} images; at least {least} are needed")
