@@ -119,14 +119,17 @@ def _call_export(folder: Path, embedder: Embedder) -> Callable[[int], object]:
 
 
 def _time_in_turn(calls: Mapping[str, Callable[[int], object]], batch: int, repeats: int) -> dict[str, float]:
-    """Return the median seconds of each call after one that warms up."""
+    """Return the median seconds of each call; before a timed one, the same call warms up untimed.
+
+    Threads of the runtime before wait for work for a while, and would slow the next one down.
+    """
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for repeat in range(repeats + 1):
+    for _ in range(repeats):
         for name, call in calls.items():
+            call(batch)
             start = time.perf_counter()
             call(batch)
-            if repeat:
-                times[name].append(time.perf_counter() - start)
+            times[name].append(time.perf_counter() - start)
     return {name: median(found) for name, found in times.items()}
 
 

@@ -14,7 +14,11 @@ import torch
 from PIL import Image
 
 import sharpreid
+from sharpreid.data.market1501 import load_market1501
 from sharpreid.data.reid_data import DataError
+from sharpreid.data.synthetic import SyntheticParams, generate
+from sharpreid.evaluation.protocol import Protocol
+from sharpreid.evaluation.ranking import evaluate_ranking
 from sharpreid.export import main
 from sharpreid.serving import exporting
 from sharpreid.serving.arguments import UsageError
@@ -95,6 +99,27 @@ def test_formats_of_torch_embed_as_the_model(
     close = 1e-5 * np.abs(expected).max()
     np.testing.assert_allclose(embed(pixels), expected, atol=close)
     np.testing.assert_allclose(embed(pixels[:1]), expected[:1], atol=close)
+
+
+def test_scores_of_a_data_set_are_those_of_the_model(saved: Saved, tmp_path: Path) -> None:
+    folder, _ = saved("method=sab", "image.height=64", "image.width=32", "model.context_blocks=[]")
+    params = SyntheticParams(
+        train_identities=2, test_identities=8, train_hard_pairs=0, test_hard_pairs=0, distractors=0, junk=0
+    )
+    data = load_market1501(root=generate(tmp_path / "people", seed=0, params=params), expected={})
+    exported, model = export(folder), sharpreid.load(folder)
+    embed = open_export(exported)
+
+    def score(embed_paths: Callable[[list[Path]], np.ndarray[Any, Any]]) -> float:
+        arrays: list[np.ndarray[Any, Any]] = []
+        for samples in (data.query, data.gallery):
+            arrays += [embed_paths([sample.path for sample in samples])]
+            arrays += [np.array([getattr(sample, key) for sample in samples]) for key in ("pid", "camid")]
+        return evaluate_ranking(*arrays, protocol=Protocol.market1501()).mAP
+
+    expected = score(model.embed)
+    assert 0.1 < expected < 0.9, "neither perfect nor chance"
+    assert score(lambda paths: embed(read(exported, paths))) == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("format", [pytest.param("onnx", marks=pytest.mark.slow), "torchscript"])
