@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import attention, command, export, loader, re_ranking, scoring, startup, training
+from benchmarks import attention, command, loader, re_ranking, scoring, startup, training
 from benchmarks.rows import Row, compare_with_record, describe_machine
 
 RECORD = Path(__file__).with_name("recorded.json")
@@ -67,7 +67,6 @@ def _measure(checkouts: dict[str, str], output: Path | None) -> list[Row]:
         "start-up": startup.measure,
         "attention, channels last": lambda: attention.measure(channels_last=True),
         "attention, contiguous": lambda: attention.measure(channels_last=False),
-        "export": lambda: export.measure(),
         "training": lambda: training.measure(checkouts),
         "loader": lambda: loader.measure(images=1024, repeats=2),
         "re-ranking": lambda: re_ranking.measure(checkouts),
