@@ -1,5 +1,6 @@
 """What the page of sharpreid.explore answers: matches, unknown people, masks, map, worst queries."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sharpreid.exploration.explorer import Explorer
+from sharpreid.exploration import explorer as module
+from sharpreid.exploration.explorer import Answer, Explorer
 from sharpreid.serving.gallery import Item
 from sharpreid.serving.model import Embedder, load_model
 from sharpreid.serving.sources import find_items, read_picture
@@ -83,6 +85,31 @@ def test_soft_masks_are_drawn_beside_sharp_ones_and_the_model_stays_as_it_was(ex
     soft_alone = Explorer(explorer.store, explorer.model, beside=explorer.model)
     assert sheet.size != (0, 0)
     assert sheet.tobytes() != soft_alone.draw_masks([picture, picture], ["query", "match"]).tobytes()
+
+
+def test_a_search_while_masks_are_drawn_finds_the_same(
+    explorer: Explorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture, answers, threads = read_picture(explorer.items[0]), list[Answer](), list[threading.Thread]()
+    record = module.record_attention
+
+    def search() -> None:
+        answers.append(explorer.search(picture, Filter(), count=3, threshold=1.0))
+
+    def record_during_a_search(*arguments: Any) -> Any:
+        threads.append(threading.Thread(target=search))
+        threads[-1].start()
+        threads[-1].join(0.2)
+        return record(*arguments)
+
+    monkeypatch.setattr(module, "record_attention", record_during_a_search)
+    search()
+    explorer.draw_masks([picture], ["query"])
+    for one in threads:
+        one.join()
+    distances = [[match.distance for match in one.matches] for one in answers]
+    assert len(threads) == 2, "one with sharp and one with soft masks"
+    assert distances[1:] == [distances[0]] * 2
 
 
 def test_a_model_without_attention_has_no_masks(

@@ -91,7 +91,7 @@ class Explorer:
         self.items, self.embeddings = store.read()
         if not self.items:
             raise ValueError("the store is empty; add images with python -m sharpreid.search add")
-        self._masks_lock = threading.Lock()
+        self._model_lock = threading.Lock()
 
     @property
     def cameras(self) -> list[str]:
@@ -136,7 +136,9 @@ class Explorer:
             threshold: distance up to which a row counts as the same person.
             leave_out: a row that is no match, because the picture is its own.
         """
-        query = Query((leave_out or Item("uploaded"),), self.model.embed(picture)[0])
+        with self._model_lock:  # draw_masks changes the masks of the model for a while
+            embedding = self.model.embed(picture)[0]
+        query = Query((leave_out or Item("uploaded"),), embedding)
         matches = next(answer_queries(self.store, [query], k=count, where=where)).matches
         within = sum(one.distance <= threshold for one in matches)
         if not matches:
@@ -177,7 +179,7 @@ class Explorer:
             ValueError: the model has no attention blocks, or the two models have different ones.
         """
         images = self._images(self.model, pictures)
-        with self._masks_lock:
+        with self._model_lock:
             own = record_attention(self.model.network, images)
             if self.beside is not None:
                 other = record_attention(self.beside.network, self._images(self.beside, pictures))
