@@ -235,12 +235,13 @@ def serve(given: Mapping[str, str]) -> None:
 
 def _filter(given: Mapping[str, str]) -> "Filter":
     from sharpreid.serving.arguments import parse_number
+    from sharpreid.serving.gallery import absolute_path
     from sharpreid.serving.store import Filter
 
     def values(key: str) -> tuple[str, ...]:
         return tuple(given[key].split(",")) if key in given else ()
 
-    paths = (str(Path(given["path"]).expanduser().absolute()),) if "path" in given else ()
+    paths = (absolute_path(Path(given["path"]).expanduser()),) if "path" in given else ()
     return Filter(
         cameras=values("camera"),
         not_cameras=values("not_camera"),

@@ -169,6 +169,14 @@ def test_a_killed_command_goes_on(model: Path, photos: Path, tmp_path: Path) -> 
         ({"a.csv": "path,box\nb.jpg,1 2\n"}, {"images": "a.csv"}, "line 2: box must be four whole numbers"),
         ({"a.csv": "path,time\nb.jpg,noon\n"}, {"images": "a.csv"}, "time must be a number, got 'noon'"),
         ({"a.csv": "path,time\nb.jpg\n"}, {"images": "a.csv"}, "not as many fields"),
+        ({"a.csv": "path,time\nb.jpg,nan\n"}, {"images": "a.csv"}, "time must be a number, got 'nan'"),
+        ({"a.csv": "path\nb.mp4\n"}, {"images": "a.csv"}, "line 2: a video; give it alone"),
+        ({"\udce9.jpg": ""}, {"images": "."}, "not UTF-8; rename"),
+        (
+            {"a.mp4": "", "b.csv": "frame,x,y,w,h\n0,inf,0,5,5\n"},
+            {"images": "a.mp4", "boxes": "b.csv"},
+            "line 2: x must be a number, got 'inf'",
+        ),
         ({"a.mp4": ""}, {"images": "a.mp4"}, "a video needs boxes="),
         (
             {"a.mp4": "", "b.csv": "frame,x,y,w,h\n-1,0,0,5,5\n"},
@@ -204,6 +212,17 @@ def test_a_glob_and_an_odd_name_are_taken_as_written(tmp_path: Path) -> None:
         assert found.path == str(tmp_path / "a [1]=b, c" / "x.jpg")
 
 
+def test_a_file_has_one_path_however_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "photos" / "x.jpg").touch()
+    (tmp_path / "lists" / "a.csv").write_text("path\n../photos/x.jpg\n")
+    monkeypatch.chdir(tmp_path / "lists")
+    for place in ("../photos", "../photos/*.jpg", "../photos/x.jpg", "a.csv"):
+        (found,) = find_items(place, boxes=None, camera_pattern=None)
+        assert found.path == str(tmp_path.resolve() / "photos" / "x.jpg")
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
@@ -227,6 +246,13 @@ def test_a_wrong_call_says_what_is_wrong(
         main(arguments)
     assert ended.value.code == status
     assert message in capsys.readouterr().err
+
+
+def test_two_writers_of_a_gallery_lose_nothing(tmp_path: Path) -> None:
+    first, second = Gallery(tmp_path, "a" * 64), Gallery(tmp_path, "a" * 64)
+    for number, gallery in enumerate((first, second, first)):
+        gallery.append([Item(f"/{number}.jpg")], np.zeros((1, 2), np.float32))
+    assert [item.path for item in items_of(Gallery(tmp_path).read())] == ["/0.jpg", "/1.jpg", "/2.jpg"]
 
 
 def test_a_damaged_part_is_named(tmp_path: Path) -> None:

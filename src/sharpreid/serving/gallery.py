@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import filelock
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -45,6 +46,13 @@ class Item(NamedTuple):
     def key(self) -> tuple[object, ...]:
         """What tells the item from others: path, frame and box."""
         return self.path, self.frame, self.box
+
+
+def absolute_path(path: Path) -> str:
+    """Return an absolute path without `..`, so that a file is known by one path."""
+    if ".." not in path.parts:
+        return str(path.absolute())
+    return str(path.resolve() if path.name == ".." else path.parent.resolve() / path.name)
 
 
 def row_schema(dim: int) -> pa.Schema:
@@ -91,9 +99,12 @@ class Gallery:
     def __init__(self, folder: str | Path, digest: str | None = None) -> None:
         self.folder = Path(folder).expanduser()
         self.digest = digest
-        self._parts = sorted(path for path in self.folder.glob("part-*") if _PART.fullmatch(path.name))
+        self._parts = self._list_parts()
         for part in self._parts:
             self._check(part)
+
+    def _list_parts(self) -> list[Path]:
+        return sorted(path for path in self.folder.glob("part-*") if _PART.fullmatch(path.name))
 
     def _check(self, part: Path) -> None:
         try:
@@ -111,10 +122,13 @@ class Gallery:
         """Write a part with the embeddings, float32, (B, D), of as many items; return its path."""
         assert self.digest is not None, "a new gallery needs the digest of its model"
         schema = row_schema(embeddings.shape[1]).with_metadata({DIGEST: self.digest.encode()})
-        number = 1 + max((int(path.stem.rpartition("-")[2]) for path in self._parts), default=-1)
-        path = self.folder / f"part-{number:06d}.parquet"
-        with replacing(path) as temporary:
-            pq.write_table(pa.table(item_columns(items, embeddings), schema=schema), temporary)
+        table = pa.table(item_columns(items, embeddings), schema=schema)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(self.folder / ".lock"):  # another process may append too
+            number = 1 + max((int(path.stem.rpartition("-")[2]) for path in self._list_parts()), default=-1)
+            path = self.folder / f"part-{number:06d}.parquet"
+            with replacing(path) as temporary:
+                pq.write_table(table, temporary)
         self._parts.append(path)
         return path
 

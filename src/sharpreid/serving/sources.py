@@ -2,6 +2,7 @@
 
 import csv
 import glob
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from sharpreid.data.reid_data import IMAGE_SUFFIXES, Box, DataError
 from sharpreid.data.transforms import read_image
-from sharpreid.serving.gallery import Item
+from sharpreid.serving.gallery import Item, absolute_path
 from sharpreid.serving.model import Embedder, crop_box
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".mpg", ".mpeg")
@@ -101,7 +102,11 @@ def _images_below(folder: Path) -> list[Path]:
 
 
 def _named(path: Path, camera_pattern: str | None, **given: Any) -> Item:
-    item = Item(str(path.absolute()), changed=_changed(path))._replace(**given)
+    item = Item(absolute_path(path), changed=_changed(path))._replace(**given)
+    try:
+        item.path.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{item.path!r}: a name that is not UTF-8; rename the file or folder") from None
     if camera_pattern is None:
         return item
     try:
@@ -157,6 +162,8 @@ def _items_of_csv(file: Path, camera_pattern: str | None) -> list[Item]:
         place = f"{file}, line {line}"
         if not fields["path"]:
             raise DataError(f"{place}: no path")
+        if fields["path"].lower().endswith(VIDEO_SUFFIXES):
+            raise DataError(f"{place}: a video; give it alone, as images=VIDEO boxes=FILE.csv")
         items.append(
             _named(
                 file.parent / fields["path"],
@@ -186,10 +193,10 @@ def _box(text: str, place: str) -> Box | None:
 
 
 def _number(text: str, place: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise DataError(f"{place} must be a number, got {text!r}") from None
+    with suppress(ValueError):
+        if math.isfinite(number := float(text)):
+            return number
+    raise DataError(f"{place} must be a number, got {text!r}")
 
 
 def _boxes_of_video(video: Path, boxes: Path, camera_pattern: str | None) -> list[Item]:
