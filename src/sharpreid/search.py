@@ -33,11 +33,11 @@ Queries: images=PLACE is an image, a folder, a glob, a CSV file, or a video with
   approximate=yes          use the index of the store. Without one, or with a filter, a search is exact
   output=matches.json      also write .json, .csv (a line for each match) or .png (a row for each query)
 
-Filters, for query and remove; they come before the search, and several values have commas between them:
-  camera=1,2  not_camera=3  from=0  to=59.5 (seconds)  identity=7  track=a  path=FILE_OR_FOLDER
+Filters, for query and remove; they come before the search:
+  camera=1,2  not_camera=3  identity=7,8  track=a,b  from=0  to=59.5 (seconds)  path=FILE_OR_FOLDER
 
 build and add:  index=yes makes the index for approximate searches, and measures its recall
-add and query:  camera_pattern='_c(?P<camera>\\d+)'  batch_size=64  device=cpu
+add and query:  camera_pattern='_c(?P<camera>\\d+)'  batch_size=64  device=cpu (serve has device, too)
 
 Exit status: 0, also if a person is unknown; 1 for an error; 2 for wrong arguments.
 """
@@ -135,7 +135,10 @@ def query(given: Mapping[str, str]) -> None:
     """Find the people of images, print the matches, and write them to a file if one is named."""
     from sharpreid.serving.arguments import UsageError, parse_choice, parse_count, parse_number, parse_yes
 
-    k, threshold = parse_count(given, "k", 10), parse_number(given, "threshold")
+    k, batch_size = parse_count(given, "k", 10), parse_count(given, "batch_size", 64)
+    threshold = parse_number(given, "threshold")
+    if threshold is not None and threshold < 0:
+        raise UsageError(f"threshold must be a distance, 0 or more, got {threshold}")
     group_by: GroupBy = parse_choice(given, "group_by", ("image", "track", "all"))
     re_ranking = parse_choice(given, "re_ranking", ("none", "k_reciprocal")) == "k_reciprocal"
     approximate = parse_yes(given, "approximate")
@@ -169,7 +172,7 @@ def query(given: Mapping[str, str]) -> None:
     def report_unread(item: "Item", error: Exception) -> None:
         print(f"left out: {error}", file=sys.stderr)
 
-    queries = embed_queries(items, embedder, group_by=group_by, skip=report_unread)
+    queries = embed_queries(items, embedder, group_by=group_by, batch_size=batch_size, skip=report_unread)
     if not queries:
         raise DataError(f"images={given['images']}: no image could be read")
     answers = []
@@ -266,6 +269,7 @@ def _add_gallery(given: Mapping[str, str]) -> None:
 
 
 def _add_images(given: Mapping[str, str]) -> None:
+    import csv
     import tempfile
 
     from sharpreid.data.reid_data import DataError
@@ -285,11 +289,13 @@ def _add_images(given: Mapping[str, str]) -> None:
             batch_size=batch_size,
             device=given.get("device", "cpu"),
         )
+        if skipped:
+            with Path(folder, "gallery", "skipped.csv").open(encoding="utf-8", newline="") as file:
+                for row in csv.DictReader(file):
+                    print(f"left out: {row['reason']}", file=sys.stderr)
         if not embedded:
             raise DataError(f"images={given['images']}: no image could be read")
         _add_gallery({**given, "gallery": str(Path(folder, "gallery"))})
-    if skipped:
-        print(f"{skipped} images could not be read", file=sys.stderr)
 
 
 def _index(given: Mapping[str, str]) -> None:

@@ -192,6 +192,15 @@ def test_the_store_of_another_model_is_refused(
     assert "another model" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["noon", "nan", "inf"])
+def test_a_time_that_is_no_number_is_named(text: str) -> None:
+    from sharpreid.exploration.page import _seconds
+
+    assert [_seconds(given) for given in (None, " ", "1.5")] == [None, None, 1.5]
+    with pytest.raises(ValueError, match=f"'{text}' is none"):
+        _seconds(text)
+
+
 def test_a_query_is_read_as_its_file_has_it(tmp_path: Path) -> None:
     """Gradio would save a copy of the picture, with losses."""
     from sharpreid.exploration.page import _query_picture

@@ -107,6 +107,7 @@ def test_the_nearest_rows_come_first_with_their_euclidean_distances(store: Store
         (Filter(paths=("/photos",)), ["0", "1", "2", "3"]),
         (Filter(paths=("/photos/1.jpg", "/other/")), ["1", "9"]),
         (Filter(paths=("/photo",)), []),
+        (Filter(paths=("/",)), ["0", "1", "2", "3", "9"]),
         (Filter(cameras=("3",)), []),
     ],
 )
@@ -346,6 +347,10 @@ def test_the_commands_build_query_add_and_remove(
     rows = [*csv.DictReader((tmp_path / "found.csv").read_text().splitlines())]
     assert {(row["answer"], row["camera"]) for row in rows} == {("unknown", "2")}
     assert len(rows) == 4
+    main(["query", *asked, "camera=7", "threshold=1", f"output={tmp_path / 'found.csv'}"])
+    (row,) = csv.DictReader((tmp_path / "found.csv").read_text().splitlines())
+    assert (row["query"], row["answer"], row["path"]) == (str(copy), "unknown", ""), "nobody of camera 7"
+    capsys.readouterr()
     main(["query", *asked, f"output={tmp_path / 'found.png'}"])
     with Image.open(tmp_path / "found.png") as picture:
         assert picture.width > 8 * picture.height / 3, "a row of the query and eight matches"
@@ -373,7 +378,9 @@ def test_an_image_that_cannot_be_read_is_left_out(
         with pytest.raises(SystemExit) as ended:
             main([action, *asked])
         assert ended.value.code == 1
-        assert "no image could be read" in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert "a.jpg: cannot be read" in error
+        assert "no image could be read" in error
 
 
 def test_the_calibrated_threshold_of_the_model_is_used(
@@ -418,7 +425,8 @@ def test_a_program_asks_by_http(built: str, model: Path, photos: Path) -> None:
         answer = client.post("/query?camera=2&camera=3&threshold=0.000001", content=content).json()
         assert answer["answer"] == "unknown"
         assert {match["camera"] for match in answer["matches"]} == {"2"}
-        assert client.post("/query?k=0", content=content).status_code == 422
+        for wrong in ("k=0", "start=nan", "end=inf", "threshold=inf", "threshold=-1"):
+            assert client.post(f"/query?{wrong}", content=content).status_code == 422
         broken = client.post("/query", content=b"no image")
         assert (broken.status_code, "cannot be read" in broken.text) == (400, True)
         assert client.post("/query", content=b"").status_code == 400
@@ -457,6 +465,8 @@ def test_the_command_serve_answers_until_ctrl_c(built: str, model: Path, photos:
         (["find"], "no such action"),
         (["query", "store=s", "images=a.jpg"], "model=... is missing"),
         (["query", "store=s", "images=a.jpg", "model=m", "k=0"], "k must be"),
+        (["query", "store=s", "images=a.jpg", "model=m", "batch_size=x"], "batch_size must be"),
+        (["query", "store=s", "images=a.jpg", "model=m", "threshold=-1"], "threshold must be"),
         (["query", "store=s", "images=a.jpg", "model=m", "from=noon"], "from must be a number"),
         (["query", "store=s", "images=a.jpg", "model=m", "output=found.txt"], ".csv or .png"),
         (["query", "store=s", "images=a.jpg", "model=m", "re_ranking=yes"], "k_reciprocal"),

@@ -1,7 +1,8 @@
 """The page of `sharpreid.explore`, made with Gradio: search, masks, map and worst queries."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -267,10 +268,10 @@ def _seconds(text: str | None) -> float | None:
     """Return a time in seconds; None for an empty text."""
     if not (text or "").strip():
         return None
-    try:
-        return float(text or "")
-    except ValueError:
-        raise ValueError(f"A time is a number of seconds; {text!r} is none.") from None
+    with suppress(ValueError):
+        if math.isfinite(seconds := float(text or "")):
+            return seconds
+    raise ValueError(f"A time is a number of seconds; {text!r} is none.")
 
 
 def _spoken(function: Callable[..., _Value]) -> Callable[..., _Value]:

@@ -18,6 +18,7 @@ MAX_BYTES = 10 * 2**20
 """Largest image that is accepted, in bytes."""
 
 _Names = Annotated[list[str], Query()]
+_Number = Annotated[float | None, Query(allow_inf_nan=False)]
 
 
 def build_app(store: Store, embedder: Embedder) -> FastAPI:
@@ -43,9 +44,9 @@ def build_app(store: Store, embedder: Embedder) -> FastAPI:
         not_camera: _Names = [],  # noqa: B006
         identity: _Names = [],  # noqa: B006
         track: _Names = [],  # noqa: B006
-        start: float | None = None,
-        end: float | None = None,
-        threshold: Annotated[float | None, Query(ge=0)] = None,
+        start: _Number = None,
+        end: _Number = None,
+        threshold: Annotated[float | None, Query(ge=0, allow_inf_nan=False)] = None,
         re_ranking: bool = False,
         approximate: bool = False,
     ) -> dict[str, Any]:

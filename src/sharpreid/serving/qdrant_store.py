@@ -194,7 +194,7 @@ class QdrantStore:
             time = models.Range(gte=where.start, lte=where.end)
             must.append(models.FieldCondition(key="time", range=time))
         if where.paths:
-            folders = [path.rstrip("/") for path in where.paths]
+            folders = [path.rstrip("/") or "/" for path in where.paths]
             must.append(models.Filter(should=[among("path", where.paths), among("folders", folders)]))
         left_out = [among("camera", where.not_cameras)] if where.not_cameras else []
         return models.Filter(must=must, must_not=left_out)

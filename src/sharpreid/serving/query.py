@@ -60,6 +60,7 @@ def embed_queries(
     embedder: Embedder,
     *,
     group_by: GroupBy,
+    batch_size: int = 64,
     skip: Callable[[Item, DataError], None] | None = None,
 ) -> list[Query]:
     """Embed the images of queries.
@@ -68,6 +69,7 @@ def embed_queries(
         items: images.
         embedder: the model of the store.
         group_by: images that form one query. Images without a track are queries of their own.
+        batch_size: images per pass of the network, > 0.
         skip: called with an image that cannot be read, and the error; None raises it.
 
     Raises:
@@ -78,7 +80,8 @@ def embed_queries(
     tasks = list(read_items(items, embedder))
     unread = None if skip is None else lambda number, error: skip(tasks[number].item, error)
     groups: dict[object, list[tuple[Item, Embeddings]]] = {}
-    for numbers, rows in embedder.embed_batches([task.read for task in tasks], skip=unread):
+    read = [task.read for task in tasks]
+    for numbers, rows in embedder.embed_batches(read, batch_size=batch_size, skip=unread):
         for number, row in zip(numbers, rows, strict=True):
             item = tasks[number].item
             track = (item.path if item.frame is not None else None, item.track) if item.track else number
@@ -209,6 +212,8 @@ def print_answer(answer: Answer, threshold: float | None) -> None:
 def write_answers(path: Path, answers: Sequence[Mapping[str, Any]]) -> None:
     """Write described answers to a .json file, or to a .csv file with a line for each match.
 
+    A query without a match has a line without one.
+
     Raises:
         ValueError: the name has another ending.
     """
@@ -219,14 +224,15 @@ def write_answers(path: Path, answers: Sequence[Mapping[str, Any]]) -> None:
         names = ("rank", "distance", "within", "path", "box", "frame", "camera", "time", "track", "identity")
         rows = [
             (
-                answer["query"][0]["path"],
+                *(answer["query"][0][name] for name in ("path", "frame", "box", "track")),
                 len(answer["query"]),
                 answer["answer"],
-                *(match[name] for name in names),
+                *(match.get(name) for name in names),
             )
             for answer in answers
-            for match in answer["matches"]
+            for match in answer["matches"] or [{}]
         ]
-        write_rows(path, ("query", "images", "answer", *names), rows)
+        asked = ("query", "query_frame", "query_box", "query_track", "images", "answer")
+        write_rows(path, (*asked, *names), rows)
     else:
         raise ValueError(f"output={path}: the name must end in .json or .csv")
