@@ -74,7 +74,10 @@ def main(arguments: list[str] | None = None) -> None:
     except UsageError as error:
         print(f"error: {error}\n\n{USAGE}", file=sys.stderr)
         sys.exit(2)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except ImportError as error:
+        print(f"error: {error}; the command needs pip install 'sharpreid[serve]'", file=sys.stderr)
+        sys.exit(1)
+    except (OSError, ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 

@@ -201,6 +201,19 @@ def test_a_time_that_is_no_number_is_named(text: str) -> None:
         _seconds(text)
 
 
+@pytest.mark.parametrize("kind", [OSError, ValueError, RuntimeError])
+def test_an_error_is_shown_on_the_page(kind: type[Exception]) -> None:
+    import gradio
+
+    from sharpreid.exploration.page import _spoken
+
+    def fail() -> None:
+        raise kind("the store is gone")
+
+    with pytest.raises(gradio.Error, match="the store is gone"):
+        _spoken(fail)()
+
+
 def test_a_query_is_read_as_its_file_has_it(tmp_path: Path) -> None:
     """Gradio would save a copy of the picture, with losses."""
     from sharpreid.exploration.page import _query_picture

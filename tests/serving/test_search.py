@@ -24,7 +24,15 @@ from sharpreid.search import main
 from sharpreid.serving.embedding import embed_images
 from sharpreid.serving.gallery import Item
 from sharpreid.serving.qdrant_store import QdrantStore
-from sharpreid.serving.query import Query, answer_queries, embed_queries, is_same_person, measure_recall
+from sharpreid.serving.query import (
+    Query,
+    answer_queries,
+    describe_answer,
+    embed_queries,
+    is_same_person,
+    measure_recall,
+    write_answers,
+)
 from sharpreid.serving.sources import find_items
 from sharpreid.serving.store import EVERYTHING, Embeddings, Filter, Match, Store, StoreError
 from sharpreid.serving.stores import open_store
@@ -489,6 +497,24 @@ def test_wrong_arguments_end_with_status_2_and_the_usage(
     error = capsys.readouterr().err
     assert message in error
     assert "usage:" in error
+
+
+def test_a_missing_package_is_named_with_the_extra_that_has_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "sharpreid.serving.stores", None)
+    with pytest.raises(SystemExit) as ended:
+        main(["remove", "store=s", "all=yes"])
+    assert ended.value.code == 1
+    assert "pip install 'sharpreid[serve]'" in capsys.readouterr().err
+
+
+def test_tracks_of_one_video_are_told_apart_in_a_csv_file(store: Store, tmp_path: Path) -> None:
+    tracks = [Query((Item("/a.mp4", frame=1, track=track),), corner(0)[0]) for track in "ab"]
+    answers = answer_queries(store, tracks, k=1, where=EVERYTHING)
+    write_answers(tmp_path / "found.csv", [describe_answer(answer, None) for answer in answers])
+    rows = [*csv.DictReader((tmp_path / "found.csv").read_text().splitlines())]
+    assert [(row["query"], row["query_track"]) for row in rows] == [("/a.mp4", "a"), ("/a.mp4", "b")]
 
 
 def test_a_store_with_rows_is_not_built_again(

@@ -282,7 +282,7 @@ def _spoken(function: Callable[..., _Value]) -> Callable[..., _Value]:
     def called(*arguments: Any) -> _Value:
         try:
             return function(*arguments)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise gr.Error(str(error), print_exception=False, title="Not possible") from error
 
     return called
