@@ -21,6 +21,7 @@ from PIL import Image
 
 from sharpreid import load
 from sharpreid.search import main
+from sharpreid.serving import lance_store
 from sharpreid.serving.embedding import embed_images
 from sharpreid.serving.gallery import Item
 from sharpreid.serving.qdrant_store import QdrantStore
@@ -209,6 +210,37 @@ def test_a_folder_of_another_model_and_what_is_no_store_are_refused(place: str, 
     Path(place, "store.json").write_text("{")
     with pytest.raises(StoreError, match="damaged"):
         open_store(place)
+
+
+def test_two_models_that_create_a_store_at_once_are_not_mixed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused, threads, replacing = list[str](), list[threading.Thread](), lance_store.replacing
+
+    def create_other() -> None:
+        try:
+            open_store(str(tmp_path / "store"), digest="b" * 64, dim=2)
+        except StoreError as error:
+            refused.append(str(error))
+
+    def replacing_beside_another(path: Path) -> Any:
+        if not threads:
+            threads.append(threading.Thread(target=create_other))
+            threads[0].start()
+            threads[0].join(0.3)
+        return replacing(path)
+
+    monkeypatch.setattr(lance_store, "replacing", replacing_beside_another)
+    assert open_store(str(tmp_path / "store"), digest=DIGEST, dim=2).digest == DIGEST
+    threads[0].join()
+    assert "another model" in refused[0]
+
+
+def test_a_creation_that_was_killed_is_done_again(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    for name in (".store-0123.json", "write.lock"):
+        (tmp_path / "store" / name).touch()
+    assert open_store(str(tmp_path / "store"), digest=DIGEST, dim=2).count() == 0
 
 
 def test_a_store_whose_rows_are_damaged_says_so(place: str) -> None:
@@ -531,6 +563,7 @@ def test_a_killed_writer_leaves_a_store_that_opens_and_the_command_goes_on(tmp_p
     place = tmp_path / "store"
     program = f"""
 import numpy as np
+from sharpreid.serving import lance_store
 from sharpreid.serving.gallery import Item
 from sharpreid.serving.stores import open_store
 store = open_store({str(place)!r}, digest={DIGEST!r}, dim=2)

@@ -73,11 +73,17 @@ class LanceStore:
             ) from error
 
     def _create(self, digest: str, dim: int) -> None:
-        if self.folder.is_dir() and any(self.folder.iterdir()):
+        file = self.folder / _ABOUT
+        self.folder.mkdir(parents=True, exist_ok=True)
+        names = {one.name for one in self.folder.iterdir() if not one.name.startswith(".")}
+        if names - {_LOCK} and not file.is_file():
             raise StoreError(f"{self.folder}: a folder with other files; give a new folder for the store")
-        with replacing(self.folder / _ABOUT) as temporary:
-            about = {"format": _FORMAT, "digest": digest, "dim": dim}
-            temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        with self._locked():
+            if file.is_file():  # another process was faster
+                return
+            with replacing(file) as temporary:
+                about = {"format": _FORMAT, "digest": digest, "dim": dim}
+                temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
     def _read_about(self) -> tuple[str, int]:
         file = self.folder / _ABOUT
@@ -181,9 +187,14 @@ class LanceStore:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
+        with self._locked():
+            self._table.checkout_latest()
+            yield
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
         try:
             with filelock.FileLock(self.folder / _LOCK, timeout=_WAIT):
-                self._table.checkout_latest()
                 yield
         except filelock.Timeout as error:
             raise StoreError(
