@@ -9,8 +9,8 @@ USAGE = """\
 usage: python -m sharpreid.embed images=PLACE model=RUN output=FOLDER [key=value ...]
 
 Embeds the person in each image, and writes a row for each to FOLDER/part-*.parquet: path, box, frame, camera,
-time, track, identity, embedding. After an interruption the same command goes on. Images that have changed
-since are embedded again.
+time, track, identity, embedding. After an interruption the same command goes on. Images whose file,
+camera, time, track or identity has changed are embedded again.
 
   images=FOLDER                 images in a folder and its subfolders
   images='shots/*/*.jpg'        or those that match a glob

@@ -70,6 +70,20 @@ def test_only_what_is_new_or_changed_is_embedded(model: Path, photos: Path, tmp_
     np.testing.assert_allclose(embeddings_of(table)[row], load(model).embed(others[0])[0], atol=1e-4)
 
 
+def test_images_whose_cameras_are_given_later_are_embedded_again(
+    model: Path, photos: Path, tmp_path: Path
+) -> None:
+    count = len(find_items(str(photos), boxes=None, camera_pattern=None))
+    for camera_pattern, expected in ((None, count), (r"_c(?P<camera>\d)", count), (r"_c(?P<camera>\d)", 0)):
+        done, _ = embed_images(
+            str(photos), model=str(model), output=tmp_path / "g", camera_pattern=camera_pattern
+        )
+        assert done == expected
+    rows = items_of(Gallery(tmp_path / "g").read())
+    assert {item.camera for item in rows} == {"1", "2"}
+    assert len(rows) == count
+
+
 def test_an_image_that_cannot_be_read_is_listed_and_the_others_are_embedded(
     model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,6 +135,8 @@ def test_boxes_in_a_video_are_embedded_with_their_frames(model: Path, tmp_path: 
     boxes.write_text("frame,x,y,w,h,track\n4,8,8,16,32,b\n1,40,-2,60,50,a\n99,0,0,9,9,a\n", "utf-8")
     done = embed_images(str(video), boxes=str(boxes), model=str(model), output=tmp_path / "g")
     assert done == (2, 1), "the frame that is not there is skipped"
+    again = embed_images(str(video), boxes=str(boxes), model=str(model), output=tmp_path / "g")
+    assert again == (0, 1), "the times that were decoded are no change"
     table = Gallery(tmp_path / "g").read()
     assert table["frame"].to_pylist() == [1, 4]
     assert table["track"].to_pylist() == ["a", "b"]

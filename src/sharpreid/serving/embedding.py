@@ -42,7 +42,7 @@ def embed_images(
     embedder = load_model(model).to(device)
     gallery = Gallery(output, embedder.digest)
     known = gallery.known()
-    new = [item for item in dict.fromkeys(items) if known.get(item.key) != item.changed]
+    new = [item for item in dict.fromkeys(items) if not _is_same(item, known.get(item.key))]
     if len(new) < len(items):
         print(f"{len(items) - len(new)} of {len(items)} images are in {output} already")
     skipped: list[tuple[str, str]] = []
@@ -70,6 +70,11 @@ def embed_images(
     total = len(known.keys() | {item.key for item in done})
     print(f"{len(done)} images embedded; {output} has {total}")
     return len(done), len(skipped)
+
+
+def _is_same(item: Item, known: Item | None) -> bool:
+    """Return whether a gallery has an item as it is. Where no time is given, that of a frame was decoded."""
+    return known is not None and item == (known._replace(time=None) if item.time is None else known)
 
 
 class _Parts:

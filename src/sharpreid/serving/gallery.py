@@ -144,13 +144,13 @@ class Gallery:
         last = {key: row for row, key in enumerate(_keys(table))}
         return table if len(last) == len(table) else table.take(sorted(last.values()))
 
-    def known(self) -> Mapping[tuple[object, ...], int]:
-        """Return the keys of all items, see `Item.key`, with the time at which their files last changed."""
+    def known(self) -> Mapping[tuple[object, ...], Item]:
+        """Return all items by their keys, see `Item.key`; of items with one key the last one written."""
         if not self._parts:
             return {}
-        columns = ["path", "frame", "box", "changed"]
+        columns = list(Item._fields)
         table = pa.concat_tables(pq.read_table(path, columns=columns) for path in self._parts)
-        return dict(zip(_keys(table), table["changed"].to_pylist(), strict=True))
+        return {item.key: item for item in items_of(table)}
 
 
 def embeddings_of(table: pa.Table) -> npt.NDArray[np.float32]:
