@@ -279,6 +279,7 @@ def test_the_index_finds_nearly_what_the_exact_search_finds(tmp_path: Path) -> N
     assert measure_recall(store, k=10) == (1.0, 200), "without an index the search is exact"
     store.index()
     assert measure_recall(store, k=10)[0] > 0.9
+    assert len(store.search(rows[:1], 1000, approximate=True)[0]) == 1000, "more than the nearest partitions"
     store.add([Item("/late.jpg")], rows[:1] + 100)
     late = store.search(rows[:1] + 100, 1, approximate=True)[0][0]
     assert late.item.path == "/late.jpg", "rows that were added later are found"

@@ -143,10 +143,11 @@ class LanceStore:
         for embedding in embeddings:
             query = table.search(embedding, vector_column_name="embedding").distance_type("l2").limit(k)
             indexed = approximate and condition is None  # few rows of a filter are in the nearest partitions
-            query = query.nprobes(self._probes()) if indexed else query.bypass_vector_index()
             if condition is not None:
                 query = query.where(condition, prefilter=True)
-            rows = self._result_of(query)
+            rows = self._result_of(query.nprobes(self._probes())) if indexed else None
+            if rows is None or len(rows) < k:  # also where the nearest partitions have fewer rows
+                rows = self._result_of(query.bypass_vector_index())
             distances = np.sqrt(rows["_distance"].to_numpy()).tolist()
             matches = map(Match, items_of(rows), distances, embeddings_of(rows))
             found.append(in_order([*matches]))
