@@ -88,12 +88,13 @@ def build(given: Mapping[str, str]) -> None:
     Raises:
         ValueError: the store exists already.
     """
-    from sharpreid.serving.arguments import UsageError
+    from sharpreid.serving.arguments import UsageError, parse_yes
     from sharpreid.serving.store import StoreError
     from sharpreid.serving.stores import open_store
 
     if "gallery" not in given:
         raise UsageError("gallery=... is missing")
+    index = parse_yes(given, "index")
     try:
         exists = open_store(given["store"]).count() > 0
     except FileNotFoundError:
@@ -103,22 +104,25 @@ def build(given: Mapping[str, str]) -> None:
             f"{given['store']}: has rows already; use the action add, or give a new folder for the store"
         )
     _add_gallery(given)
-    _index(given)
+    if index:
+        _index(given)
 
 
 def add(given: Mapping[str, str]) -> None:
     """Add a gallery, or images, to a store."""
-    from sharpreid.serving.arguments import UsageError
+    from sharpreid.serving.arguments import UsageError, parse_yes
 
     if ("gallery" in given) == ("images" in given):
         raise UsageError("give either gallery=FOLDER, or images=PLACE and model=RUN")
+    index = parse_yes(given, "index")
     if "gallery" in given:
         if unused := [key for key in _IMAGES if key in given]:
             raise UsageError(f"{unused[0]} goes with images=..., not with gallery=...")
         _add_gallery(given)
     else:
         _add_images(given)
-    _index(given)
+    if index:
+        _index(given)
 
 
 def remove(given: Mapping[str, str]) -> None:
@@ -302,10 +306,6 @@ def _add_images(given: Mapping[str, str]) -> None:
 
 
 def _index(given: Mapping[str, str]) -> None:
-    from sharpreid.serving.arguments import parse_yes
-
-    if not parse_yes(given, "index"):
-        return
     from sharpreid.serving.query import measure_recall
     from sharpreid.serving.stores import open_store
 

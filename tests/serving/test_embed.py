@@ -277,3 +277,9 @@ def test_a_damaged_part_is_named(tmp_path: Path) -> None:
     (tmp_path / "part-000001.parquet").write_bytes(b"no parquet")
     with pytest.raises(GalleryError, match=r"part-000001\.parquet"):
         Gallery(tmp_path)
+    (tmp_path / "part-000001.parquet").unlink()
+    content = (tmp_path / "part-000000.parquet").read_bytes()
+    (tmp_path / "part-000000.parquet").write_bytes(content[:4] + bytes(200) + content[204:])
+    for read in (Gallery(tmp_path).read, Gallery(tmp_path).known):
+        with pytest.raises(GalleryError, match=r"part-000000\.parquet: damaged (?s:.*)embed again"):
+            read()

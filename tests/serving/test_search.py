@@ -207,6 +207,8 @@ def test_a_folder_of_another_model_and_what_is_no_store_are_refused(place: str, 
     (tmp_path / "photos" / "a.jpg").touch()
     with pytest.raises(StoreError, match="other files"):
         open_store(str(tmp_path / "photos"), digest=DIGEST, dim=2)
+    with pytest.raises(StoreError, match="a file; a store is a folder"):
+        open_store(str(tmp_path / "photos" / "a.jpg"), digest=DIGEST, dim=2)
     Path(place, "store.json").write_text("{")
     with pytest.raises(StoreError, match="damaged"):
         open_store(place)
@@ -513,7 +515,9 @@ def test_the_command_serve_answers_until_ctrl_c(built: str, model: Path, photos:
         (["query", "store=s", "images=a.jpg", "model=m", "re_ranking=yes"], "k_reciprocal"),
         (["query", "store=s", "images=a.jpg", "model=m", "kamera=1"], "did you mean camera"),
         (["build", "store=s"], "gallery=... is missing"),
+        (["build", "store=s", "gallery=g", "index=maybe"], "index must be"),
         (["add", "store=s"], "give either gallery"),
+        (["add", "store=s", "gallery=g", "index=maybe"], "index must be"),
         (["add", "store=s", "gallery=g", "model=m"], "goes with images"),
         (["remove", "store=s"], "all=yes"),
         (["remove", "store=s", "all=yes", "camera=1"], "all=yes"),

@@ -136,11 +136,11 @@ class Gallery:
         """Return all rows; of rows with the same path, frame and box the last one written.
 
         Raises:
-            GalleryError: the gallery is empty.
+            GalleryError: the gallery is empty or damaged.
         """
         if not self._parts:
             raise GalleryError(f"{self.folder}: no part-*.parquet; expected the folder of sharpreid.embed")
-        table = pa.concat_tables(pq.read_table(path) for path in self._parts)
+        table = self._read()
         last = {key: row for row, key in enumerate(_keys(table))}
         return table if len(last) == len(table) else table.take(sorted(last.values()))
 
@@ -148,9 +148,16 @@ class Gallery:
         """Return all items by their keys, see `Item.key`; of items with one key the last one written."""
         if not self._parts:
             return {}
-        columns = list(Item._fields)
-        table = pa.concat_tables(pq.read_table(path, columns=columns) for path in self._parts)
-        return {item.key: item for item in items_of(table)}
+        return {item.key: item for item in items_of(self._read(list(Item._fields)))}
+
+    def _read(self, columns: list[str] | None = None) -> pa.Table:
+        tables = []
+        for part in self._parts:
+            try:
+                tables.append(pq.read_table(part, columns=columns))
+            except (OSError, pa.ArrowException) as error:
+                raise GalleryError(f"{part}: damaged ({error}); delete it, and embed again") from error
+        return pa.concat_tables(tables)
 
 
 def embeddings_of(table: pa.Table) -> npt.NDArray[np.float32]:

@@ -74,6 +74,8 @@ class LanceStore:
 
     def _create(self, digest: str, dim: int) -> None:
         file = self.folder / _ABOUT
+        if self.folder.exists() and not self.folder.is_dir():
+            raise StoreError(f"{self.folder}: a file; a store is a folder, give the name of a new one")
         self.folder.mkdir(parents=True, exist_ok=True)
         names = {one.name for one in self.folder.iterdir() if not one.name.startswith(".")}
         if names - {_LOCK} and not file.is_file():
