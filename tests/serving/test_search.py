@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -497,6 +498,11 @@ def test_the_command_serve_answers_until_ctrl_c(built: str, model: Path, photos:
         body = sorted(photos.glob("*.jpg"))[0].read_bytes()
         with urllib.request.urlopen(f"{address}/query?k=1", data=body, timeout=30) as response:
             assert json.load(response)["matches"][0]["distance"] == pytest.approx(0, abs=1e-4)
+        other_site = urllib.request.Request(address, headers={"Host": "other.example"})
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(other_site, timeout=30)
+        assert refused.value.code == 400
+        refused.value.close()
         process.send_signal(signal.SIGINT)
         process.stderr.read()
         assert process.wait(30) in (0, -signal.SIGINT)

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import uvicorn
 from fastapi import FastAPI, HTTPException, Query, Request
 from starlette.concurrency import run_in_threadpool
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from sharpreid.data.reid_data import DataError
 from sharpreid.data.transforms import read_image
@@ -16,6 +17,8 @@ from sharpreid.serving.store import Filter, Store
 
 MAX_BYTES = 10 * 2**20
 """Largest image that is accepted, in bytes."""
+
+_LOOPBACK = ("127.0.0.1", "localhost")
 
 _Names = Annotated[list[str], Query()]
 _Number = Annotated[float | None, Query(allow_inf_nan=False)]
@@ -105,4 +108,7 @@ def serve_store(store: Store, embedder: Embedder, *, host: str, port: int) -> No
         host: address to listen on, such as 127.0.0.1.
         port: port to listen on; 0 takes a free one.
     """
-    uvicorn.run(build_app(store, embedder), host=host, port=port, log_level="info")
+    app = build_app(store, embedder)
+    if host in _LOOPBACK:  # a page of another site could give its own name to this address
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(_LOOPBACK))
+    uvicorn.run(app, host=host, port=port, log_level="info")
