@@ -35,6 +35,7 @@ Queries: images=PLACE is an image, a folder, a glob, a CSV file, or a video with
 
 Filters, for query and remove; they come before the search:
   camera=1,2  not_camera=3  identity=7,8  track=a,b  from=0  to=59.5 (seconds)  path=FILE_OR_FOLDER
+  A name that has a comma is written in a list: camera='["north, gate"]'
 
 build and add:  index=yes makes the index for approximate searches, and measures its recall
 add and query:  camera_pattern='_c(?P<camera>\\d+)'  batch_size=64  device=cpu (serve has device, too)
@@ -246,10 +247,11 @@ def serve(given: Mapping[str, str]) -> None:
 def _filter(given: Mapping[str, str]) -> "Filter":
     from sharpreid.serving.arguments import parse_number
     from sharpreid.serving.gallery import absolute_path
+    from sharpreid.serving.arguments import parse_names
     from sharpreid.serving.store import Filter
 
     def values(key: str) -> tuple[str, ...]:
-        return tuple(given[key].split(",")) if key in given else ()
+        return parse_names(given[key], key) if key in given else ()
 
     paths = (absolute_path(Path(given["path"]).expanduser()),) if "path" in given else ()
     return Filter(

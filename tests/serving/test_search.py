@@ -520,6 +520,8 @@ def test_the_command_serve_answers_until_ctrl_c(built: str, model: Path, photos:
         (["query", "store=s", "images=a.jpg", "model=m", "output=found.txt"], ".csv or .png"),
         (["query", "store=s", "images=a.jpg", "model=m", "re_ranking=yes"], "k_reciprocal"),
         (["query", "store=s", "images=a.jpg", "model=m", "kamera=1"], "did you mean camera"),
+        (["remove", "store=s", 'camera=["a'], "names with commas"),
+        (["remove", "store=s", "camera=[1]"], "names with commas"),
         (["build", "store=s"], "gallery=... is missing"),
         (["build", "store=s", "gallery=g", "index=maybe"], "index must be"),
         (["add", "store=s"], "give either gallery"),

@@ -1,6 +1,7 @@
 """Arguments of the commands for trained models: ``key=value``, taken as they are written."""
 
 import difflib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
@@ -118,3 +119,23 @@ def parse_port(given: Mapping[str, str], default: int) -> int:
     if not text.isdecimal() or int(text) > 65535:
         raise UsageError(f"port must be a whole number from 0 to 65535, got {text!r}")
     return int(text)
+
+
+def parse_names(text: str, key: str) -> tuple[str, ...]:
+    """Return names with commas between them, or those of a JSON list, in which a name may have commas.
+
+    Raises:
+        UsageError: the text begins like a list and is none of texts.
+
+    >>> parse_names("1,2", "camera"), parse_names('["north, gate"]', "camera")
+    (('1', '2'), ('north, gate',))
+    """
+    if not text.startswith("["):
+        return tuple(text.split(","))
+    try:
+        names = json.loads(text)
+    except json.JSONDecodeError:
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UsageError(f'{key} must be names with commas between them, or ["a, b", "c"]; got {text!r}')
+    return tuple(names)
