@@ -245,9 +245,8 @@ def serve(given: Mapping[str, str]) -> None:
 
 
 def _filter(given: Mapping[str, str]) -> "Filter":
-    from sharpreid.serving.arguments import parse_number
+    from sharpreid.serving.arguments import parse_names, parse_number
     from sharpreid.serving.gallery import absolute_path
-    from sharpreid.serving.arguments import parse_names
     from sharpreid.serving.store import Filter
 
     def values(key: str) -> tuple[str, ...]:
