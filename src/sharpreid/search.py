@@ -10,7 +10,7 @@ from sharpreid.standard_streams import tolerate_write_errors
 if TYPE_CHECKING:
     from sharpreid.serving.gallery import Item
     from sharpreid.serving.query import Answer, GroupBy
-    from sharpreid.serving.store import Filter
+    from sharpreid.serving.store import Filter, Store
 
 USAGE = """\
 usage: python -m sharpreid.search ACTION store=STORE [key=value ...]
@@ -136,6 +136,7 @@ def remove(given: Mapping[str, str]) -> None:
     if (where == EVERYTHING) != parse_yes(given, "all"):
         raise UsageError("give either a filter such as camera=2, or all=yes to remove all rows")
     store = open_store(given["store"])
+    _check_names(store, where)
     print(f"{store.remove(where)} rows removed; {given['store']} has {store.count()}")
 
 
@@ -242,6 +243,20 @@ def serve(given: Mapping[str, str]) -> None:
     embedder = load_model(given["model"]).to(given.get("device", "cpu"))
     store = open_store(given["store"], digest=embedder.digest)
     serve_store(store, embedder, host=given.get("host", "127.0.0.1"), port=port)
+
+
+def _check_names(store: "Store", where: "Filter") -> None:
+    """Refuse names that no row has: a name that was split at its comma must not remove the rows of others."""
+    from sharpreid.serving.store import Filter, StoreError
+
+    for key, names in (("camera", where.cameras), ("identity", where.identities), ("track", where.tracks)):
+        for name in names:
+            one = {"camera": Filter(cameras=(name,)), "identity": Filter(identities=(name,))}
+            if not store.count(one.get(key, Filter(tracks=(name,)))):
+                raise StoreError(
+                    f"no row of the store has the {key} {name!r}; a name that has a comma is written in a "
+                    f"list, such as {key}='[\"north, gate\"]'"
+                )
 
 
 def _filter(given: Mapping[str, str]) -> "Filter":

@@ -471,6 +471,8 @@ def test_a_program_asks_by_http(built: str, model: Path, photos: Path) -> None:
         assert {match["camera"] for match in answer["matches"]} == {"2"}
         for wrong in ("k=0", "start=nan", "end=inf", "threshold=inf", "threshold=-1"):
             assert client.post(f"/query?{wrong}", content=content).status_code == 422
+        unknown = client.post("/query?from=1", content=content)
+        assert (unknown.status_code, "no such parameter" in unknown.text) == (400, True)
         broken = client.post("/query", content=b"no image")
         assert (broken.status_code, "cannot be read" in broken.text) == (400, True)
         assert client.post("/query", content=b"").status_code == 400
@@ -560,6 +562,14 @@ def test_tracks_of_one_video_are_told_apart_in_a_csv_file(store: Store, tmp_path
     write_answers(tmp_path / "found.csv", [describe_answer(answer, None) for answer in answers])
     rows = [*csv.DictReader((tmp_path / "found.csv").read_text().splitlines())]
     assert [(row["query"], row["query_track"]) for row in rows] == [("/a.mp4", "a"), ("/a.mp4", "b")]
+
+
+def test_a_name_that_no_row_has_removes_nothing(built: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["remove", f"store={built}", "camera=2, Hof"])
+    assert ended.value.code == 1
+    assert "' Hof'" in capsys.readouterr().err
+    assert open_store(built).count() == 8
 
 
 def test_a_store_with_rows_is_not_built_again(

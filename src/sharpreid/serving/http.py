@@ -18,6 +18,10 @@ from sharpreid.serving.store import Filter, Store
 MAX_BYTES = 10 * 2**20
 """Largest image that is accepted, in bytes."""
 
+_PARAMETERS = {
+    *("k", "camera", "not_camera", "identity", "track", "start", "end"),
+    *("threshold", "re_ranking", "approximate"),
+}
 _LOOPBACK = ("127.0.0.1", "localhost")
 
 _Names = Annotated[list[str], Query()]
@@ -53,6 +57,11 @@ def build_app(store: Store, embedder: Embedder) -> FastAPI:
         re_ranking: bool = False,
         approximate: bool = False,
     ) -> dict[str, Any]:
+        if unknown := set(request.query_params) - _PARAMETERS:
+            raise HTTPException(
+                400,
+                f"{', '.join(sorted(unknown))}: no such parameter; known: {', '.join(sorted(_PARAMETERS))}",
+            )
         where = Filter(
             cameras=tuple(camera),
             not_cameras=tuple(not_camera),
